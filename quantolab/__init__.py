@@ -1,0 +1,60 @@
+"""quantolab: compare, skip, save and compile Quanto weights of diffusion models.
+
+This file is the glossary: every public name once, and the room it lives in. A name is loaded
+when it is first used, so importing quantolab loads neither torch nor diffusers nor quanto.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    # values
+    "Recipe": "recipes",
+    "Trial": "records",
+    "Comparison": "records",
+    "QuantolabError": "errors",
+    # the demo model
+    "demo_model": "demo",
+    # quantize, load, look
+    "quantize": "backends.quanto",
+    "load": "backends.quanto",
+    "weight_bytes": "backends.quanto",
+    "skip_report": "models.skips",
+    # compare and show
+    "compare": "comparing",
+    "results_table": "report.tables",
+    "image_grid": "report.figures",
+    "plot_tradeoff": "report.figures",
+    "save_comparison": "report.files",
+    "load_comparison": "report.files",
+}
+
+__all__ = ["__version__", *_ROOMS]
+
+if TYPE_CHECKING:  # what editors and type checkers see
+    from .backends.quanto import load, quantize, weight_bytes
+    from .comparing import compare
+    from .demo import demo_model
+    from .errors import QuantolabError
+    from .models.skips import skip_report
+    from .recipes import Recipe
+    from .records import Comparison, Trial
+    from .report.figures import image_grid, plot_tradeoff
+    from .report.files import load_comparison, save_comparison
+    from .report.tables import results_table
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_ROOMS))

@@ -1,0 +1,5 @@
+"""``python -m quantolab`` does what the ``quantolab`` command does."""
+
+from .cli import run_and_exit
+
+run_and_exit()

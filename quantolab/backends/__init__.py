@@ -1,0 +1,1 @@
+"""One folder a quantization backend; each is the only door to its library."""

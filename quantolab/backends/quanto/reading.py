@@ -1,0 +1,294 @@
+"""A component from disk, quantized while it is read: one layer in memory twice, never a model."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from ...devices import resolve_device
+from ...errors import BrokenModelError, one_of
+from ...models.layers import kept_in_float32, linear_layers
+from ...models.skeleton import build_skeleton, component_class, quiet_libraries
+from ...models.source import Component, find_model, read_json
+from ...recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from .quantize import (
+    QuantizeReport,
+    check_finite,
+    is_quantized,
+    plan_layers,
+    put_module,
+    quantize,
+    quantize_linear,
+    resolve_layers,
+)
+from .tensors import weight_bytes
+
+
+def load(
+    model: str | Path | None = None,
+    recipe: Recipe | str = "int8",
+    component: str | None = None,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+) -> torch.nn.Module:
+    """Return one component of a model, quantized, ready for a pipeline.
+
+    Weights are read, quantized and released layer by layer. What comes out is, bit for bit,
+    what Diffusers' ``from_pretrained(quantization_config=QuantoConfig(...))`` gives, with the
+    layers that would crash or fail cured (see `QuantizeReport.cures`).
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout (a pipeline's or a component's), or a Hub id.
+    recipe : Recipe or str
+        What to quantize to and which layers to keep.
+    component : str, optional
+        ``"transformer"``, ``"text_encoder_2"``, ...; by default the denoiser.
+    dtype : str
+        Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+
+    Returns
+    -------
+    torch.nn.Module
+        In eval mode. Its `quantize_report` attribute says what became of each layer.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown recipe, component, dtype or device, or a skip pattern that matches nothing.
+    ModelNotFoundError, BrokenModelError
+        If the model isn't there or its files can't be read.
+
+    Examples
+    --------
+    >>> transformer = load("demo", "int4", device="cpu")
+    >>> pipe = FluxPipeline.from_pretrained(demo_model(), transformer=transformer,
+    ...                                     torch_dtype=torch.bfloat16)
+    """
+    recipe = as_recipe(recipe)
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    device = resolve_device(device)
+    part = find_model(model).component(component)
+    module, report = load_component(part, recipe, dtype=dtype, device=device)
+    module.quantize_report = report
+    return module
+
+
+def load_component(
+    part: Component, recipe: Recipe, *, dtype: str, device: str, strict_skip: bool = True
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Return a component and its report; arguments as for `load`, already resolved.
+
+    Parameters
+    ----------
+    strict_skip : bool
+        Whether a skip pattern that hits nothing here is an error; not so when several
+        components share one recipe.
+    """
+    if part.library == "diffusers":
+        module = build_skeleton(part, keep_buffers=True)
+        if not is_quantized(module) and "quantization_config" not in module.config:
+            loaded = _read_layer_by_layer(part, module, recipe, dtype, device, strict_skip)
+            if loaded is not None:
+                return loaded
+    module = _read_whole(part, dtype).to(device)
+    plan_recipe = recipe if strict_skip else _hitting(module, recipe, part.name)
+    module, report = quantize(module, plan_recipe)
+    release_memory()
+    return module.eval(), report
+
+
+def release_memory() -> None:
+    """Give memory that quantizing has freed back to the system, where the C library can."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            pass  # another C library: it decides by itself
+
+
+def _hitting(module: torch.nn.Module, recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe with only those patterns that hit this component."""
+    layers = linear_layers(module)
+    kept = [path for path, _ in resolve_layers(module, layers, recipe, name).kept]
+    return Recipe(recipe.weights, () if recipe.is_reference else tuple(kept))
+
+
+def _read_layer_by_layer(
+    part: Component,
+    module: torch.nn.Module,
+    recipe: Recipe,
+    dtype: str,
+    device: str,
+    strict_skip: bool,
+) -> tuple[torch.nn.Module, QuantizeReport] | None:
+    """Fill a skeleton from safetensors; None if names don't match and Diffusers must convert."""
+    layers = linear_layers(module)
+    resolve = plan_layers if strict_skip else resolve_layers
+    plan = resolve(module, layers, recipe, part.name)
+    waiting = {f"{la.path}.weight": la for la in plan.quantized}
+    expected = set(module.state_dict())
+    applied: list[tuple[str, str]] = []
+    with open_weights(part.folder) as tensors:
+        if set(tensors) != expected:
+            return None
+        for name in tensors:
+            layer = waiting.get(name)
+            if layer is None and _belongs_to(name, waiting):
+                continue  # a quantized layer's bias comes with its weight
+            value = _read(tensors, name, module, dtype, device)
+            if layer is None:
+                _put_tensor(module, name, value)
+                continue
+            check_finite(value, layer.path)
+            bias = _read(tensors, f"{layer.path}.bias", module, dtype, device, layer.bias)
+            quantized, names = quantize_linear(layer, recipe.weights, value, bias)
+            applied += [(layer.path, cure) for cure in names]
+            del value
+            put_module(module, layer.path, quantized)
+    module.to(device)  # buffers that no file holds
+    release_memory()
+    report = QuantizeReport(
+        recipe,
+        tuple(la.path for la in plan.quantized),
+        plan.kept,
+        tuple(applied),
+        weight_bytes(module),
+    )
+    return module, report
+
+
+def _belongs_to(name: str, waiting: dict) -> bool:
+    owner, _, leaf = name.rpartition(".")
+    return leaf == "bias" and f"{owner}.weight" in waiting
+
+
+def _read(
+    tensors: WeightFiles,
+    name: str,
+    module: torch.nn.Module,
+    dtype: str,
+    device: str,
+    there: bool = True,
+) -> torch.Tensor | None:
+    """Return a tensor of its own memory (never a view of the file), cast as Diffusers casts."""
+    if not there:
+        return None
+    value = tensors[name]
+    if value.is_floating_point():
+        target = torch.float32 if kept_in_float32(module, name) else getattr(torch, dtype)
+    else:
+        target = value.dtype
+    # copy=True: memory-mapped tensors may be misaligned and would keep the file mapped.
+    return value.to(device=device, dtype=target, copy=True)
+
+
+def _put_tensor(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    owner_path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_path)
+    if leaf in owner._parameters:
+        value = torch.nn.Parameter(value, requires_grad=False)
+    setattr(owner, leaf, value)
+
+
+def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
+    """Return a component as its own library loads it: text encoders, renamed or tied weights."""
+    cls = component_class(part)
+    # Diffusers and transformers each call it by another name.
+    name = "torch_dtype" if part.library == "diffusers" else "dtype"
+    try:
+        with quiet_libraries():
+            module, info = cls.from_pretrained(
+                str(part.folder),
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                **{name: getattr(torch, dtype)},
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise BrokenModelError(
+            f"the weights in {part.folder} can't be read: {_first_line(error)}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BrokenModelError(
+            f"the weights in {part.folder} lack {len(missing)} tensors that {part.cls} needs, "
+            f"{missing[0]!r} for one: a file for another class, or a quantized one without its "
+            "configuration"
+        )
+    return module.eval().requires_grad_(False)
+
+
+class WeightFiles(dict):
+    """Tensors of one or several safetensors files by name, mapped and read on demand."""
+
+    def __init__(self, handles: dict) -> None:
+        super().__init__(handles)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return super().__getitem__(name).get_tensor(name)
+
+
+@contextmanager
+def open_weights(folder: Path) -> Iterator[WeightFiles]:
+    """Open the safetensors files of a component's folder, sharded or not.
+
+    Raises
+    ------
+    BrokenModelError
+        If there are none, a shard is missing, or a file is truncated or no safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with ExitStack() as stack:
+        handles: dict = {}
+        for path in weight_files(folder):
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
+                handles.update(dict.fromkeys(file.keys(), file))
+            except (SafetensorError, OSError, ValueError) as error:
+                raise BrokenModelError(
+                    f"{path} can't be read as safetensors: {_first_line(error)}"
+                ) from error
+        yield WeightFiles(handles)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that hold a component's weights.
+
+    Raises
+    ------
+    BrokenModelError
+        If there are none, or the index names a file that isn't there or lies elsewhere.
+    """
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        shards = read_json(indexes[0]).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+            raise BrokenModelError(f"{indexes[0]} has no 'weight_map' of tensor and file names")
+        names = sorted(set(shards.values()))
+        for name in names:
+            if Path(name).name != name or not (folder / name).is_file():
+                raise BrokenModelError(f"{indexes[0]} names {name!r}, which isn't in its folder")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f" (pickles such as {pickles[0]} are never loaded)" if pickles else ""
+        raise BrokenModelError(f"{folder} holds no .safetensors file{hint}")
+    plain = [f for f in files if f.name.count(".") == 1]  # variants have one dot more
+    return plain[:1] or files[:1]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

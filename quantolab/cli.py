@@ -1,0 +1,217 @@
+"""The command line: arguments, one library call, print. No logic of its own.
+
+Nothing heavy is imported until a command runs, so ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from . import __version__
+from .errors import ArgumentError, QuantolabError
+from .recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, default_recipes
+
+OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+RUNS = "quantolab-runs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status (see ``interface`` in the README).
+
+    0: every trial ok; 1: some trial failed or is unsupported; 2: unusable arguments, with one
+    line that says so; 130: interrupted.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    except QuantolabError as error:
+        print(f"quantolab: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("quantolab: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run_and_exit() -> None:
+    """Run `main` and leave the process: what ``python -m quantolab`` and the script do."""
+    sys.exit(main())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line and exits with status 2."""
+
+    def error(self, message: str) -> None:
+        raise ArgumentError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="quantolab",
+        description="Compare Quanto weights of a diffusion model: bytes, seconds, pictures.",
+    )
+    parser.add_argument("--version", action="version", version=f"quantolab {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_compare(commands)
+    return parser
+
+
+def _add_compare(commands) -> None:
+    p = commands.add_parser(
+        "compare",
+        help="quantize one model to several dtypes, time it, measure it, show its pictures",
+        description="Quantize one model to several dtypes and compare bytes, seconds and "
+        "pictures. Writes a table, an image grid and everything measured.",
+    )
+    p.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder in Diffusers layout, a Hub id, or 'demo' (the default; no network needed)",
+    )
+    p.add_argument(
+        "--weights",
+        type=_listed,
+        default=WEIGHTS,
+        metavar="LIST",
+        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
+    )
+    p.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="Linear layers to keep as they are: leaf name, full path, container's path or glob; "
+        "may be repeated",
+    )
+    p.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="part of the pipeline to quantize; may be repeated (default: the denoiser)",
+    )
+    p.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="text to picture; may be repeated"
+    )
+    p.add_argument("--steps", type=_whole, metavar="N", help="denoising steps")
+    p.add_argument("--guidance", type=_number, metavar="G", help="guidance scale")
+    p.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels")
+    p.add_argument(
+        "--seed", action="append", type=_whole, metavar="N", help="may be repeated (default: 0)"
+    )
+    p.add_argument(
+        "--dtype",
+        default="bfloat16",
+        metavar="NAME",
+        help=f"compute dtype: {', '.join(COMPUTE_DTYPES)} (default: bfloat16)",
+    )
+    p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps or xpu")
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="run each recipe once more with torch.compile, in rows of its own",
+    )
+    p.add_argument(
+        "--repeats",
+        type=_whole,
+        default=5,
+        metavar="N",
+        help="timed generations a recipe (default: 5)",
+    )
+    p.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help=f"where results go (default: a new folder under {RUNS}/)",
+    )
+    p.add_argument("--resume", action="store_true", help="finish the run that FOLDER holds")
+    p.set_defaults(run=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .comparing import compare
+
+    out = arguments.out
+    if out is None:
+        if arguments.resume:
+            raise ArgumentError("--resume needs --out FOLDER, the run to finish")
+        out = _new_folder(arguments.model)
+    recipes = default_recipes(arguments.weights, arguments.skip, arguments.component)
+    if arguments.skip and all(word == REFERENCE for word in arguments.weights):
+        raise ArgumentError("--skip is given, but --weights names nothing to quantize")
+    try:
+        comparison = compare(
+            arguments.model,
+            recipes,
+            arguments.prompt,
+            seeds=arguments.seed or (0,),
+            steps=arguments.steps,
+            guidance=arguments.guidance,
+            size=arguments.size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            repeats=arguments.repeats,
+            compile=arguments.compile,
+            out=out,
+            resume=arguments.resume,
+        )
+    except KeyboardInterrupt:
+        if (Path(out) / "run.json").is_file():
+            print(
+                f"\nquantolab: interrupted; what is done is in {out}, and the same command with "
+                f"--out {out} --resume finishes it",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+        raise
+    _show(comparison, out)
+    return OK if all(trial.ok for trial in comparison.trials) else SOME_FAILED
+
+
+def _show(comparison, out: str) -> None:
+    from .report.tables import results_table, text_table
+
+    print(text_table(results_table(comparison)))
+    print()
+    print(f"table   {Path(out) / 'results.csv'} (also .parquet and .md)")
+    print(f"grid    {Path(out) / 'grid.png'}")
+    print(f"plot    {Path(out) / 'tradeoff.png'}")
+    print(f"all     {Path(out) / 'run.json'}, {Path(out) / 'images'}{os.sep}")
+
+
+def _new_folder(model: str | None) -> str:
+    from .recipes import slug
+
+    name = slug(Path(model).name if model else "demo")
+    return str(Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r} names no weights; allowed: {','.join(WEIGHTS)}")
+    return tuple(words)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number is needed, not {text!r}") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"WIDTHxHEIGHT such as 512x512 is needed, not {text!r}")
+    return (int(width), int(height))

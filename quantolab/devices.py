@@ -1,0 +1,80 @@
+"""Which device runs, and what to call it. torch is imported inside the functions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from .errors import ArgumentError, UnsupportedError, one_of
+
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+def resolve_device(device: str = "auto") -> str:
+    """Return the device that `device` means on this machine.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` takes the accelerator if there is one, else the CPU.
+
+    Raises
+    ------
+    ArgumentError
+        If the word is unknown.
+    UnsupportedError
+        If this machine or this build of torch has no such device.
+    """
+    import torch
+
+    kind, _, index = str(device).partition(":")
+    one_of("device", kind, DEVICES)
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if kind == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[kind]:
+        found = ", ".join(name for name, ok in there.items() if ok)
+        raise UnsupportedError(
+            f"device {kind!r} was asked for, but torch {torch.__version__} finds only: {found}"
+        )
+    if index and not index.isdigit():
+        raise ArgumentError(f"device {device!r} is not known; allowed: {', '.join(DEVICES)}")
+    return device
+
+
+def device_name(device: str) -> str:
+    """Return the name of the hardware behind a device, as its maker calls it."""
+    import torch
+
+    kind = device.split(":")[0]
+    if kind == "cuda":
+        return torch.cuda.get_device_name(device)
+    if kind == "xpu":
+        return torch.xpu.get_device_name(device)
+    return _cpu_name()
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done all that was asked of it; nothing to do on a CPU."""
+    import torch
+
+    kind = device.split(":")[0]
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = " ".join(line.split(":", 1)[1].split())
+                return f"{name}, {os.cpu_count()} cores"
+    except OSError:
+        pass  # no /proc outside Linux
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"

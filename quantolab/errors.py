@@ -1,0 +1,76 @@
+"""Every way quantolab says no: what was asked, what was received, what is allowed.
+
+Imports nothing of ours and nothing heavy, so that any room can raise these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QuantolabError(Exception):
+    """Base of every error that quantolab raises on purpose. Its text is one clear sentence."""
+
+
+class ArgumentError(QuantolabError, ValueError):
+    """An argument has a value that can't be used; the text names the allowed ones."""
+
+
+class ModelNotFoundError(QuantolabError, FileNotFoundError):
+    """A model, folder or file that was asked for isn't there."""
+
+
+class BrokenModelError(QuantolabError, ValueError):
+    """Files are there, but they aren't a model that can be read (truncated, foreign, malformed)."""
+
+
+class OutputError(QuantolabError, OSError):
+    """Results can't be written where they were asked to go."""
+
+
+class UnsupportedError(QuantolabError):
+    """The combination can't work on this machine or with these versions; the text says why."""
+
+
+class BadPictureError(QuantolabError):
+    """A picture came out black, constant or not a number."""
+
+
+def nearest(asked: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed spellings, or an empty string.
+
+    Parameters
+    ----------
+    asked : str
+        What was written.
+    allowed : iterable of str
+        What could have been written.
+    """
+    folded = {a.casefold(): a for a in allowed}
+    close = difflib.get_close_matches(asked.casefold(), list(folded), n=3, cutoff=0.5)
+    if not close:
+        return ""
+    return "; did you mean " + " or ".join(repr(folded[c]) for c in close) + "?"
+
+
+def one_of(what: str, asked: object, allowed: Iterable[str]) -> str:
+    """Return `asked` if it is one of the allowed words, else raise with all of them listed.
+
+    Raises
+    ------
+    ArgumentError
+        Naming what was asked, every allowed word and the nearest right spelling.
+    """
+    words = tuple(allowed)
+    if isinstance(asked, str) and asked in words:
+        return asked
+    hint = nearest(asked, words) if isinstance(asked, str) else ""
+    raise ArgumentError(f"{what} {asked!r} is not known; allowed: {', '.join(words)}{hint}")
+
+
+def whole_number(what: str, asked: object, least: int = 1) -> int:
+    """Return `asked` if it is a whole number of at least `least`, else raise `ArgumentError`."""
+    if isinstance(asked, int) and not isinstance(asked, bool) and asked >= least:
+        return asked
+    raise ArgumentError(f"{what} must be a whole number of {least} or more, not {asked!r}")

@@ -1,0 +1,1 @@
+"""Measuring: a callable, a module or a picture in, plain figures out."""

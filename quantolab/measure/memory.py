@@ -1,0 +1,94 @@
+"""The highest memory while something runs, on the device that runs it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+_SAMPLE_SECONDS = 0.01
+
+ALLOCATOR = "allocator's peak on the device"
+RESIDENT = "process's resident peak"
+SAMPLED = "process's resident size, sampled every 10 ms"
+
+
+class PeakMemory:
+    """Measure the memory peak of a ``with`` block.
+
+    On an accelerator it is the allocator's peak; on a CPU the resident peak of this process,
+    which includes the libraries it has loaded. `bytes` and `method` are set when the block ends;
+    `bytes` is None where there is no way to know (MPS keeps no peak).
+
+    Parameters
+    ----------
+    device : str
+        Device that runs the block.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._kind = device.split(":")[0]
+        self._sampler: _Sampler | None = None
+        self.bytes: int | None = None
+        self.method: str | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self._kind in ("cuda", "xpu"):
+            import torch
+
+            getattr(torch, self._kind).reset_peak_memory_stats()
+        elif self._kind == "cpu" and not _reset_resident_peak():
+            self._sampler = _Sampler()
+            self._sampler.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._kind in ("cuda", "xpu"):
+            import torch
+
+            self.bytes = getattr(torch, self._kind).max_memory_allocated()
+            self.method = ALLOCATOR
+        elif self._sampler is not None:
+            self.bytes, self.method = self._sampler.stop(), SAMPLED
+        elif self._kind == "cpu":
+            self.bytes, self.method = _resident_peak(), RESIDENT
+
+
+def _reset_resident_peak() -> bool:
+    """Make the kernel forget the resident peak so far; False where it can't (not Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return _resident_peak() is not None
+
+
+def _resident_peak() -> int | None:
+    """Return VmHWM in bytes. (`getrusage` is no use: its peak is inherited over a fork.)"""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+class _Sampler(threading.Thread):
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._done = threading.Event()
+        self._peak = 0
+
+    def run(self) -> None:
+        import psutil
+
+        process = psutil.Process()
+        while True:
+            self._peak = max(self._peak, process.memory_info().rss)
+            if self._done.wait(_SAMPLE_SECONDS):
+                return
+
+    def stop(self) -> int | None:
+        self._done.set()
+        self.join()
+        return self._peak or None

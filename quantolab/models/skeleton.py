@@ -1,0 +1,97 @@
+"""A component as its class builds it, on the meta device: shapes without weights."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+from ..errors import BrokenModelError, UnsupportedError
+from .source import Component
+
+
+def component_class(component: Component) -> type:
+    """Return the class of a component from Diffusers or transformers.
+
+    Raises
+    ------
+    UnsupportedError
+        If the installed version has no such class. Code that comes with a model is never run.
+    """
+    import importlib
+
+    library = importlib.import_module(component.library)
+    cls = getattr(library, component.cls, None)
+    if not isinstance(cls, type):
+        raise UnsupportedError(
+            f"{component.library} {library.__version__} has no class {component.cls!r}, which "
+            f"{component.folder} asks for"
+        )
+    return cls
+
+
+def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch.nn.Module:
+    """Return a component with its parameters on the meta device, in eval mode.
+
+    Parameters
+    ----------
+    component : Component
+        From `find_model`.
+    keep_buffers : bool
+        Whether buffers are really computed, as loading needs those that no file holds.
+
+    Raises
+    ------
+    BrokenModelError
+        If the configuration doesn't build the class.
+    """
+    cls = component_class(component)
+    try:
+        with quiet_libraries():
+            if component.library == "diffusers":
+                # Only the class's own arguments: a saved `quantization_config` isn't one.
+                config = cls.load_config(str(component.folder), local_files_only=True)
+                config.pop("quantization_config", None)
+                with _empty_weights(keep_buffers):
+                    module = cls.from_config(config)
+            else:
+                from transformers import AutoConfig
+
+                config = AutoConfig.from_pretrained(
+                    str(component.folder), local_files_only=True, trust_remote_code=False
+                )
+                with _empty_weights(keep_buffers):
+                    module = cls(config)
+    except (TypeError, ValueError, KeyError, AttributeError, OSError, ZeroDivisionError) as error:
+        raise BrokenModelError(
+            f"{component.folder / 'config.json'} doesn't build a {component.cls}: {error}"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet_libraries():
+    """Keep Diffusers' and transformers' log lines away from the user for a while."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _empty_weights(keep_buffers: bool):
+    if not keep_buffers:
+        return torch.device("meta")
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False)

@@ -1,0 +1,267 @@
+"""Where a model lies and what it is made of, from its JSON files alone. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, nearest, one_of
+
+DEMO = "demo"
+DENOISERS = ("transformer", "unet")
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LIBRARIES = ("diffusers", "transformers")
+_NEVER_QUANTIZED = re.compile(r"vae|vqvae|safety_checker|scheduler|tokenizer|feature_extractor")
+_CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a pipeline that has weights."""
+
+    name: str
+    library: str
+    """``diffusers`` or ``transformers``."""
+    cls: str
+    """Class name inside that library."""
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk: a pipeline's folder, or the folder of one component."""
+
+    model: str
+    """As asked for."""
+    folder: Path
+    pipeline: str | None
+    """Class name of the pipeline; None for a component's own folder."""
+    components: tuple[Component, ...]
+    """Those that can be quantized."""
+    revision: str | None = None
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that is quantized unless another is asked for."""
+        names = [c.name for c in self.components]
+        return next((n for n in (*DENOISERS, *names) if n in names), names[0])
+
+    def component(self, name: str | None = None) -> Component:
+        """Return a component by its name; None is the denoiser.
+
+        Raises
+        ------
+        ArgumentError
+            If the model has no such component, with those it has.
+        """
+        names = [c.name for c in self.components]
+        name = one_of(f"component of {self.model!r}", name or self.denoiser, names)
+        return self.components[names.index(name)]
+
+    def config(self, name: str) -> dict:
+        """Return the configuration of any part of the pipeline, quantizable or not."""
+        folder = self.folder / name if self.pipeline else self.folder
+        for file in ("config.json", "scheduler_config.json"):
+            if (folder / file).is_file():
+                return read_json(folder / file)
+        return {}
+
+
+def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) -> Source:
+    """Return where a model lies and what it is made of.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"`` (also what None means), a folder in Diffusers layout, or a Hub id, which is
+        looked up in the local cache and, if the environment allows it, downloaded.
+    weights : bool
+        Whether a Hub model's weights are needed; False fetches configuration files only.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such folder, or the Hub model can't be had.
+    BrokenModelError
+        If a folder is no model in Diffusers layout.
+    """
+    name = DEMO if model is None else os.fspath(model)
+    if name == DEMO:
+        from ..demo import demo_model
+
+        return read_source(name, demo_model())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return read_source(name, folder)
+    if folder.exists():
+        raise BrokenModelError(
+            f"model {name!r} is a file; a folder in Diffusers layout, a Hub id or 'demo' was "
+            "expected"
+        )
+    if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
+        return _find_on_hub(name, weights)
+    raise ModelNotFoundError(
+        f"model {name!r} is no folder here, no Hub id (owner/name) and not 'demo'"
+        + nearest(name, (DEMO, *_folders_beside(folder)))
+    )
+
+
+def read_source(model: str, folder: Path, revision: str | None = None) -> Source:
+    """Return what a folder holds: a pipeline (``model_index.json``) or one component.
+
+    Raises
+    ------
+    BrokenModelError
+        If it holds neither, or its JSON files can't be read.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return _component_folder(model, folder, revision)
+    entries = read_json(index)
+    pipeline = entries.get("_class_name")
+    if not isinstance(pipeline, str):
+        raise BrokenModelError(f"{index} names no pipeline class (_class_name)")
+    parts = tuple(
+        Component(name, entry[0], entry[1], folder / name)
+        for name, entry in entries.items()
+        if _is_quantizable(name, entry) and (folder / name / "config.json").is_file()
+    )
+    if not parts:
+        raise BrokenModelError(f"{index} lists no component with weights that could be quantized")
+    return Source(model, folder, pipeline, parts, revision)
+
+
+def read_json(path: Path) -> dict:
+    """Return a JSON file's object.
+
+    Raises
+    ------
+    BrokenModelError
+        If the file can't be read or holds anything but an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenModelError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BrokenModelError(f"{path} holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
+def default_size(source: Source) -> tuple[int, int] | None:
+    """Return the (width, height) that a pipeline was made for, or None if its files don't say.
+
+    A denoiser with ``sample_size`` counts in latents, as SD3's and PixArt's do; otherwise the
+    VAE's ``sample_size`` says it in pixels, as FLUX's does.
+    """
+    sample = source.config(source.denoiser).get("sample_size")
+    if sample is not None:
+        height, width = sample if isinstance(sample, list) else (sample, sample)
+        scale = vae_scale(source)
+        return (width * scale, height * scale)
+    sample = source.config("vae").get("sample_size")
+    if isinstance(sample, int):
+        return (sample, sample)
+    return None
+
+
+def vae_scale(source: Source) -> int:
+    """Return pixels a latent along one side: how far the VAE scales down."""
+    vae = source.config("vae")
+    if "block_out_channels" in vae:
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial") or 8)
+
+
+def size_step(source: Source) -> int:
+    """Return the pixels that width and height must be multiples of."""
+    patch = source.config(source.denoiser).get("patch_size", 1)
+    patch = patch[-1] if isinstance(patch, list) else patch
+    # FLUX and Qwen-Image pack 2x2 latents into one token outside the transformer.
+    packed = (source.pipeline or "").startswith(("Flux", "QwenImage"))
+    return vae_scale(source) * (2 if packed else int(patch or 1))
+
+
+def check_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) if the model can make it.
+
+    Raises
+    ------
+    ArgumentError
+        With the nearest size that it can make. (FLUX would silently make another one.)
+    """
+    step = size_step(source)
+    if (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(isinstance(n, int) and n > 0 and n % step == 0 for n in size)
+    ):
+        return (size[0], size[1])
+    message = f"size {_as_text(size)} can't be made by {source.model!r}: width and height must be "
+    message += f"multiples of {step}"
+    if isinstance(size, (tuple, list)) and all(isinstance(n, int) for n in size):
+        close = [max(step, round(n / step) * step) for n in size]
+        message += f"; did you mean {_as_text(close)}?"
+    raise ArgumentError(message)
+
+
+def _as_text(size: object) -> str:
+    return "x".join(map(str, size)) if isinstance(size, (tuple, list)) else repr(size)
+
+
+def _is_quantizable(name: str, entry: object) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 2
+        and entry[0] in _LIBRARIES
+        and isinstance(entry[1], str)
+        and not name.startswith("_")
+        and not _NEVER_QUANTIZED.search(name)
+    )
+
+
+def _component_folder(model: str, folder: Path, revision: str | None) -> Source:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise BrokenModelError(
+            f"folder {str(folder)!r} is no model in Diffusers layout: it has neither "
+            "model_index.json nor config.json"
+        )
+    config = read_json(config_file)
+    architectures = config.get("architectures")
+    if isinstance(config.get("_class_name"), str):
+        library, cls = "diffusers", config["_class_name"]
+        name = "unet" if "UNet" in cls else "transformer"
+    elif isinstance(architectures, list) and architectures and isinstance(architectures[0], str):
+        library, cls, name = "transformers", architectures[0], "text_encoder"
+    else:
+        raise BrokenModelError(f"{config_file} names no model class")
+    return Source(model, folder, None, (Component(name, library, cls, folder),), revision)
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    try:
+        beside = [p for p in folder.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return []
+    return [str(folder.parent / p.name) if folder.parent != Path() else p.name for p in beside]
+
+
+def _find_on_hub(name: str, weights: bool) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Never pickles: only configuration, tokenizers and safetensors.
+    patterns = [*_CONFIG_FILES, "*/*.safetensors"] if weights else [*_CONFIG_FILES]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFoundError(
+            f"Hub model {name!r} is neither in the local cache nor to be had from the Hub: {first}"
+        ) from error
+    return read_source(name, folder, folder.name if folder.parent.name == "snapshots" else None)

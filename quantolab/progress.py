@@ -1,0 +1,63 @@
+"""A comparison's events as a bar on a terminal, or a line a trial where there is none."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm.auto import tqdm
+
+from .run.engine import Progress
+from .units import format_bytes, format_decibels, format_seconds
+
+
+class ProgressBar:
+    """Shows the events it is called with on standard error (or in a notebook)."""
+
+    def __init__(self) -> None:
+        self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._bar: tqdm | None = None
+        self._stage = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show one event."""
+        if progress.trial is not None:
+            self._say(_trial_line(progress.trial))
+        if self._plain:
+            return
+        if self._bar is None:
+            self._bar = tqdm(
+                total=progress.total, unit="picture", leave=False, bar_format=_BAR, smoothing=0
+            )
+        rest = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
+        what = progress.stage if progress.label is None else f"{progress.label}: {progress.stage}"
+        self._bar.set_description_str(what, refresh=False)
+        self._bar.set_postfix_str(f"{rest} to go" if rest else "", refresh=False)
+        self._bar.n = progress.done
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+_BAR = "{desc:<32.32} |{bar}| {n_fmt}/{total_fmt} pictures  {postfix}"
+
+
+def _trial_line(trial) -> str:
+    if not trial.ok:
+        return f"{trial.label}: {trial.status}, {trial.reason}"
+    parts = [f"{trial.label}: {format_bytes(trial.weight_bytes)}"]
+    samples = sorted(trial.timing.samples)
+    parts.append(f"{format_seconds(samples[len(samples) // 2])} a picture")
+    if trial.quality:
+        mean = sum(q.psnr_db for q in trial.quality) / len(trial.quality)
+        parts.append(f"PSNR {format_decibels(mean)}")
+    return ", ".join(parts)

@@ -1,0 +1,140 @@
+"""What is quantized and how, as a value: frozen, hashable, printable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import ArgumentError, one_of
+
+REFERENCE = "none"
+"""The weights word of the unquantized reference."""
+
+WEIGHTS = (REFERENCE, "float8", "int8", "int4", "int2")
+"""Every weights dtype, in order of precision. Quanto's own names are these with a q in front
+(float8 is e4m3fn); a test holds the two lists together."""
+
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to quantize a model.
+
+    Parameters
+    ----------
+    weights : str
+        Weights dtype: ``"float8"``, ``"int8"``, ``"int4"``, ``"int2"``, or ``"none"`` for the
+        unquantized reference.
+    skip : tuple of str
+        Patterns of Linear layers that keep their weights as they are. Each is a leaf name
+        (``"proj_out"``, as Diffusers matches), a full module path, a container's path (all
+        layers under it), or a glob.
+    components : tuple of str
+        Names of the pipeline's parts to quantize, ``"transformer"`` or ``"text_encoder_2"``
+        for example. Empty means the denoiser alone.
+
+    Raises
+    ------
+    ArgumentError
+        If a field holds something else.
+
+    Examples
+    --------
+    >>> print(Recipe("int4", skip=("proj_out", "x_embedder")))
+    int4, keeping proj_out and x_embedder
+    """
+
+    weights: str = "int8"
+    skip: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        one_of("weights dtype", self.weights, WEIGHTS)
+        object.__setattr__(self, "skip", _words("skip", self.skip))
+        object.__setattr__(self, "components", _words("components", self.components))
+        if self.is_reference and self.skip:
+            raise ArgumentError(
+                "the unquantized reference (weights 'none') has nothing to skip, "
+                f"but skip is {self.skip!r}"
+            )
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.weights == REFERENCE
+
+    @property
+    def label(self) -> str:
+        """Short name, unique for a recipe: what tables, grids and `Comparison.images` use."""
+        text = self.weights
+        if self.skip:
+            text += ", keeping " + _listed(self.skip)
+        if self.components:
+            text += " in " + _listed(self.components)
+        return text
+
+    def __str__(self) -> str:
+        return self.label
+
+    def to_dict(self) -> dict:
+        """Return plain values, as they stand in ``run.json`` and ``quantolab.json``."""
+        return {
+            "weights": self.weights,
+            "skip": list(self.skip),
+            "components": list(self.components),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Recipe:
+        """Return the recipe that `to_dict` wrote."""
+        return cls(values["weights"], tuple(values["skip"]), tuple(values["components"]))
+
+
+def as_recipe(value: Recipe | str) -> Recipe:
+    """Return a recipe from a recipe or a weights word.
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+    """
+    if isinstance(value, Recipe):
+        return value
+    if isinstance(value, str):
+        return Recipe(value)
+    raise ArgumentError(
+        f"a recipe is a Recipe or one of the words {', '.join(WEIGHTS)}, not {value!r}"
+    )
+
+
+def default_recipes(
+    weights: Iterable[str] = WEIGHTS, skip: Iterable[str] = (), components: Iterable[str] = ()
+) -> tuple[Recipe, ...]:
+    """Return one recipe a weights word; skips and components don't apply to the reference."""
+    skip, components = tuple(skip), tuple(components)
+    return tuple(
+        Recipe(word) if word == REFERENCE else Recipe(word, skip, components) for word in weights
+    )
+
+
+def slug(label: str) -> str:
+    """Return a label as a folder name: lower-case letters, digits, dots and hyphens only."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.casefold()).strip("-.") or "recipe"
+
+
+def _words(field: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = (value,)
+    if not isinstance(value, Iterable):
+        raise ArgumentError(f"{field} must be names, not {value!r}")
+    words = tuple(dict.fromkeys(value))  # order kept, repetitions dropped
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise ArgumentError(f"{field} must hold names, not {word!r}")
+    return words
+
+
+def _listed(words: tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

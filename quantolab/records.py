@@ -1,0 +1,221 @@
+"""What was observed, as frozen plain values. Raw observations are stored, the rest is derived.
+
+A value that could not be measured is ``None``, never zero. Records cross process boundaries and
+go to disk as JSON; `to_dict` and `from_dict` are the only way in and out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .recipes import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OK, FAILED, UNSUPPORTED = "ok", "failed", "unsupported"
+"""How a trial ends. The last two carry a reason."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of whole generations, one picture each, from encoded prompt to finished pixels."""
+
+    samples: tuple[float, ...]
+    """One value a timed generation, in the order they ran."""
+    warmup: tuple[float, ...] = ()
+    """The generations before them, the first of which is cold. Not used for the median."""
+
+    @property
+    def total(self) -> float:
+        """Seconds spent generating, warm-up included."""
+        return math.fsum(self.samples) + math.fsum(self.warmup)
+
+
+@dataclass(frozen=True)
+class PictureQuality:
+    """How near one picture is to the reference's picture of the same prompt and seed."""
+
+    prompt: str
+    seed: int
+    psnr_db: float
+    """Peak signal-to-noise ratio in decibels over 8-bit RGB; infinite for identical pictures."""
+    ssim: float
+    """Structural similarity, 1 for identical pictures."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every recipe of a comparison has to do."""
+
+    model: str
+    """As asked for: ``demo``, a folder or a Hub id."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float | None
+    """Guidance scale; None leaves it to the pipeline."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    dtype: str
+    """Compute dtype: ``bfloat16``, ``float16`` or ``float32``."""
+    device: str
+    repeats: int
+    revision: str | None = None
+    """Commit of a Hub model; None for folders."""
+
+    @property
+    def pairs(self) -> tuple[tuple[str, int], ...]:
+        """Every (prompt, seed), prompts outermost: the rows of the image grid."""
+        return tuple((prompt, seed) for prompt in self.prompts for seed in self.seeds)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where a trial ran: what must agree before two figures may be compared."""
+
+    device_name: str
+    threads: int
+    """Threads that torch uses inside one operation on the CPU."""
+    platform: str
+    python: str
+    torch: str
+    diffusers: str
+    transformers: str
+    quanto: str
+    peak_method: str | None = None
+    """How the memory peak was read; None if it could not be."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe, run on one workload under recorded conditions."""
+
+    recipe: Recipe
+    status: str
+    reason: str | None = None
+    """Why it failed or is unsupported, one sentence."""
+    compiled: bool = False
+    weight_bytes: int | None = None
+    predicted_weight_bytes: int | None = None
+    file_bytes: int | None = None
+    peak_bytes: int | None = None
+    load_seconds: float | None = None
+    """Reading the weights, quantizing them and putting them on the device."""
+    compile_seconds: float | None = None
+    """What the first, compiling generation took longer than a steady one."""
+    timing: Timing | None = None
+    quality: tuple[PictureQuality, ...] = ()
+    kept_layers: tuple[str, ...] = ()
+    """Full paths of the Linear layers left unquantized, component first."""
+    notes: tuple[str, ...] = ()
+    """What the reader of the figures should know: cures applied, layers kept and why."""
+    conditions: Conditions | None = None
+    components: tuple[str, ...] = ()
+    """Names of the pipeline's parts that were quantized, the default one too."""
+
+    @property
+    def label(self) -> str:
+        """Short name, unique inside a comparison."""
+        return self.recipe.label + (" compiled" if self.compiled else "")
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended with pictures and figures."""
+        return self.status == OK
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several recipes on the same workload. What `compare` returns and `load_comparison` reads."""
+
+    workload: Workload
+    trials: tuple[Trial, ...]
+    images: dict[tuple[str, str, int], Image.Image] = field(default_factory=dict, repr=False)
+    """Pictures by (trial label, prompt, seed)."""
+    wall_seconds: float | None = None
+    """The whole comparison as the user waited for it; with `--resume`, all its parts."""
+    folder: str | None = None
+    """Where it is kept, if it was asked to be."""
+
+    @property
+    def reference(self) -> Trial | None:
+        """The unquantized, eager trial that the others are judged against, if it ended well."""
+        for trial in self.trials:
+            if trial.recipe.is_reference and not trial.compiled and trial.ok:
+                return trial
+        return None
+
+    @property
+    def generation_seconds(self) -> float:
+        """Seconds spent making pictures, summed over the trials."""
+        return math.fsum(t.timing.total for t in self.trials if t.timing is not None)
+
+    @property
+    def overhead(self) -> float | None:
+        """Wall time over the time spent making pictures; None before anything was made."""
+        if not self.wall_seconds or not self.generation_seconds:
+            return None
+        return self.wall_seconds / self.generation_seconds
+
+
+_NESTED = {
+    "recipe": Recipe,
+    "timing": Timing,
+    "conditions": Conditions,
+}
+_TUPLES = {
+    "samples", "warmup", "prompts", "seeds", "size", "kept_layers", "notes", "components",
+}  # fmt: skip
+
+
+def to_dict(record: Any) -> dict:
+    """Return a record as plain values that JSON can hold.
+
+    Infinity (the PSNR of identical pictures) becomes the word ``"inf"``, since JSON has none.
+    """
+    values = {}
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        if isinstance(value, Recipe):
+            value = value.to_dict()
+        elif dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value]
+        elif isinstance(value, float) and math.isinf(value):
+            value = "inf"
+        values[f.name] = value
+    return values
+
+
+def trial_from_dict(values: dict) -> Trial:
+    """Return the trial that `to_dict` wrote; unknown keys of later versions are ignored."""
+    return _from_dict(Trial, values)
+
+
+def workload_from_dict(values: dict) -> Workload:
+    """Return the workload that `to_dict` wrote."""
+    return _from_dict(Workload, values)
+
+
+def _from_dict(cls: type, values: dict) -> Any:
+    known = {f.name for f in dataclasses.fields(cls)}
+    kept = {}
+    for key, value in values.items():
+        if key not in known:
+            continue
+        if key in _NESTED and value is not None:
+            nested = _NESTED[key]
+            value = nested.from_dict(value) if nested is Recipe else _from_dict(nested, value)
+        elif key == "quality":
+            value = tuple(_from_dict(PictureQuality, v) for v in value)
+        elif key == "psnr_db" and value == "inf":
+            value = math.inf
+        elif key in _TUPLES and isinstance(value, list):
+            value = tuple(value)
+        kept[key] = value
+    return cls(**kept)

@@ -1,0 +1,151 @@
+"""What a child process does: plan, encode prompts, or run one trial. Plain values in and out.
+
+Errors that we raise on purpose become part of the result; anything else ends the process with a
+traceback in its log, and the parent makes a row of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..devices import resolve_device
+from ..errors import ArgumentError, QuantolabError
+from ..models.layers import check_patterns, linear_layers
+from ..models.predict import predict_weight_bytes
+from ..models.skeleton import build_skeleton
+from ..models.source import find_model
+from ..recipes import Recipe
+from . import workload
+
+Emit = Callable[[dict], None]
+
+
+def run_job(request: dict, emit: Emit) -> None:
+    """Do the job that a request names and write its result, whole or not at all."""
+    jobs = {"plan": plan, "encode": encode, "trial": trial}
+    try:
+        value = {"value": jobs[request["kind"]](request, emit)}
+    except QuantolabError as error:
+        value = {"error": type(error).__name__, "message": str(error)}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first = str(error).strip().splitlines() or ["no memory left"]
+        value = {"error": "OutOfMemory", "message": f"out of memory: {first[0]}"}
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()  # into the job's log
+        first = str(error).strip().splitlines() or [""]
+        value = {"error": "Failed", "message": f"{type(error).__name__}: {first[0]}"}
+    target = Path(request["folder"]) / "result.json"
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(value))
+    partial.replace(target)
+
+
+def plan(request: dict, emit: Emit) -> dict:
+    """Return the device, what each recipe will hold in bytes and which layers it keeps.
+
+    Builds the components on the meta device: no weight is read.
+    """
+    from ..backends.quanto.quantize import resolve_layers
+
+    device = resolve_device(request["device"])
+    source = find_model(request["model"], weights=False)
+    recipes = [Recipe.from_dict(r) for r in request["recipes"]]
+    parts = [source.component(name) for name in request["components"]]
+    skeletons = {part.name: build_skeleton(part) for part in parts}
+    layers = {name: linear_layers(module) for name, module in skeletons.items()}
+    plans = []
+    for recipe in recipes:
+        mine = recipe.components or (source.denoiser,)
+        check_patterns(recipe.skip, {name: layers[name] for name in mine})
+        total, kept, left = 0, [], 0
+        for name, module in skeletons.items():
+            weights = recipe.weights if name in mine else "none"
+            part_recipe = Recipe(weights, recipe.skip if weights != "none" else ())
+            resolved = resolve_layers(module, layers[name], part_recipe, name)
+            names = {path for path, _ in resolved.kept}
+            total += predict_weight_bytes(module, weights, request["dtype"], names)
+            left += len(resolved.quantized)
+            if weights != "none":
+                kept += [f"{name}.{path}" for path in sorted(names)]
+        if not recipe.is_reference and not left:
+            raise ArgumentError(
+                f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize"
+            )
+        plans.append({"predicted_weight_bytes": total, "kept_layers": kept})
+    return {"device": device, "plans": plans}
+
+
+def encode(request: dict, emit: Emit) -> dict:
+    """Encode the prompts once for all trials that don't quantize text encoders.
+
+    Returns
+    -------
+    dict
+        ``{"encoded": whether this pipeline's prompts can be encoded ahead}``.
+    """
+    source = find_model(request["model"])
+    kwargs = workload.encode_prompts(
+        source, request["prompts"], dtype=request["dtype"], device=request["device"]
+    )
+    if kwargs is None:
+        return {"encoded": False}
+    workload.save_encoded(kwargs, Path(request["encoded"]))
+    return {"encoded": True}
+
+
+def trial(request: dict, emit: Emit) -> dict:
+    """Run one recipe: load, quantize, make every picture, time the repeats.
+
+    Pictures go to ``images/`` in the job's folder, figures into the result.
+    """
+    from ..measure.conditions import describe_conditions
+    from ..measure.memory import PeakMemory
+
+    device = request["device"]
+    folder = Path(request["folder"])
+    emit({"event": "stage", "stage": "loading"})
+    prepared = workload.prepare(request)
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    pairs = [tuple(pair) for pair in request["pairs"]]
+    studio = workload.Studio(prepared, request, emit)
+    warmup, samples, repeatable = [], [], True
+    with PeakMemory(device) as peak:
+        first = {}
+        emit({"event": "stage", "stage": "making the pictures"})
+        for number, (prompt, seed) in enumerate(pairs):
+            picture, seconds = studio.make(prompt, seed)
+            picture.save(images / f"{number:03d}.png")
+            warmup.append(seconds)
+            first[number] = picture.tobytes()
+        emit({"event": "stage", "stage": "timing"})
+        for repeat in range(request["repeats"]):
+            number = repeat % len(pairs)
+            picture, seconds = studio.make(*pairs[number])
+            samples.append(seconds)
+            repeatable &= picture.tobytes() == first[number]
+    notes = list(prepared.notes)
+    if not repeatable:
+        notes.append("the same prompt and seed did not give the same pixels every time")
+    compiled = request["compiled"]
+    return {
+        "weight_bytes": prepared.weight_bytes,
+        "file_bytes": prepared.file_bytes,
+        "peak_bytes": peak.bytes,
+        "load_seconds": prepared.load_seconds,
+        "compile_seconds": max(0.0, warmup[0] - sorted(samples)[len(samples) // 2])
+        if compiled
+        else None,
+        "timing": {"samples": samples, "warmup": warmup},
+        "notes": notes,
+        "conditions": describe_conditions(device, peak.method),
+    }

@@ -1,0 +1,149 @@
+"""The process that imports torch, Diffusers and Quanto once and forks a child for each job.
+
+Started by `children.Children` as ``python -m quantolab.run.server``; never imported by it.
+Requests come in as JSON lines on standard input, events go out as JSON lines on standard output.
+It holds no model and starts no thread, so its children begin clean and cost some milliseconds.
+When standard input ends (its parent is gone, even by ``kill -9``), it ends its children and
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import sys
+
+STARTED, EXITED, READY = "started", "exited", "ready"
+
+
+def main() -> None:
+    """Serve jobs until standard input ends; with ``--once``, do one job in this process."""
+    out = os.dup(1)
+    _redirect_output(os.devnull)
+    if "--once" in sys.argv:
+        request = json.loads(sys.stdin.readline())
+        preload(request.get("classes", ()))
+        _run_job(out, request)
+        return
+    # A terminal's Ctrl-C goes to the whole process group: the parent alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload(json.loads(sys.argv[1]) if len(sys.argv) > 1 else ())
+    send(out, {"event": READY})
+    _serve(out)
+
+
+def preload(classes) -> None:
+    """Import what every job needs; classes are (library, class name) pairs of the pipeline.
+
+    Nothing here may start threads or touch an accelerator: forked children couldn't use it.
+    """
+    import importlib
+
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without initializing CUDA
+    import torch
+
+    for library, cls in classes:
+        try:
+            getattr(importlib.import_module(library), cls, None)
+        except (ImportError, RuntimeError):
+            pass  # the job that needs it says so
+    from . import jobs  # noqa: F401
+
+    if not torch.cuda.is_available():  # importing quanto initializes CUDA where there is one
+        from ..backends import quanto  # noqa: F401
+
+
+def send(out: int, message: dict) -> None:
+    """Write one line; lines under PIPE_BUF bytes from several processes never mix."""
+    os.write(out, (json.dumps(message) + "\n").encode())
+
+
+def _serve(out: int) -> None:
+    children: dict[int, str] = {}
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    selector.register(wake_read, selectors.EVENT_READ)
+    pending = b""
+    while True:
+        for key, _ in selector.select():
+            if key.fd == wake_read:
+                os.read(wake_read, 4096)
+                _reap(out, children)
+                continue
+            chunk = os.read(0, 65536)
+            if not chunk:
+                for pid in children:
+                    _kill_group(pid)
+                return
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = _fork(out, request, (wake_read, wake_write))
+                children[pid] = request["job"]
+                send(out, {"event": STARTED, "job": request["job"], "pid": pid})
+
+
+def _fork(out: int, request: dict, own: tuple[int, ...]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setsid()  # a group of its own: it can be ended with all that it starts
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for fd in own:
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _run_job(out, request)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _run_job(out: int, request: dict) -> None:
+    from .jobs import run_job
+
+    _redirect_output(f"{request['folder']}/log.txt")
+    run_job(request, lambda event: send(out, {"job": request["job"], **event}))
+
+
+def _reap(out: int, children: dict[int, str]) -> None:
+    while children:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        job = children.pop(pid, None)
+        if job is not None:
+            code = os.waitstatus_to_exitcode(status)
+            send(out, {"event": EXITED, "job": job, "code": code})
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _redirect_output(path: str) -> None:
+    """Send what libraries print to a file: standard output carries events only."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

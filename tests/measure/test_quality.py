@@ -1,0 +1,128 @@
+"""PSNR and SSIM of pictures whose error is known by hand, and pictures that aren't any."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quantolab.errors import ArgumentError, BadPictureError
+from quantolab.measure.quality import check_pixels, picture_quality
+
+
+def noise(size=(32, 24), seed=0):
+    """Return an RGB picture of random pixels, values 20 to 230."""
+    values = np.random.default_rng(seed).integers(20, 230, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def shifted(picture, by):
+    """Return the picture with every value raised by the same amount."""
+    return Image.fromarray((np.asarray(picture).astype(int) + by).astype(np.uint8))
+
+
+@pytest.mark.parametrize("picture", [noise(), Image.new("RGB", (16, 16), "black")])
+def test_identical_pictures(picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert picture_quality(picture, picture.copy()) == (math.inf, 1.0)
+
+
+@pytest.mark.parametrize("by", [1, 5, 20])
+def test_psnr_of_a_known_error(by):
+    psnr_db, ssim = picture_quality(shifted(noise(), by), noise())
+    assert psnr_db == pytest.approx(20 * math.log10(255 / by), abs=1e-9)
+    assert 0.9 < ssim < 1
+
+
+def test_unsigned_pixels_do_not_wrap_around():
+    # The same error from either side; uint8 arithmetic would turn -5 into 251.
+    down, up = shifted(noise(), -5), shifted(noise(), 5)
+    assert picture_quality(down, noise())[0] == picture_quality(up, noise())[0]
+
+
+def test_ssim_of_unrelated_pictures_is_near_zero():
+    psnr_db, ssim = picture_quality(noise(seed=1), noise(seed=2))
+    assert abs(ssim) < 0.2
+    assert psnr_db < 15
+
+
+def test_ssim_by_hand_for_a_picture_of_one_window():
+    reference, picture = noise((7, 7), seed=3), noise((7, 7), seed=4)
+    x, y = (np.asarray(p).astype(float).reshape(49, 3) for p in (reference, picture))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    covariance = ((x - x.mean(0)) * (y - y.mean(0))).sum(0) / 48
+    by_hand = ((2 * x.mean(0) * y.mean(0) + c1) * (2 * covariance + c2)) / (
+        (x.mean(0) ** 2 + y.mean(0) ** 2 + c1) * (x.var(0, ddof=1) + y.var(0, ddof=1) + c2)
+    )
+    assert picture_quality(picture, reference)[1] == pytest.approx(by_hand.mean())
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 9), (6, 6), (7, 5), (64, 3)])
+def test_small_pictures_have_a_similarity(size):
+    psnr_db, ssim = picture_quality(shifted(noise(size), 3), noise(size))
+    assert math.isfinite(psnr_db)
+    assert 0.9 < ssim < 1
+
+
+def test_other_modes_are_read_as_rgb():
+    grey = noise().convert("L")
+    assert picture_quality(grey, grey.convert("RGB")) == (math.inf, 1.0)
+
+
+def test_sizes_that_differ():
+    with pytest.raises(ArgumentError) as caught:
+        picture_quality(noise((32, 24)), noise((24, 32)))
+    assert str(caught.value) == (
+        "two pictures can be compared only at the same size, "
+        "but the picture is 32x24 and the reference 24x32 pixels"
+    )
+
+
+def test_pictures_too_small_to_compare():
+    with pytest.raises(ArgumentError) as caught:
+        picture_quality(noise((2, 8)), noise((2, 8)))
+    assert str(caught.value) == "pictures to compare need 3x3 pixels or more, not 2x8"
+
+
+def test_a_picture_passes():
+    assert check_pixels(np.asarray(noise()) / 255) is None
+    assert check_pixels((np.asarray(noise()) / 255).astype(np.float16)) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_a_number(value):
+    pixels = np.asarray(noise((4, 4))) / 255
+    pixels[1, 2, 0] = value
+    with pytest.raises(BadPictureError) as caught:
+        check_pixels(pixels)
+    assert str(caught.value) == "the picture holds NaN or infinity in 1 of its 48 values"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.001])
+def test_black(value):
+    with pytest.raises(BadPictureError) as caught:
+        check_pixels(np.full((4, 4, 3), value))
+    assert str(caught.value) == "the picture is black: no value reaches half an 8-bit level"
+
+
+def test_a_single_colour():
+    pixels = np.broadcast_to(np.array([1.0, 0.5, 0.0]), (4, 4, 3))
+    with pytest.raises(BadPictureError) as caught:
+        check_pixels(pixels + np.random.default_rng(0).uniform(0, 1e-4, (4, 4, 3)))
+    assert str(caught.value) == (
+        "every pixel of the picture has the same colour, RGB (255, 128, 0)"
+    )
+
+
+def test_one_lit_pixel_is_a_picture():
+    pixels = np.zeros((4, 4, 3))
+    pixels[0, 0, 0] = 1
+    assert check_pixels(pixels) is None
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (3, 4, 4), (0, 4, 3)])
+def test_other_shapes(shape):
+    with pytest.raises(ArgumentError):
+        check_pixels(np.zeros(shape))
