@@ -93,7 +93,8 @@ def quantize(
     Returns
     -------
     module : torch.nn.Module
-        The same object (a new one only if the module itself is a Linear layer).
+        The same object (a new one only if the module itself is a Linear layer). Its
+        `quantize_report` attribute is the report.
     report : QuantizeReport
         Quantized and kept layers, cures, bytes.
 
@@ -116,7 +117,7 @@ def quantize(
     _check_module(module, layers)
     plan = plan_layers(module, layers, recipe)
     if recipe.is_reference:
-        return module, QuantizeReport(recipe, (), (), (), weight_bytes(module))
+        return _with_report(module, QuantizeReport(recipe, (), (), (), weight_bytes(module)))
     if not plan.quantized:
         raise ArgumentError(
             f"{type(module).__name__} has {len(layers)} Linear layers and the recipe "
@@ -133,12 +134,10 @@ def quantize(
         linear.weight = None  # give the memory back before the next layer
         applied += [(layer.path, name) for name in names]
         module = put_module(module, layer.path, quantized)
-    return module, QuantizeReport(
-        recipe,
-        tuple(layer.path for layer in plan.quantized),
-        plan.kept,
-        tuple(applied),
-        weight_bytes(module),
+    quantized_paths = tuple(layer.path for layer in plan.quantized)
+    return _with_report(
+        module,
+        QuantizeReport(recipe, quantized_paths, plan.kept, tuple(applied), weight_bytes(module)),
     )
 
 
@@ -151,7 +150,7 @@ class LayerPlan:
 
 
 def plan_layers(
-    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = "model"
+    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = ""
 ) -> LayerPlan:
     """Return which layers a recipe quantizes and which it keeps, with the reason.
 
@@ -160,12 +159,12 @@ def plan_layers(
     ArgumentError
         If a skip pattern matches no layer.
     """
-    check_patterns(recipe.skip, {component: layers})
+    check_patterns(recipe.skip, {component or type(module).__name__: layers})
     return resolve_layers(module, layers, recipe, component)
 
 
 def resolve_layers(
-    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = "model"
+    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = ""
 ) -> LayerPlan:
     """Return the same for one of several components: a pattern may hit another one instead."""
     skipped = match_layers(recipe.skip, layers, component)
@@ -287,6 +286,14 @@ def _store_zeros(packed: torch.Tensor, scale: torch.Tensor) -> None:
     """Overwrite the NaN of all-zero rows; float8 has no masked fill, its bytes have (0 is 0.0)."""
     raw = packed._data.view(torch.uint8)
     raw.masked_fill_((scale == 0).expand_as(raw), 0)
+
+
+def _with_report(
+    module: torch.nn.Module, report: QuantizeReport
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Return both, the report also as an attribute: `save` records what it says."""
+    module.quantize_report = report
+    return module, report
 
 
 def _check_module(module: torch.nn.Module, layers: tuple[Layer, ...]) -> None:

@@ -78,9 +78,7 @@ def load(
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     part = find_model(model).component(component)
-    module, report = load_component(part, recipe, dtype=dtype, device=device)
-    module.quantize_report = report
-    return module
+    return load_component(part, recipe, dtype=dtype, device=device)[0]
 
 
 def load_component(
@@ -157,13 +155,11 @@ def _read_layer_by_layer(
             put_module(module, layer.path, quantized)
     module.to(device)  # buffers that no file holds
     release_memory()
+    quantized_paths = tuple(la.path for la in plan.quantized)
     report = QuantizeReport(
-        recipe,
-        tuple(la.path for la in plan.quantized),
-        plan.kept,
-        tuple(applied),
-        weight_bytes(module),
+        recipe, quantized_paths, plan.kept, tuple(applied), weight_bytes(module)
     )
+    module.quantize_report = report
     return module, report
 
 

@@ -1,0 +1,282 @@
+"""`quantize` and `load` give what Diffusers' QuantoConfig gives, without its faults."""
+
+import warnings
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+import quantolab as ql
+from quantolab.backends.quanto import QuantoLinear, cures
+from quantolab.backends.quanto.tensors import inner_tensors
+from quantolab.errors import ArgumentError, BrokenModelError
+from quantolab.models.predict import predict_weight_bytes
+from quantolab.models.skeleton import build_skeleton
+from quantolab.models.source import find_model
+
+QUANTIZED = ("float8", "int8", "int4", "int2")
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def plain_parts(module):
+    """Every plain tensor a module holds, generic int4 form included, by name."""
+    parts = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if hasattr(tensor, "weight_qbits_tensor") and "TinyGemm" in type(tensor).__name__:
+            tensor = tensor.weight_qbits_tensor()
+        parts.update(inner_tensors(getattr(tensor, "data", tensor), name))
+    return parts
+
+
+def assert_same_parts(ours, theirs):
+    ours, theirs = plain_parts(ours), plain_parts(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        other = theirs[name]
+        assert (tensor.dtype, tensor.shape) == (other.dtype, other.shape), name
+        # Raw bytes: float8 has no equality, and NaN equals itself here.
+        assert torch.equal(
+            tensor.contiguous().reshape(-1).view(torch.uint8),
+            other.contiguous().reshape(-1).view(torch.uint8),
+        ), name
+
+
+def diffusers_load(folder, weights, dtype, skip=None):
+    from diffusers import QuantoConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return FluxTransformer2DModel.from_pretrained(
+            folder,
+            quantization_config=QuantoConfig(weights, modules_to_not_convert=skip),
+            torch_dtype=getattr(torch, dtype),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_load_equals_diffusers_bit_for_bit(flux_folder, weights, dtype):
+    ours = ql.load(flux_folder, weights, dtype=dtype, device="cpu")
+    assert_same_parts(ours, diffusers_load(flux_folder, weights, dtype))
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_leaf_skips_equal_diffusers_bit_for_bit(flux_folder, weights):
+    recipe = ql.Recipe(weights, skip=("proj_out", "linear"))
+    ours = ql.load(flux_folder, recipe, device="cpu")
+    assert_same_parts(ours, diffusers_load(flux_folder, weights, "bfloat16", ["proj_out", "linear"]))
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_quantize_in_memory_equals_load(flux_folder, weights):
+    module = FluxTransformer2DModel.from_pretrained(flux_folder, torch_dtype=torch.bfloat16).eval()
+    quantized, report = ql.quantize(module, weights)
+    assert quantized is module
+    loaded = ql.load(flux_folder, weights, device="cpu")
+    assert_same_parts(quantized, loaded)
+    assert report == loaded.quantize_report
+    assert report.weight_bytes == ql.weight_bytes(module)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", ("none", *QUANTIZED))
+def test_predicted_bytes_are_the_real_ones(flux_folder, weights, dtype):
+    skeleton = build_skeleton(find_model(flux_folder).component())
+    loaded = ql.load(flux_folder, weights, dtype=dtype, device="cpu")
+    assert predict_weight_bytes(skeleton, weights, dtype) == ql.weight_bytes(loaded)
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+@pytest.mark.parametrize("weights", ("none", *QUANTIZED))
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (128, 1), (130, 3), (160, 4), (192, 8), (200, 16), (256, 10), (288, 63)]
+)
+def test_predicted_bytes_of_odd_shapes(shape, weights, dtype):
+    layer = nn.Sequential(nn.Linear(*shape, dtype=getattr(torch, dtype)))
+    predicted = predict_weight_bytes(layer, weights, dtype)
+    assert ql.weight_bytes(ql.quantize(layer, weights)[0]) == predicted
+
+
+def test_weight_bytes_counts_shared_storage_once():
+    first = nn.Linear(8, 8)
+    second = nn.Linear(8, 8)
+    second.weight = first.weight
+    assert ql.weight_bytes(nn.ModuleList([first, second])) == 4 * (64 + 8 + 8)
+
+
+def relative_error(output, reference):
+    return ((output.double() - reference.double()).norm() / reference.double().norm()).item()
+
+
+@pytest.mark.parametrize("tokens", (1, 5, 64))
+@pytest.mark.parametrize("out_features", (1, 7, 256))
+@pytest.mark.parametrize("in_features", (4, 8, 12, 20, 36, 68, 100, 132, 260, 130, 255, 5))
+def test_int8_of_any_width_is_right(in_features, out_features, tokens):
+    """The failing case of cures.INT8_PLAIN: plain Quanto crashes, or gives garbage."""
+    layer = nn.Sequential(nn.Linear(in_features, out_features, dtype=torch.bfloat16))
+    x = torch.randn(tokens, in_features, dtype=torch.bfloat16)
+    weight, bias = layer[0].weight.detach().clone(), layer[0].bias.detach().clone()
+    quantized, report = ql.quantize(layer, "int8")
+    # Against the product with the stored weight: what int8 means, free of rounding it.
+    stored = quantized[0].weight.dequantize()
+    reference = nn.functional.linear(x.float(), stored.float(), bias.float())
+    scale = x.float().norm(dim=1, keepdim=True) * weight.float().norm() + 1e-6
+    assert ((quantized(x).float() - reference) / scale).abs().max() < 0.02
+    assert bool(report.cures) == (in_features % 4 == 0 and in_features % 16 != 0)
+
+
+def test_int8_with_a_cure_stores_what_quanto_stores():
+    from optimum.quanto import freeze, qint8
+    from optimum.quanto import quantize as quanto_quantize
+
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(20, 32, dtype=torch.bfloat16))
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(20, 32, dtype=torch.bfloat16))
+    quanto_quantize(theirs, weights=qint8)
+    freeze(theirs)
+    ours, report = ql.quantize(ours, "int8")
+    assert report.cures == (("0", cures.INT8_PLAIN),)
+    assert_same_parts(ours, theirs)
+
+
+@pytest.mark.parametrize("out_features", (1, 4, 10, 63))
+def test_int4_of_any_height_is_right(out_features):
+    """The failing case of cures.INT4_GENERIC: plain Quanto raises while quantizing."""
+    layer = nn.Sequential(nn.Linear(256, out_features, dtype=torch.bfloat16))
+    x = torch.randn(9, 256, dtype=torch.bfloat16)
+    reference = layer(x)
+    quantized, report = ql.quantize(layer, "int4")
+    assert report.cures == (("0", cures.INT4_GENERIC),)
+    assert relative_error(quantized(x), reference) < 0.3
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_inputs_need_not_be_contiguous(weights):
+    """The failing case of cures.CONTIGUOUS: Sana feeds its layers transposed tensors."""
+    layer = nn.Sequential(nn.Linear(256, 32, dtype=torch.bfloat16))
+    quantized, _ = ql.quantize(layer, weights)
+    x = torch.randn(256, 24, dtype=torch.bfloat16).T
+    assert not x.is_contiguous()
+    assert torch.equal(quantized(x), quantized(x.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_rows_of_zeros_stay_zero(weights, dtype):
+    """The failing case of cures.FLOAT8_ZERO_ROWS: 0/0 would be NaN in every output."""
+    layer = nn.Sequential(nn.Linear(64, 32, bias=False, dtype=getattr(torch, dtype)))
+    with torch.no_grad():
+        layer[0].weight[3:5] = 0
+    quantized, report = ql.quantize(layer, weights)
+    output = quantized(torch.ones(2, 64, dtype=getattr(torch, dtype)))
+    assert torch.isfinite(output).all()
+    assert (output[:, 3:5] == 0).all()
+    assert (("0", cures.FLOAT8_ZERO_ROWS) in report.cures) == (weights == "float8")
+
+
+def test_all_zero_module_is_finite_at_every_dtype():
+    for weights in QUANTIZED:
+        layer = nn.Sequential(nn.Linear(256, 32, dtype=torch.bfloat16))
+        nn.init.zeros_(layer[0].weight)
+        nn.init.zeros_(layer[0].bias)
+        output = ql.quantize(layer, weights)[0](torch.randn(4, 256, dtype=torch.bfloat16))
+        assert (output == 0).all(), weights
+
+
+class Float32Keeper(nn.Module):
+    """A model that keeps a container in float32, as Wan keeps its time embedder."""
+
+    _keep_in_fp32_modules = ("time_embedder",)
+
+    def __init__(self):
+        super().__init__()
+        self.time_embedder = nn.Sequential(nn.Linear(32, 32))
+        self.proj = nn.Linear(32, 32, dtype=torch.bfloat16)
+
+    def forward(self, x):
+        return self.proj(self.time_embedder(x.float()).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_modules_meant_for_float32_are_left_out(weights):
+    quantized, report = ql.quantize(Float32Keeper(), weights)
+    assert report.quantized == ("proj",)
+    assert report.kept == (("time_embedder.0", "the model keeps it in float32"),)
+    assert quantized.time_embedder[0].weight.dtype == torch.float32
+    assert torch.isfinite(quantized(torch.randn(3, 32))).all()
+
+
+def test_unpack_equals_quantos_packing():
+    from optimum.quanto.tensor.packed import pack_weights
+
+    for bits in (2, 4):
+        values = torch.randint(0, 2**bits, (16, 24), dtype=torch.uint8)
+        assert torch.equal(cures.unpack(pack_weights(values, bits), bits), values)
+
+
+def test_a_linear_layer_itself_can_be_quantized():
+    layer, report = ql.quantize(nn.Linear(64, 64), "int8")
+    assert isinstance(layer, QuantoLinear)
+    assert report.quantized == ("",)
+
+
+def test_the_mode_of_layers_is_kept():
+    module = nn.Sequential(nn.Linear(32, 32))
+    assert ql.quantize(module.eval(), "int8")[0][0].training is False
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        (("proj_ot",), "did you mean 'proj_out'"),
+        (("norm_uot.linear",), "did you mean 'norm_out.linear'"),
+        (("to_out",), "did you mean '*.to_out'?"),
+        (("nothing*",), "matches none of the 28 Linear layers"),
+    ],
+)
+def test_a_dead_pattern_is_refused_and_the_module_unchanged(flux_folder, skip, message):
+    module = FluxTransformer2DModel.from_pretrained(flux_folder)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(ArgumentError) as caught:
+        ql.quantize(module, ql.Recipe("int8", skip=skip))
+    assert message in str(caught.value)
+    after = module.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf"), float("-inf")))
+def test_weights_that_are_no_numbers_are_refused(bad):
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        module[1].weight[2, 3] = bad
+    with pytest.raises(BrokenModelError, match="layer '1' holds NaN or infinity"):
+        ql.quantize(module, "int8")
+    assert type(module[0]) is nn.Linear  # nothing was quantized before the check
+
+
+def test_what_cannot_be_quantized_says_so():
+    with pytest.raises(ArgumentError, match="has no Linear layer"):
+        ql.quantize(nn.Conv2d(3, 3, 3), "int8")
+    quantized, _ = ql.quantize(nn.Sequential(nn.Linear(8, 8)), "int8")
+    with pytest.raises(ArgumentError, match="is quantized already"):
+        ql.quantize(quantized, "int4")
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ArgumentError, match="meta device"):
+        ql.quantize(empty, "int8")
+    with pytest.raises(ArgumentError, match="keeps all of them"):
+        ql.quantize(nn.Sequential(nn.Linear(8, 8)), ql.Recipe("int8", skip="*"))
+
+
+def test_weights_words_are_quantos():
+    from optimum.quanto.tensor import qtypes
+
+    assert {"q" + word for word in QUANTIZED} <= set(qtypes)
+
+
+def test_no_warning_reaches_the_user(flux_folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ql.load(flux_folder, "int8", device="cpu")
