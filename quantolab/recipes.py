@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -120,8 +121,14 @@ def default_recipes(
 
 
 def slug(label: str) -> str:
-    """Return a label as a folder name: lower-case letters, digits, dots and hyphens only."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.casefold()).strip("-.") or "recipe"
+    """Return a label as a folder name: lower-case letters, digits, dots and hyphens only.
+
+    Where signs had to go (a glob's star, say) a short digest keeps different labels apart.
+    """
+    words = re.sub(r"[^a-z0-9.]+", "-", label.casefold()).strip("-.")[:60]
+    if re.fullmatch(r"[\w .,-]*", label, re.ASCII) and len(label) <= 60:
+        return words
+    return f"{words}-{hashlib.sha256(label.encode()).hexdigest()[:6]}".lstrip("-")
 
 
 def _words(field: str, value: object) -> tuple[str, ...]:

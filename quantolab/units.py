@@ -66,11 +66,12 @@ def format_interval(seconds: float | None, low: float | None, high: float | None
     """Return a duration with its interval, the unit said once: ``182 ms (175–190)``."""
     if is_absent(seconds) or is_absent(low) or is_absent(high):
         return format_seconds(seconds)
-    middle, *ends = (format_seconds(value) for value in (seconds, low, high))
-    units = {text.partition(" ")[2] for text in (middle, *ends)}
-    if units in ({"s"}, {"ms"}):
-        ends = [text.partition(" ")[0] for text in ends]
-    return f"{middle} ({ends[0]}–{ends[1]})"
+    middle = format_seconds(seconds)
+    number, _, unit = middle.partition(" ")
+    if unit not in ("s", "ms"):
+        return f"{middle} ({format_seconds(low)}–{format_seconds(high)})"
+    scale, places = 1000 if unit == "ms" else 1, len(number.partition(".")[2])
+    return f"{middle} ({low * scale:.{places}f}–{high * scale:.{places}f})"
 
 
 def format_decibels(decibels: float | None) -> str:
@@ -106,9 +107,7 @@ def parse_bytes(text: str | int) -> int:
     except (KeyError, ValueError):
         count = math.nan
     if not (count >= 1 and math.isfinite(count)):
-        raise ArgumentError(
-            f"a size such as 16GB, 16GiB or 16000000000 was expected, not {text!r}"
-        )
+        raise ArgumentError(f"a size such as 16GB, 16GiB or 16000000000 was expected, not {text!r}")
     return int(count)
 
 

@@ -50,15 +50,20 @@ def linear_layers(module: torch.nn.Module) -> tuple[Layer, ...]:
     )
 
 
-def kept_in_float32(module: torch.nn.Module, path: str) -> bool:
+def kept_in_float32(module: torch.nn.Module, path: str, dtype: str = "bfloat16") -> bool:
     """Return whether the model's class says that what lies at `path` stays in float32.
 
-    Diffusers and transformers list such names in ``_keep_in_fp32_modules``; a name counts when
-    it is any part of the path. (Diffusers' quantizer compares leaf names only and so quantizes
-    layers inside listed containers, Wan's ``time_embedder`` for one, whose biases and inputs
-    are float32: int4 and int2 then fail and int8 fails after a reload. We leave them out.)
+    Diffusers lists such names in ``_keep_in_fp32_modules``, whatever the compute dtype;
+    transformers means that list for float16 only, and ``_keep_in_fp32_modules_strict`` for
+    bfloat16 too. A name counts when it is any part of the path. (Diffusers' quantizer compares
+    leaf names only and so quantizes layers inside listed containers, Wan's ``time_embedder`` for
+    one, whose biases and inputs are float32: int4 and int2 then fail and int8 fails after a
+    reload. We leave them out.)
     """
-    names = getattr(module, "_keep_in_fp32_modules", None) or ()
+    names = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+    if hasattr(module, "_keep_in_fp32_modules_strict"):  # a transformers model
+        strict = set(module._keep_in_fp32_modules_strict or ())
+        names = names | strict if dtype == "float16" else strict
     return any(part in names for part in path.split("."))
 
 

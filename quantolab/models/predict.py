@@ -69,13 +69,17 @@ def predict_weight_bytes(
     dtype : str
         Compute dtype.
     kept : set of str
-        Full paths of Linear layers that stay unquantized.
+        Full paths of Linear layers that stay unquantized. Those that the model keeps in float32
+        stay so by themselves.
     """
-    layers = {} if weights == "none" else {la.path: la for la in linear_layers(module)}
-    total = 0
-    for path in layers.keys() - kept:
-        total += layer_bytes(layers[path], weights, dtype)
-    quantized = {f"{path}.weight" for path in layers.keys() - kept}
+    layers = () if weights == "none" else linear_layers(module)
+    layers = [
+        layer
+        for layer in layers
+        if layer.path not in kept and not kept_in_float32(module, layer.path, dtype)
+    ]
+    total = sum(layer_bytes(layer, weights, dtype) for layer in layers)
+    quantized = {f"{layer.path}.weight" for layer in layers}
     for name, parameter in module.named_parameters():  # tied parameters come once
         if name not in quantized:
             total += parameter.numel() * _bytes_each(module, name, parameter, dtype)
@@ -91,4 +95,4 @@ def predict_weight_bytes(
 def _bytes_each(module: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: str) -> int:
     if not tensor.is_floating_point():
         return tensor.element_size()
-    return 4 if kept_in_float32(module, name) else _DTYPE_BYTES[dtype]
+    return 4 if kept_in_float32(module, name, dtype) else _DTYPE_BYTES[dtype]

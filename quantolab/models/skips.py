@@ -79,7 +79,7 @@ def skip_report(
 
 
 def _row(name, module, layer: Layer, hits: dict[str, str], skip, dtype: str) -> dict:
-    in_float32 = kept_in_float32(module, layer.path)
+    in_float32 = kept_in_float32(module, layer.path, dtype)
     # What Diffusers compares: the leaf name with the list, and with the model's own names.
     own = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
     row = {

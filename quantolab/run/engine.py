@@ -272,6 +272,7 @@ class _Run:
             reason=None,
             predicted_weight_bytes=plan["predicted_weight_bytes"],
             kept_layers=tuple(plan["kept_layers"]),
+            components=tuple(plan["components"]),
         )
         request = {
             "kind": "trial",

@@ -7,7 +7,7 @@ traceback in its log, and the parent makes a row of it.
 from __future__ import annotations
 
 import json
-import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,21 +32,22 @@ def run_job(request: dict, emit: Emit) -> None:
         value = {"value": jobs[request["kind"]](request, emit)}
     except QuantolabError as error:
         value = {"error": type(error).__name__, "message": str(error)}
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        first = str(error).strip().splitlines() or ["no memory left"]
-        value = {"error": "OutOfMemory", "message": f"out of memory: {first[0]}"}
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
-        import traceback
-
         traceback.print_exc()  # into the job's log
-        first = str(error).strip().splitlines() or [""]
-        value = {"error": "Failed", "message": f"{type(error).__name__}: {first[0]}"}
+        first = (str(error).strip().splitlines() or [""])[0]
+        what = "out of memory" if _is_out_of_memory(error) else type(error).__name__
+        value = {"error": "JobFailed", "message": f"{what}: {first}".rstrip(": ")}
     target = Path(request["folder"]) / "result.json"
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(value))
     partial.replace(target)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; on a CPU torch says so in a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def plan(request: dict, emit: Emit) -> dict:
@@ -70,7 +71,9 @@ def plan(request: dict, emit: Emit) -> dict:
         for name, module in skeletons.items():
             weights = recipe.weights if name in mine else "none"
             part_recipe = Recipe(weights, recipe.skip if weights != "none" else ())
-            resolved = resolve_layers(module, layers[name], part_recipe, name)
+            resolved = resolve_layers(
+                module, layers[name], part_recipe, name, request["dtype"]
+            )
             names = {path for path, _ in resolved.kept}
             total += predict_weight_bytes(module, weights, request["dtype"], names)
             left += len(resolved.quantized)
@@ -80,7 +83,13 @@ def plan(request: dict, emit: Emit) -> dict:
             raise ArgumentError(
                 f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize"
             )
-        plans.append({"predicted_weight_bytes": total, "kept_layers": kept})
+        plans.append(
+            {
+                "predicted_weight_bytes": total,
+                "kept_layers": kept,
+                "components": () if recipe.is_reference else mine,
+            }
+        )
     return {"device": device, "plans": plans}
 
 

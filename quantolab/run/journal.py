@@ -102,7 +102,7 @@ def read_run(folder: Path) -> Comparison:
             wall_seconds=values["wall_seconds"],
             folder=str(folder),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BrokenModelError):
             raise
         raise BrokenModelError(f"{path} is no record of a comparison: {error!r}") from error

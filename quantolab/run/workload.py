@@ -218,7 +218,7 @@ def load_encoded(path: Path, device: str) -> dict[str, dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
         prompts = json.loads(file.metadata()["prompts"])
         encoded: dict[str, dict[str, torch.Tensor]] = {prompt: {} for prompt in prompts}
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
             number, _, name = key.partition(".")
             value = file.get_tensor(key).to(device=device, copy=True)
             encoded[prompts[int(number)]][name] = value

@@ -95,9 +95,9 @@ def test_warm_up_is_no_part_of_the_verdict():
 def test_two_timings_of_the_same_thing_are_seldom_told_apart(few):
     # Ranges of three and three are disjoint by chance in 2 of C(6, 3) = 20 cases.
     random = np.random.default_rng(7)
-    told_apart = sum(
-        verdict(Timing(tuple(random.normal(1, 0.05, few))), Timing(tuple(random.normal(1, 0.05, few))))
-        != "no difference shown"
-        for _ in range(200)
-    )
+
+    def drawn():
+        return Timing(tuple(random.normal(1, 0.05, few)))
+
+    told_apart = sum(verdict(drawn(), drawn()) != "no difference shown" for _ in range(200))
     assert told_apart / 200 <= (0.18 if few == 3 else 0.06)

@@ -115,7 +115,7 @@ def quantize(
     recipe = as_recipe(recipe)
     layers = linear_layers(module)
     _check_module(module, layers)
-    plan = plan_layers(module, layers, recipe)
+    plan = plan_layers(module, layers, recipe, dtype=_compute_dtype(module))
     if recipe.is_reference:
         return _with_report(module, QuantizeReport(recipe, (), (), (), weight_bytes(module)))
     if not plan.quantized:
@@ -150,7 +150,11 @@ class LayerPlan:
 
 
 def plan_layers(
-    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = ""
+    module: torch.nn.Module,
+    layers: tuple[Layer, ...],
+    recipe: Recipe,
+    component: str = "",
+    dtype: str = "bfloat16",
 ) -> LayerPlan:
     """Return which layers a recipe quantizes and which it keeps, with the reason.
 
@@ -160,17 +164,21 @@ def plan_layers(
         If a skip pattern matches no layer.
     """
     check_patterns(recipe.skip, {component or type(module).__name__: layers})
-    return resolve_layers(module, layers, recipe, component)
+    return resolve_layers(module, layers, recipe, component, dtype)
 
 
 def resolve_layers(
-    module: torch.nn.Module, layers: tuple[Layer, ...], recipe: Recipe, component: str = ""
+    module: torch.nn.Module,
+    layers: tuple[Layer, ...],
+    recipe: Recipe,
+    component: str = "",
+    dtype: str = "bfloat16",
 ) -> LayerPlan:
     """Return the same for one of several components: a pattern may hit another one instead."""
     skipped = match_layers(recipe.skip, layers, component)
     kept, quantized = [], []
     for layer in layers:
-        if kept_in_float32(module, layer.path):
+        if kept_in_float32(module, layer.path, dtype):
             kept.append((layer.path, KEEP_FP32))
         elif layer.path in skipped:
             kept.append((layer.path, f"skip {skipped[layer.path]!r}"))
@@ -294,6 +302,12 @@ def _with_report(
     """Return both, the report also as an attribute: `save` records what it says."""
     module.quantize_report = report
     return module, report
+
+
+def _compute_dtype(module: torch.nn.Module) -> str:
+    """Return the name of the narrowest floating dtype: a few layers may be kept wider."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return str(min(dtypes, key=lambda d: (d.itemsize, str(d)))).removeprefix("torch.")
 
 
 def _check_module(module: torch.nn.Module, layers: tuple[Layer, ...]) -> None:

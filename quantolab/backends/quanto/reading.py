@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -99,10 +100,15 @@ def load_component(
             if loaded is not None:
                 return loaded
     module = _read_whole(part, dtype).to(device)
-    plan_recipe = recipe if strict_skip else _hitting(module, recipe, part.name)
-    module, report = quantize(module, plan_recipe)
+    layers = linear_layers(module)
+    resolve = plan_layers if strict_skip else resolve_layers
+    kept = resolve(module, layers, recipe, part.name, dtype).kept
+    # By full paths, since a pattern may be meant for another component than this one.
+    paths = () if recipe.is_reference else tuple(path for path, _ in kept)
+    module, report = quantize(module, Recipe(recipe.weights, paths))
+    module.quantize_report = replace(report, recipe=recipe, kept=kept)
     release_memory()
-    return module.eval(), report
+    return module.eval(), module.quantize_report
 
 
 def release_memory() -> None:
@@ -114,13 +120,6 @@ def release_memory() -> None:
             pass  # another C library: it decides by itself
 
 
-def _hitting(module: torch.nn.Module, recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe with only those patterns that hit this component."""
-    layers = linear_layers(module)
-    kept = [path for path, _ in resolve_layers(module, layers, recipe, name).kept]
-    return Recipe(recipe.weights, () if recipe.is_reference else tuple(kept))
-
-
 def _read_layer_by_layer(
     part: Component,
     module: torch.nn.Module,
@@ -130,29 +129,61 @@ def _read_layer_by_layer(
     strict_skip: bool,
 ) -> tuple[torch.nn.Module, QuantizeReport] | None:
     """Fill a skeleton from safetensors; None if names don't match and Diffusers must convert."""
+    with open_weights(part.folder) as tensors:
+        if set(tensors) != set(module.state_dict()):
+            return None
+        return fill_skeleton(
+            module, tensors, recipe, part.name, dtype=dtype, device=device, strict_skip=strict_skip
+        )
+
+
+def fill_skeleton(
+    module: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    recipe: Recipe,
+    component: str,
+    *,
+    dtype: str,
+    device: str,
+    strict_skip: bool = True,
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Fill a skeleton with tensors, each quantized and released before the next is read.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        From `build_skeleton`, with its buffers kept.
+    tensors : mapping of str to torch.Tensor
+        Exactly the names of the module's state dict; each is asked for once.
+    recipe, component, dtype, device, strict_skip
+        As for `load_component`, already resolved.
+
+    Raises
+    ------
+    ArgumentError
+        If a skip pattern matches no layer.
+    BrokenModelError
+        If a weight holds NaN or infinity.
+    """
     layers = linear_layers(module)
     resolve = plan_layers if strict_skip else resolve_layers
-    plan = resolve(module, layers, recipe, part.name)
+    plan = resolve(module, layers, recipe, component, dtype)
     waiting = {f"{la.path}.weight": la for la in plan.quantized}
-    expected = set(module.state_dict())
     applied: list[tuple[str, str]] = []
-    with open_weights(part.folder) as tensors:
-        if set(tensors) != expected:
-            return None
-        for name in tensors:
-            layer = waiting.get(name)
-            if layer is None and _belongs_to(name, waiting):
-                continue  # a quantized layer's bias comes with its weight
-            value = _read(tensors, name, module, dtype, device)
-            if layer is None:
-                _put_tensor(module, name, value)
-                continue
-            check_finite(value, layer.path)
-            bias = _read(tensors, f"{layer.path}.bias", module, dtype, device, layer.bias)
-            quantized, names = quantize_linear(layer, recipe.weights, value, bias)
-            applied += [(layer.path, cure) for cure in names]
-            del value
-            put_module(module, layer.path, quantized)
+    for name in tensors:
+        layer = waiting.get(name)
+        if layer is None and _belongs_to(name, waiting):
+            continue  # a quantized layer's bias comes with its weight
+        value = _read(tensors, name, module, dtype, device)
+        if layer is None:
+            _put_tensor(module, name, value)
+            continue
+        check_finite(value, layer.path)
+        bias = _read(tensors, f"{layer.path}.bias", module, dtype, device, layer.bias)
+        quantized, names = quantize_linear(layer, recipe.weights, value, bias)
+        applied += [(layer.path, cure) for cure in names]
+        del value
+        put_module(module, layer.path, quantized)
     module.to(device)  # buffers that no file holds
     release_memory()
     quantized_paths = tuple(la.path for la in plan.quantized)
@@ -169,7 +200,7 @@ def _belongs_to(name: str, waiting: dict) -> bool:
 
 
 def _read(
-    tensors: WeightFiles,
+    tensors: Mapping[str, torch.Tensor],
     name: str,
     module: torch.nn.Module,
     dtype: str,
@@ -181,7 +212,7 @@ def _read(
         return None
     value = tensors[name]
     if value.is_floating_point():
-        target = torch.float32 if kept_in_float32(module, name) else getattr(torch, dtype)
+        target = torch.float32 if kept_in_float32(module, name, dtype) else getattr(torch, dtype)
     else:
         target = value.dtype
     # copy=True: memory-mapped tensors may be misaligned and would keep the file mapped.

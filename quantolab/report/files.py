@@ -1,0 +1,89 @@
+"""A comparison as files for people: tables and figures, each of them whole or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..records import Comparison
+from ..run import journal
+from .figures import image_grid, plot_tradeoff
+from .lettering import png
+from .tables import markdown_table, results_table
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
+    """Write the tables and figures of a comparison; return the files.
+
+    ``results.csv``, ``results.parquet``, ``results.md``, ``grid.png`` and ``tradeoff.png``.
+    Each is written beside its place and moved there when it is complete, so a reader, or a run
+    that was killed, never sees half a file.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What `compare` returned or `load_comparison` read.
+    folder : str or pathlib.Path
+        Where to; made if it isn't there. Files of an earlier report are replaced.
+
+    Raises
+    ------
+    OutputError
+        If the folder can't be made or written to.
+    """
+    table = results_table(comparison)
+    makers: dict[str, Callable[[], bytes]] = {
+        "results.csv": lambda: table.to_csv(index=False, lineterminator="\n").encode(),
+        "results.parquet": lambda: table.to_parquet(index=False),
+        "results.md": lambda: markdown_table(table).encode(),
+        "grid.png": lambda: png(image_grid(comparison)),
+        "tradeoff.png": lambda: png(plot_tradeoff(table).get_figure(root=True)),
+    }
+    folder = journal.usable_folder(folder)
+    paths = tuple(folder / name for name in makers)
+    for path, make in zip(paths, makers.values(), strict=True):
+        journal.write_whole(path, make())
+    return paths
+
+
+def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write a comparison so that `load_comparison` reads it back; return the folder.
+
+    Its records go to ``run.json``, its pictures to ``images/``, and the report of
+    `write_report` beside them.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What to keep.
+    folder : str or pathlib.Path
+        Where to; made if it isn't there.
+
+    Raises
+    ------
+    OutputError
+        If the folder can't be made or written to.
+
+    Examples
+    --------
+    >>> save_comparison(comparison, "run")                      # doctest: +SKIP
+    """
+    folder = journal.save(comparison, folder)
+    write_report(comparison, folder)
+    return folder
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """Return the comparison that `save_comparison` or ``compare --out`` wrote.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        The folder with ``run.json``. Neither the model nor torch is needed.
+
+    Examples
+    --------
+    >>> load_comparison("run").trials                           # doctest: +SKIP
+    """
+    return journal.read(Path(folder))
+

@@ -1,0 +1,85 @@
+"""The report on disk: complete files or none, and a clear sentence where it can't be written."""
+
+import math
+import os
+
+import pytest
+from PIL import Image
+
+from quantolab.errors import OutputError
+from quantolab.report import files
+from quantolab.report.tables import read_table, results_table, text_table
+
+NAMES = ["grid.png", "results.csv", "results.md", "results.parquet", "tradeoff.png"]
+
+
+def listed(folder):
+    """Return the names of everything in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_report_is_five_files(broken, tmp_path):
+    written = files.write_report(broken, tmp_path / "deep" / "run")
+    assert sorted(path.name for path in written) == NAMES == listed(tmp_path / "deep" / "run")
+    assert all(path.stat().st_size for path in written)
+    for name in ("grid.png", "tradeoff.png"):
+        with Image.open(tmp_path / "deep" / "run" / name) as picture:
+            picture.verify()
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet"])
+def test_the_table_comes_back(broken, tmp_path, name):
+    files.write_report(broken, tmp_path)
+    table = results_table(broken)
+    assert text_table(read_table(tmp_path / name)) == text_table(table)
+
+
+def test_a_report_replaces_an_older_one(broken, make, tmp_path):
+    files.write_report(broken, tmp_path)
+    files.write_report(make(["none", "int4"], compiled=(), seeds=(0,)), tmp_path)
+    assert list(read_table(tmp_path / "results.csv")["recipe"]) == ["none", "int4"]
+    assert listed(tmp_path) == NAMES
+
+
+def test_a_comparison_in_which_everything_failed_is_written_too(make, tmp_path):
+    failed = {"none": ("failed", "out of memory"), "int8": ("unsupported", "no such kernel")}
+    files.write_report(make(["none", "int8"], compiled=(), failed=failed), tmp_path)
+    assert listed(tmp_path) == NAMES
+    assert math.isnan(read_table(tmp_path / "results.csv").loc[0, "psnr_db"])
+
+
+@pytest.mark.parametrize("path", ["run", "run/deeper"])
+def test_a_file_in_the_way(broken, tmp_path, path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OutputError, match="results can't be written to"):
+        files.write_report(broken, tmp_path / path)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(broken, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="Permission denied"):
+            files.write_report(broken, tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_saving_is_the_journal_and_the_report(broken, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(files.journal, "save", lambda *asked: calls.append(asked))
+    monkeypatch.setattr(files.journal, "read", lambda folder: ("read", folder))
+    assert files.save_comparison(broken, str(tmp_path / "run")) == tmp_path / "run"
+    assert calls == [(broken, tmp_path / "run")]
+    assert listed(tmp_path / "run") == NAMES
+    assert files.load_comparison(str(tmp_path)) == ("read", tmp_path)
+
+
+def test_a_saved_comparison_comes_back(broken, tmp_path):
+    files.save_comparison(broken, tmp_path)
+    back = files.load_comparison(tmp_path)
+    assert back.workload == broken.workload
+    assert back.trials == broken.trials
+    assert back.images.keys() == broken.images.keys()
+    assert all(back.images[k].tobytes() == broken.images[k].tobytes() for k in back.images)

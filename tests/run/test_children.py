@@ -1,0 +1,203 @@
+"""Child processes: whatever becomes of one, its parent gets a verdict and lives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from quantolab.run.children import Cancelled, Children, JobFailed
+
+
+@pytest.fixture(scope="module")
+def children():
+    with Children([("diffusers", "FluxPipeline")]) as pool:
+        yield pool
+
+
+def trial(folder, **changes):
+    request = {
+        "kind": "trial",
+        "model": str(folder),
+        "recipe": {"weights": "int8", "skip": [], "components": []},
+        "components": ["transformer"],
+        "compiled": False,
+        "prompts": ["a red cat"],
+        "pairs": [["a red cat", 0]],
+        "steps": 2,
+        "guidance": None,
+        "size": [32, 32],
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "repeats": 1,
+        "encoded": None,
+    }
+    return {**request, **changes}
+
+
+ENDLESS = {"steps": 200, "repeats": 10_000}
+
+
+def test_a_job_returns_its_value(children, pipeline_folder, tmp_path):
+    events = []
+    result = children.run(trial(pipeline_folder), folder=tmp_path / "a", watch=events.append)
+    assert result["value"]["weight_bytes"] > 0
+    assert len(result["value"]["timing"]["samples"]) == 1
+    assert (tmp_path / "a" / "images" / "000.png").is_file()
+    assert [e["event"] for e in events if e["event"] != "step"] == [
+        "stage", "stage", "picture", "stage", "picture",
+    ]  # fmt: skip
+
+
+def test_children_start_cheaply(children, pipeline_folder, tmp_path):
+    """Imports happen once: a child's own CPU time stays far under that of importing torch."""
+    before = _cpu_seconds_of_fresh_import()
+    started = time.process_time()
+    children.run({"kind": "nonsense"}, folder=tmp_path / "a")
+    assert time.process_time() - started < before
+
+
+def _cpu_seconds_of_fresh_import() -> float:
+    code = "import torch, os; t = os.times(); print(t.user + t.system)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def test_an_error_is_told_with_its_kind(children, tmp_path):
+    result = children.run(trial(tmp_path), folder=tmp_path / "a")
+    assert result["error"] == "BrokenModelError"
+    assert "no model in Diffusers layout" in result["message"]
+
+
+def test_memory_that_is_not_there_is_said_so(children, pipeline_folder, tmp_path):
+    result = children.run(
+        trial(pipeline_folder, size=[1_048_576, 1_048_576]), folder=tmp_path / "a"
+    )
+    assert result["message"].startswith("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"),
+    [
+        (signal.SIGSEGV, "segmentation fault"),
+        (signal.SIGKILL, "was killed (SIGKILL)"),
+        (signal.SIGABRT, "aborted (SIGABRT)"),
+        (signal.SIGTERM, "was ended (SIGTERM)"),
+    ],
+)
+def test_a_signal_ends_one_job_only(children, pipeline_folder, tmp_path, number, verdict):
+    def strike(event):
+        if event["event"] == "step":
+            os.kill(_only_child(), number)
+
+    with pytest.raises(JobFailed, match=verdict.replace("(", r"\(").replace(")", r"\)")):
+        children.run(trial(pipeline_folder, **ENDLESS), folder=tmp_path / "a", watch=strike)
+    assert "value" in children.run(trial(pipeline_folder), folder=tmp_path / "b")
+
+
+def test_a_hang_is_ended(children, pipeline_folder, tmp_path):
+    def freeze(event):
+        if event["event"] == "step":
+            os.kill(_only_child(), signal.SIGSTOP)
+
+    with pytest.raises(JobFailed, match="without a sign of life"):
+        children.run(
+            trial(pipeline_folder, **ENDLESS), folder=tmp_path, watch=freeze, stall_seconds=1.0
+        )
+    _wait_until(lambda: not _job_processes())
+
+
+def test_cancel_ends_the_work_at_once(children, pipeline_folder, tmp_path):
+    cancel = threading.Event()
+    heard = []
+
+    def stop(event):
+        if event["event"] == "step" and not cancel.is_set():
+            heard.append(time.monotonic())
+            cancel.set()
+
+    with pytest.raises(Cancelled):
+        children.run(
+            trial(pipeline_folder, **ENDLESS), folder=tmp_path, watch=stop, cancel=cancel
+        )
+    assert time.monotonic() - heard[0] < 5  # a picture of this trial takes far longer
+    _wait_until(lambda: not _job_processes())
+
+
+def test_fresh_processes_do_the_same(pipeline_folder, tmp_path):
+    """What Windows and macOS get, where forking isn't safe."""
+    with Children([("diffusers", "FluxPipeline")], fork=False) as pool:
+        result = pool.run(trial(pipeline_folder), folder=tmp_path / "a")
+        assert result["value"]["weight_bytes"] > 0
+
+        def strike(event):
+            if event["event"] == "step":
+                for process in psutil.Process().children():
+                    if "--once" in process.cmdline():
+                        process.send_signal(signal.SIGSEGV)
+
+        with pytest.raises(JobFailed, match="segmentation fault"):
+            pool.run(trial(pipeline_folder, **ENDLESS), folder=tmp_path / "b", watch=strike)
+
+
+def test_a_script_without_a_main_guard_works(pipeline_folder, tmp_path):
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import quantolab as ql\n"
+        f"c = ql.compare({str(pipeline_folder)!r}, ['int8'], 'a red cat', steps=1, repeats=1)\n"
+        "print('ran', [t.status for t in c.trials])\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["ran ['ok']"], done.stderr
+
+
+def test_children_die_with_their_parent(pipeline_folder, tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from quantolab.run.children import Children\n"
+        f"request = {trial(pipeline_folder, **ENDLESS)!r}\n"
+        "with Children() as pool:\n"
+        f"    pool.run(request, folder=Path({str(tmp_path)!r}),\n"
+        "             watch=lambda e: e['event'] == 'step' and print('step', flush=True))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline().strip() == "step"
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) == 2  # the server and its job
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _wait_until(lambda: not any(_alive(p) for p in family))
+
+
+def _alive(process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _job_processes():
+    servers = [
+        p for p in psutil.Process().children() if "quantolab.run.server" in " ".join(p.cmdline())
+    ]
+    return [c for s in servers for c in s.children() if _alive(c)]
+
+
+def _only_child() -> int:
+    jobs = _job_processes()
+    assert len(jobs) == 1
+    return jobs[0].pid
+
+
+def _wait_until(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

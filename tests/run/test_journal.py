@@ -1,0 +1,141 @@
+"""The run folder: whole files, one writer, resumable."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, OutputError
+from quantolab.recipes import Recipe
+from quantolab.records import Comparison, Timing, Trial, Workload
+from quantolab.run import journal
+from quantolab.run.journal import Journal
+
+WORKLOAD = Workload("demo", ("a cat", "a dog"), (0, 1), 3, None, (32, 16), "bfloat16", "cpu", 2)
+ASKED = (Trial(Recipe("none"), "failed"), Trial(Recipe("int8"), "failed"))
+
+
+def finished(weights, status="ok"):
+    return Trial(Recipe(weights), status, None if status == "ok" else "why", timing=Timing((1.0,)))
+
+
+def pictures(folder):
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.full((16, 32, 3), 40 * number, dtype="uint8")
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_a_trial_is_kept_with_its_pictures_and_read_back(tmp_path):
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(tmp_path / "made"), 2.5)
+    book.close()
+    back = journal.read(tmp_path / "run")
+    assert (back.workload, back.trials, back.wall_seconds) == (WORKLOAD, (finished("none"),), 2.5)
+    assert sorted(back.images) == sorted(("none", p, s) for p, s in WORKLOAD.pairs)
+    assert back.images["none", "a dog", 1].getpixel((0, 0)) == (120, 120, 120)
+    values = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (values["finished"], values["recipes"]) == (False, ["none", "int8"])
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["images", "run.json"]
+
+
+def test_saving_a_comparison_and_reading_it_gives_the_same(tmp_path):
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(tmp_path / "made"), 2.5)
+    book.close()
+    comparison = journal.read(tmp_path / "run")
+    journal.save(comparison, tmp_path / "copy")
+    again = journal.read(tmp_path / "copy")
+    assert again.trials == comparison.trials
+    assert all(
+        again.images[key].tobytes() == picture.tobytes()
+        for key, picture in comparison.images.items()
+    )
+
+
+def test_resume_keeps_what_is_done_and_tries_failed_ones_again(tmp_path):
+    asked = (*ASKED, Trial(Recipe("int4"), "failed"))
+    book = Journal(tmp_path / "run", WORKLOAD, asked)
+    book.add(finished("none"), pictures(tmp_path / "made"), 1.0)
+    book.add(finished("int8", "failed"), None, 2.0)
+    book.add(finished("int4", "unsupported"), None, 3.0)
+    book.close()
+    book = Journal(tmp_path / "run", WORKLOAD, asked, resume=True)
+    assert [book.done(w) is not None for w in ("none", "int8", "int4")] == [True, False, True]
+    assert book.write(0.5).wall_seconds == 3.5
+    book.close()
+
+
+def test_a_trial_whose_pictures_are_gone_is_done_again(tmp_path):
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(tmp_path / "made"), 1.0)
+    book.close()
+    next((tmp_path / "run" / "images" / "none").iterdir()).unlink()
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED, resume=True)
+    assert book.done("none") is None
+    book.close()
+
+
+def test_a_run_is_never_overwritten_or_mixed(tmp_path):
+    Journal(tmp_path, WORKLOAD, ASKED).close()
+    journal.write_run(tmp_path, Comparison(WORKLOAD, ()))
+    with pytest.raises(ArgumentError, match="already holds a comparison; add --resume"):
+        Journal(tmp_path, WORKLOAD, ASKED)
+    other = Workload("demo", ("a cat",), (0,), 9, None, (32, 16), "bfloat16", "cpu", 2)
+    with pytest.raises(ArgumentError, match="steps was 3, now 9"):
+        Journal(tmp_path, other, ASKED, resume=True)
+
+
+def hold(folder, held, done):
+    book = Journal(folder, WORKLOAD, ASKED)
+    held.set()
+    done.wait(30)
+    book.close()
+
+
+def test_one_process_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(OutputError, match="another run is writing"):
+            Journal(tmp_path, WORKLOAD, ASKED)
+    finally:
+        done.set()
+        other.join()
+    Journal(tmp_path, WORKLOAD, ASKED).close()
+
+
+def test_unusable_folders_say_why(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="can't be written"):
+        journal.usable_folder(tmp_path / "file" / "run")
+    with pytest.raises(ModelNotFoundError, match=r"it has no run\.json"):
+        journal.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"format": "x"}', '{"format": 99}', '{"format": 1, "workload": 3}'],
+)
+def test_a_broken_record_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(BrokenModelError):
+        journal.read(tmp_path)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "a.json"
+    journal.write_whole(target, "old")
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(OutputError, match="disk full"):
+        journal.write_whole(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
