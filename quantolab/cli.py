@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from . import __version__
-from .errors import ArgumentError, QuantolabError
+from .errors import ArgumentError, QuantolabError, nearest
 from .recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, default_recipes
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -45,7 +45,20 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with status 2."""
 
     def error(self, message: str) -> None:
-        raise ArgumentError(f"{message} (see {self.prog} --help)")
+        words = message.removeprefix("unrecognized arguments: ").split()
+        hint = ""
+        if words != message.split():
+            hint = nearest(words[0], _options(self))
+        raise ArgumentError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Return all long options of a parser and its commands."""
+    options = [o for a in parser._actions for o in a.option_strings if o.startswith("--")]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options += [o for p in action.choices.values() for o in _options(p)]
+    return options
 
 
 def _parser() -> _Parser:
@@ -54,7 +67,9 @@ def _parser() -> _Parser:
         description="Compare Quanto weights of a diffusion model: bytes, seconds, pictures.",
     )
     parser.add_argument("--version", action="version", version=f"quantolab {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", dest="command", parser_class=_Parser
+    )
     _add_compare(commands)
     return parser
 

@@ -21,7 +21,7 @@ from ..models.source import Source, check_size, default_size, find_model
 from ..recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, Recipe, as_recipe
 from ..records import FAILED, OK, UNSUPPORTED, Comparison, Conditions, Timing, Trial, Workload
 from .children import STALL_SECONDS, Cancelled, Children, JobFailed
-from .journal import Journal, picture_path
+from .journal import Journal, check_folder, picture_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,7 +153,9 @@ def run_comparison(
     if resume and out is None:
         raise ArgumentError("resume needs the folder (out) of the run to finish")
     temporary = None
-    if out is None:
+    if out is not None:
+        check_folder(out, resume=resume)
+    else:
         temporary = out = tempfile.mkdtemp(prefix="quantolab-")
     try:
         run = _Run(request, out, resume, watch, cancel, stall_seconds)
@@ -214,7 +216,7 @@ class _Run:
         plan = self._value(
             {
                 "kind": "plan",
-                "model": request.source.model,
+                "model": str(request.source.folder),
                 "device": request.workload.device,
                 "dtype": request.workload.dtype,
                 "components": request.components,
@@ -255,7 +257,7 @@ class _Run:
         value = self._value(
             {
                 "kind": "encode",
-                "model": workload.model,
+                "model": str(self._request.source.folder),
                 "prompts": workload.prompts,
                 "dtype": workload.dtype,
                 "device": workload.device,
@@ -276,7 +278,7 @@ class _Run:
         )
         request = {
             "kind": "trial",
-            "model": workload.model,
+            "model": str(self._request.source.folder),
             "recipe": trial.recipe.to_dict(),
             "components": self._request.components,
             "compiled": trial.compiled,

@@ -196,6 +196,28 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
 
 
+def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
+    """Make sure that a run can go to a folder, before anything is made or computed.
+
+    Raises
+    ------
+    ArgumentError
+        If the folder holds a run and `resume` is False.
+    OutputError
+        If it can't be written.
+    """
+    path = Path(folder).expanduser()
+    if (path / RUN_FILE).exists() and not resume:
+        raise ArgumentError(
+            f"{str(path)!r} already holds a comparison; add --resume (resume=True) to finish it, "
+            "or name another folder"
+        )
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "it may not be written" if there.is_dir() else "it is a file"
+        raise OutputError(f"results can't go to {str(path)!r}: {str(there)!r}: {why}")
+
+
 def usable_folder(folder: str | os.PathLike) -> Path:
     """Return a folder that exists and can be written, made if need be.
 
@@ -263,12 +285,8 @@ class Journal:
         self.work.mkdir()
 
     def _take_over(self, resume: bool) -> None:
+        check_folder(self.folder, resume=resume)
         earlier = read_run(self.folder)
-        if not resume:
-            raise ArgumentError(
-                f"{str(self.folder)!r} already holds a comparison; add --resume (resume=True) to "
-                "finish it, or name another folder"
-            )
         differences = _differences(to_dict(earlier.workload), to_dict(self.workload))
         if differences:
             raise ArgumentError(

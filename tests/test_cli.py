@@ -1,0 +1,116 @@
+"""The command line: exit statuses, one clear line for bad input, and what it prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from quantolab import cli
+
+
+def run(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "quantolab", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
+    done = run(
+        "compare", pipeline_folder, "--weights", "none,int8", "--skip", "proj_out",
+        "--prompt", "a red cat", "--steps", 2, "--repeats", 3, "--seed", 1, "--seed", 2,
+        "--size", "32x16", "--dtype", "float32", "--device", "cpu", "--guidance", 2.5,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    folders = list((tmp_path / cli.RUNS).iterdir())
+    assert len(folders) == 1
+    table = pd.read_csv(folders[0] / "results.csv")
+    assert list(table.recipe) == ["none", "int8, keeping proj_out"]
+    assert list(table["size"]) == ["32x16"] * 2
+    assert list(table.seeds) == ["1, 2"] * 2
+    assert list(table.compute_dtype) == ["float32"] * 2
+    assert "int8, keeping proj_out" in done.stdout
+    for name in ("results.csv", "grid.png", "tradeoff.png", "run.json"):
+        assert str(Path(cli.RUNS) / folders[0].name / name) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "--weights", "int9"], "did you mean 'int8'"),
+        (["compare", "--weights", ","], "names no weights"),
+        (["compare", "--steps", "0"], "steps must be a whole number of 1 or more, not 0"),
+        (["compare", "--repeats", "0"], "repeats must be a whole number of 1 or more, not 0"),
+        (["compare", "--steps", "few"], "a whole number is needed, not 'few'"),
+        (["compare", "--size", "big"], "WIDTHxHEIGHT such as 512x512 is needed"),
+        (["compare", "--size", "100x128"], "did you mean 96x128?"),
+        (["compare", "--dtype", "fp16"], "allowed: bfloat16, float16, float32"),
+        (["compare", "--device", "tpu"], "allowed: auto, cpu, cuda, mps, xpu"),
+        (["compare", "no-such-folder"], "is no folder here"),
+        (["compare", "--component", "transfromer"], "did you mean 'transformer'"),
+        (["compare", "--weights", "none", "--skip", "x"], "nothing to quantize"),
+        (["compare", "--resume"], "--resume needs --out FOLDER"),
+        (["compare", "--wieghts", "int8"], "did you mean '--weights'"),
+        (["comprae"], "invalid choice"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_status_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+    assert said in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_skip_pattern_gets_status_2_and_writes_nothing(pipeline_folder, tmp_path):
+    done = run("compare", pipeline_folder, "--skip", "proj_uot", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'proj_out'" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["compare", "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "it is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_some_failed_is_status_1(pipeline_folder, tmp_path):
+    path = next((pipeline_folder / "transformer").glob("*.safetensors"))
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        done = run(
+            "compare", pipeline_folder, "--weights", "int8", "--prompt", "a", "--steps", 1,
+            "--repeats", 1, "--out", tmp_path / "out",
+        )  # fmt: skip
+    finally:
+        path.write_bytes(whole)
+    assert done.returncode == 1
+    assert "can't be read as safetensors" in done.stdout
+    assert pd.read_csv(tmp_path / "out" / "results.csv").status.tolist() == ["failed"]
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("quantolab 0.")
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    scripts = tomllib.loads(project.read_text())["project"]["scripts"]
+    assert scripts == {"quantolab": "quantolab.cli:run_and_exit"}
