@@ -23,7 +23,9 @@ _ROOMS = {
     "quantize": "backends.quanto",
     "load": "backends.quanto",
     "weight_bytes": "backends.quanto",
+    "load_single_file": "backends.quanto",
     "skip_report": "models.skips",
+    "diffusers_code": "report.code",
     # compare and show
     "compare": "comparing",
     "results_table": "report.tables",
@@ -36,13 +38,14 @@ _ROOMS = {
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:  # what editors and type checkers see
-    from .backends.quanto import load, quantize, weight_bytes
+    from .backends.quanto import load, load_single_file, quantize, weight_bytes
     from .comparing import compare
     from .demo import demo_model
     from .errors import QuantolabError
     from .models.skips import skip_report
     from .recipes import Recipe
     from .records import Comparison, Trial
+    from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison
     from .report.tables import results_table

@@ -69,6 +69,19 @@ def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch
     return module.eval().requires_grad_(False)
 
 
+def dtype_keyword(library: str) -> str:
+    """Return what ``from_pretrained`` of a library calls the compute dtype.
+
+    transformers says ``dtype``. Diffusers said ``torch_dtype`` and follows: newer versions warn
+    about the old name, older ones don't know the new one.
+    """
+    if library == "transformers":
+        return "dtype"
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
 @contextmanager
 def quiet_libraries():
     """Keep Diffusers' and transformers' log lines away from the user for a while."""

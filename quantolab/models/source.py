@@ -172,17 +172,22 @@ def default_size(source: Source) -> tuple[int, int] | None:
 def vae_scale(source: Source) -> int:
     """Return pixels a latent along one side: how far the VAE scales down."""
     vae = source.config("vae")
-    if "block_out_channels" in vae:
-        return 2 ** (len(vae["block_out_channels"]) - 1)
-    return int(vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial") or 8)
+    said = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial")
+    if said:
+        return int(said)
+    if "spatio_temporal_scaling" in vae:  # LTX-Video's: not every stage halves, and it has patches
+        return 2 ** sum(map(bool, vae["spatio_temporal_scaling"])) * int(vae.get("patch_size", 1))
+    # Sana's deep-compression VAE names its encoder's stages apart.
+    stages = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    return 2 ** (len(stages) - 1) if stages else 8
 
 
 def size_step(source: Source) -> int:
     """Return the pixels that width and height must be multiples of."""
     patch = source.config(source.denoiser).get("patch_size", 1)
     patch = patch[-1] if isinstance(patch, list) else patch
-    # FLUX and Qwen-Image pack 2x2 latents into one token outside the transformer.
-    packed = (source.pipeline or "").startswith(("Flux", "QwenImage"))
+    # These pack 2x2 latents into one token outside the transformer.
+    packed = (source.pipeline or "").startswith(("Flux", "Chroma", "QwenImage"))
     return vae_scale(source) * (2 if packed else int(patch or 1))
 
 
@@ -253,15 +258,22 @@ def _folders_beside(folder: Path) -> list[str]:
 
 def _find_on_hub(name: str, weights: bool) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     # Never pickles: only configuration, tokenizers and safetensors.
     patterns = [*_CONFIG_FILES, "*/*.safetensors"] if weights else [*_CONFIG_FILES]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # A misspelt folder looks like a Hub id.
+        hint = nearest(name, _folders_beside(Path(name)))
         raise ModelNotFoundError(
-            f"Hub model {name!r} is neither in the local cache nor to be had from the Hub: {first}"
+            f"{name!r} is no folder here, and as a Hub model neither in the local cache nor to be "
+            f"had from the Hub ({first}){hint}"
         ) from error
     return read_source(name, folder, folder.name if folder.parent.name == "snapshots" else None)

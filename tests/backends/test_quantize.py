@@ -50,7 +50,7 @@ def diffusers_load(folder, weights, dtype, skip=None):
         return FluxTransformer2DModel.from_pretrained(
             folder,
             quantization_config=QuantoConfig(weights, modules_to_not_convert=skip),
-            torch_dtype=getattr(torch, dtype),
+            dtype=getattr(torch, dtype),
         )
 
 
@@ -70,7 +70,7 @@ def test_leaf_skips_equal_diffusers_bit_for_bit(flux_folder, weights):
 
 @pytest.mark.parametrize("weights", QUANTIZED)
 def test_quantize_in_memory_equals_load(flux_folder, weights):
-    module = FluxTransformer2DModel.from_pretrained(flux_folder, torch_dtype=torch.bfloat16).eval()
+    module = FluxTransformer2DModel.from_pretrained(flux_folder, dtype=torch.bfloat16).eval()
     quantized, report = ql.quantize(module, weights)
     assert quantized is module
     loaded = ql.load(flux_folder, weights, device="cpu")
@@ -280,3 +280,16 @@ def test_no_warning_reaches_the_user(flux_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ql.load(flux_folder, "int8", device="cpu")
+
+
+def test_weights_of_another_shape_are_refused(flux_folder, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(flux_folder, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({**config, "joint_attention_dim": 128})
+    )
+    with pytest.raises(BrokenModelError, match=r"'context_embedder.weight' has the shape"):
+        ql.load(tmp_path / "model", "int8", device="cpu")

@@ -1,5 +1,6 @@
 """`diffusers_code` writes scripts that give quantolab's own weights and pictures."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,11 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
-from quantolab.backends.quanto.reading import load
+from quantolab.backends.quanto.reading import load, load_component
 from quantolab.backends.quanto.tensors import inner_tensors
 from quantolab.errors import ArgumentError
 from quantolab.models.layers import linear_layers, match_layers
-from quantolab.models.skeleton import build_skeleton
+from quantolab.models.skeleton import build_skeleton, dtype_keyword
 from quantolab.models.source import find_model
 from quantolab.recipes import Recipe
 from quantolab.report.code import diffusers_code, globs_for
@@ -76,19 +77,16 @@ def test_the_weights_are_the_same(pipeline_folder, extensions_kept, weights, dty
     assert_same_weights(ours, names["transformer"])
 
 
-@pytest.mark.parametrize("weights", ("int8", "int4"))
-def test_several_components(pipeline_folder, extensions_kept, weights):
-    recipe = Recipe(
-        weights, skip=("text_encoder_2.*.wi",), components=("transformer", "text_encoder_2")
-    )
-    if weights == "int8":
-        recipe = Recipe(weights, ("text_encoder_2.encoder.block.0",), recipe.components)
+@pytest.mark.parametrize(
+    ("weights", "skip"),
+    [("int8", "text_encoder_2.encoder.block.0"), ("int4", "text_encoder_2.*.wi"), ("int2", "*.o")],
+)
+def test_several_components(pipeline_folder, extensions_kept, weights, skip):
+    recipe = Recipe(weights, skip, components=("transformer", "text_encoder_2"))
     code = diffusers_code(recipe, pipeline_folder, device="cpu")
-    names = run(code)
     assert "from transformers import T5EncoderModel\n" in code
+    names = run(code)
     for component in recipe.components:
-        from quantolab.backends.quanto.reading import load_component
-
         part = find_model(pipeline_folder).component(component)
         ours, _ = load_component(part, recipe, dtype="bfloat16", device="cpu", strict_skip=False)
         assert_same_weights(ours, names[component])
@@ -123,13 +121,12 @@ def test_a_child_process_makes_the_same_picture(pipeline_folder, tmp_path, recip
     (picture,) = tmp_path.glob("*.png")
 
     loaded = {
-        name: load(pipeline_folder, recipe.weights, name, device="cpu")
+        name: load(pipeline_folder, recipe, name, device="cpu")
         for name in recipe.components or ("transformer",)
-        if not recipe.skip
     }
-    if recipe.skip:
-        loaded = {"transformer": load(pipeline_folder, recipe, device="cpu")}
-    pipe = FluxPipeline.from_pretrained(pipeline_folder, torch_dtype=torch.bfloat16, **loaded)
+    pipe = FluxPipeline.from_pretrained(
+        pipeline_folder, **{dtype_keyword("diffusers"): torch.bfloat16}, **loaded
+    )
     pipe.set_progress_bar_config(disable=True)
     wanted = pipe(
         "a red dog",
@@ -200,6 +197,52 @@ def test_helping_lines_stand_only_where_they_are_needed(pipeline_folder):
         assert max(map(len, code.splitlines())) <= 100 or str(pipeline_folder) in code
 
 
+def write_pipeline(folder, pipeline, config):
+    """Write a pipeline that is configurations alone: scripts are made without weights."""
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    index = {"_class_name": pipeline, "transformer": ["diffusers", config["_class_name"]]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+SMALL = {"num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "device", "helped"),
+    [
+        ("int8", "bfloat16", "cpu", True),
+        ("int4", "bfloat16", "auto", True),
+        ("int4", "bfloat16", "cuda", False),
+        ("int8", "float32", "cpu", False),
+        ("float8", "bfloat16", "cpu", False),
+    ],
+)
+def test_sana_needs_contiguous_inputs_on_a_cpu(tmp_path, weights, dtype, device, helped):
+    config = {"_class_name": "SanaTransformer2DModel", **SMALL, "cross_attention_dim": 256}
+    config |= {"num_cross_attention_heads": 4, "cross_attention_head_dim": 64}
+    folder = write_pipeline(tmp_path / "sana", "SanaPipeline", config)
+    code = diffusers_code(weights, folder, dtype=dtype, device=device)
+    compile(code, "script", "exec")
+    assert ("x[0].contiguous()" in code) == helped
+
+
+def test_videos_and_what_stays_in_float32(tmp_path):
+    config = {"_class_name": "WanTransformer3DModel", **SMALL, "ffn_dim": 512}
+    code = diffusers_code("int2", write_pipeline(tmp_path / "wan", "WanPipeline", config))
+    compile(code, "script", "exec")
+    assert "from diffusers.utils import export_to_video\n" in code
+    assert 'export_to_video(result.frames[0], "int2.mp4")' in code
+    assert "condition_embedder.time_embedder.linear_1" in code
+
+
+def test_one_component_alone_makes_no_picture(flux_folder, extensions_kept):
+    code = diffusers_code("int4", flux_folder, device="cpu")
+    assert "pipe" not in code.replace("pipeline", "") and "subfolder" not in code
+    assert_same_weights(load(flux_folder, "int4", device="cpu"), run(code)["transformer"])
+
+
 def test_the_whole_script(pipeline_folder):
     code = diffusers_code(
         Recipe("int8", skip=("proj_out", "norm_out.linear")),
@@ -222,14 +265,14 @@ model = "{pipeline_folder}"
 dtype = torch.bfloat16
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
-transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", torch_dtype=dtype)
+transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", dtype=dtype)
 transformer.to(device)
 linear = [n for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)]
 keep = ["proj_out", "*.proj_out", "norm_out.linear"]
 quantize(transformer, weights="qint8", include=linear, exclude=keep)
 freeze(transformer)
 
-pipe = FluxPipeline.from_pretrained(model, transformer=transformer, torch_dtype=dtype).to(device)
+pipe = FluxPipeline.from_pretrained(model, transformer=transformer, dtype=dtype).to(device)
 noise = torch.Generator("cpu").manual_seed(0)  # the same on every device
 result = pipe(
     prompt="a \\"red\\" dog",
@@ -240,7 +283,7 @@ result = pipe(
 )
 result.images[0].save("int8-keeping-proj-out-and-norm-out.linear.png")
 '''
-    )  # noqa: E501
+    )
 
 
 def test_unusable_arguments(pipeline_folder):

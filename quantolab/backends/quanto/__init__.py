@@ -8,6 +8,15 @@ from __future__ import annotations
 
 from .quantize import QuantizeReport, QuantoLinear, is_quantized, quantize
 from .reading import load
+from .single_file import load_single_file
 from .tensors import weight_bytes
 
-__all__ = ["QuantizeReport", "QuantoLinear", "is_quantized", "load", "quantize", "weight_bytes"]
+__all__ = [
+    "QuantizeReport",
+    "QuantoLinear",
+    "is_quantized",
+    "load",
+    "load_single_file",
+    "quantize",
+    "weight_bytes",
+]

@@ -73,7 +73,7 @@ def load(
     --------
     >>> transformer = load("demo", "int4", device="cpu")
     >>> pipe = FluxPipeline.from_pretrained(demo_model(), transformer=transformer,
-    ...                                     torch_dtype=torch.bfloat16)
+    ...                                     dtype=torch.bfloat16)
     """
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
@@ -130,8 +130,15 @@ def _read_layer_by_layer(
 ) -> tuple[torch.nn.Module, QuantizeReport] | None:
     """Fill a skeleton from safetensors; None if names don't match and Diffusers must convert."""
     with open_weights(part.folder) as tensors:
-        if set(tensors) != set(module.state_dict()):
+        expected = module.state_dict()
+        if set(tensors) != set(expected):
             return None
+        for name, like in expected.items():
+            if tensors.shape(name) != tuple(like.shape):
+                raise BrokenModelError(
+                    f"the weights in {part.folder} don't fit its config.json: {name!r} has the "
+                    f"shape {tensors.shape(name)}, not {tuple(like.shape)}"
+                )
         return fill_skeleton(
             module, tensors, recipe, part.name, dtype=dtype, device=device, strict_skip=strict_skip
         )
@@ -230,8 +237,6 @@ def _put_tensor(module: torch.nn.Module, name: str, value: torch.Tensor) -> None
 def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
     """Return a component as its own library loads it: text encoders, renamed or tied weights."""
     cls = component_class(part)
-    # Diffusers and transformers each call it by another name.
-    name = "torch_dtype" if part.library == "diffusers" else "dtype"
     try:
         with quiet_libraries():
             module, info = cls.from_pretrained(
@@ -239,7 +244,7 @@ def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
-                **{name: getattr(torch, dtype)},
+                dtype=getattr(torch, dtype),
             )
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise BrokenModelError(
@@ -263,6 +268,10 @@ class WeightFiles(dict):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return super().__getitem__(name).get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, from the file's header alone."""
+        return tuple(super().__getitem__(name).get_slice(name).get_shape())
 
 
 @contextmanager

@@ -1,0 +1,399 @@
+"""A recipe as a plain Diffusers script: what quantolab does, for those who don't have it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..devices import DEVICES
+from ..errors import one_of, whole_number
+from ..models.source import DEMO, Component, Source, check_size, find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
+
+if TYPE_CHECKING:
+    from ..models.layers import Layer
+
+_WIDTH = 100  # of a line, so that the script reads well where it is pasted
+
+_VIDEO = ("Wan", "LTX", "CogVideoX", "HunyuanVideo", "Mochi")
+"""How classes of pipelines that make videos begin."""
+
+_NOT_CONTIGUOUS = ("SanaTransformer2DModel",)
+"""Classes that feed their layers transposed tensors, which the CPU's kernels refuse."""
+
+_UNPACK = """\
+# Quanto compiles C++ at the first int4 or int2 forward: a minute, and it needs a compiler and
+# ninja. This does the same in plain torch.
+lib = types.SimpleNamespace(
+    unpack=lambda t, bits: torch.cat([(t >> s) & (2**bits - 1) for s in range(0, 8, bits)])
+)
+for extension in extensions.values():
+    extension._lib = lib
+"""
+
+_NO_CUDA_KERNELS = """\
+# Quanto's fused CUDA kernels need nvcc; without them its generic classes run.
+extensions.pop("quanto_cuda", None)
+"""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One component in the script: what is quantized and what plain Quanto needs help with."""
+
+    component: Component
+    kept: tuple[str, ...]
+    """Patterns for Quanto's `exclude`."""
+    generic: tuple[str, ...]
+    """Paths of layers that must not become TinyGemm weights."""
+    plain: tuple[str, ...]
+    """Paths of layers that the int8 kernel of CPUs can't compute."""
+    contiguous: bool
+    """Whether inputs must be made contiguous."""
+
+
+def diffusers_code(
+    recipe: Recipe | str,
+    model: str | os.PathLike | None = None,
+    *,
+    component: str | None = None,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    prompt: str = "a photograph of a red fox in a snowy forest",
+    steps: int | None = None,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    guidance: float | None = None,
+) -> str:
+    """Return the plain Diffusers and Quanto script that does what a recipe does here.
+
+    It quantizes with ``optimum.quanto`` itself, since Diffusers' ``QuantoConfig`` is deprecated
+    and knows only leaf names, and gives the same weights bit for bit. Skips are resolved against
+    the real model, and written as globs where globs say the same.
+
+    Parameters
+    ----------
+    recipe : Recipe or str
+        What to quantize to, which layers to keep, which components.
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id (configuration files only).
+    component : str, optional
+        The one to quantize, if the recipe names none; by default the denoiser.
+    dtype : str
+        Compute dtype.
+    device : str
+        ``"auto"`` writes a script that takes CUDA if it is there, else the CPU.
+    prompt : str
+        Text that the script makes a picture of.
+    steps : int, optional
+        Denoising steps; by default the pipeline's own.
+    seed : int
+        Seed of the noise.
+    size : tuple of int, optional
+        (width, height) in pixels; by default the pipeline's own.
+    guidance : float, optional
+        Guidance scale; by default the pipeline's own.
+
+    Returns
+    -------
+    str
+        Python source, ready to be saved and run.
+
+    Raises
+    ------
+    ArgumentError
+        An unusable argument, or a skip pattern that matches no layer.
+    ModelNotFoundError, BrokenModelError
+        If the model isn't there or isn't one.
+
+    Examples
+    --------
+    >>> print(diffusers_code("int8", "black-forest-labs/FLUX.1-dev"))
+    """
+    recipe = as_recipe(recipe)
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    one_of("device", device.split(":")[0], DEVICES)
+    whole_number("seed", seed, 0)
+    if steps is not None:
+        whole_number("steps", steps)
+    source = find_model(model, weights=False)
+    if size is not None:
+        size = check_size(source, size)
+    parts = _resolved(source, recipe, component, dtype, device)
+    call = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if size is not None:
+        call |= {"width": size[0], "height": size[1]}
+    blocks = [
+        _heading(source, recipe),
+        _imports(source, recipe, parts),
+        _settings(source, dtype, device),
+        *_workarounds(recipe),
+        *(_part_code(source, part, recipe) for part in parts),
+    ]
+    if source.pipeline:
+        blocks.append(_pipeline_code(source, recipe, parts, prompt, seed, call))
+    return "\n".join(blocks)
+
+
+def _resolved(
+    source: Source, recipe: Recipe, component: str | None, dtype: str, device: str
+) -> tuple[_Part, ...]:
+    """Return what becomes of each component, from shapes alone."""
+    from ..models.layers import check_patterns, linear_layers
+    from ..models.skeleton import build_skeleton
+
+    if recipe.is_reference and source.pipeline:
+        return ()  # the pipeline loads everything itself
+    names = recipe.components or (component or source.denoiser,)
+    modules = {name: build_skeleton(source.component(name)) for name in names}
+    layers = {name: linear_layers(module) for name, module in modules.items()}
+    check_patterns(recipe.skip, layers)
+    return tuple(
+        _resolve(source.component(name), modules[name], layers[name], recipe, dtype, device)
+        for name in names
+    )
+
+
+def _resolve(
+    component: Component, module, layers: tuple[Layer, ...], recipe: Recipe, dtype: str, device: str
+) -> _Part:
+    import torch
+
+    from ..backends.quanto import cures
+    from ..backends.quanto.quantize import resolve_layers
+
+    plan = resolve_layers(module, layers, recipe, component.name, dtype)
+    kept = tuple(path for path, _ in plan.kept)
+    # What each layer needs on a CPU; int4's need is the same on CUDA.
+    needs = {
+        layer.path: cures.cure_for(layer, recipe.weights, getattr(torch, dtype), "cpu")
+        for layer in plan.quantized
+    }
+    on_cpu = device in ("auto", "cpu")
+    small_integers = recipe.weights in ("int8", "int4") and dtype == "bfloat16"
+    return _Part(
+        component,
+        globs_for(kept, tuple(layer.path for layer in layers), recipe.skip, component.name),
+        tuple(path for path, need in needs.items() if need == cures.INT4_GENERIC),
+        tuple(path for path, need in needs.items() if need == cures.INT8_PLAIN and on_cpu),
+        component.cls in _NOT_CONTIGUOUS and small_integers and on_cpu,
+    )
+
+
+def globs_for(
+    kept: Iterable[str], paths: Iterable[str], patterns: Iterable[str], component: str = ""
+) -> tuple[str, ...]:
+    """Return globs that match exactly the kept ones of all paths, few if that is possible.
+
+    Parameters
+    ----------
+    kept, paths : iterable of str
+        Full paths of the layers that stay as they are, and of all layers.
+    patterns : iterable of str
+        As the user wrote them: the globs to try first.
+    component : str
+        Name that a pattern may begin with.
+
+    Examples
+    --------
+    >>> globs_for(["proj_out", "a.proj_out"], ["proj_out", "a.proj_out", "a.q"], ["proj_out"])
+    ('proj_out', '*.proj_out')
+    """
+    kept, paths = tuple(kept), tuple(paths)
+    left = set(kept)
+    chosen: list[str] = []
+    for pattern in patterns:
+        bare = pattern.removeprefix(component + ".") if component else pattern
+        for glob in dict.fromkeys((bare, f"*.{bare}", f"{bare}.*", f"*.{bare}.*")):
+            hit = {path for path in paths if fnmatchcase(path, glob)}
+            if hit & left and hit <= set(kept):
+                chosen.append(glob)
+                left -= hit
+    return (*chosen, *(path for path in kept if path in left))
+
+
+def _heading(source: Source, recipe: Recipe) -> str:
+    return (
+        f"# {_model_words(source)}, {recipe}, without quantolab.\n"
+        "# Needs: pip install torch diffusers transformers accelerate optimum-quanto\n"
+    )
+
+
+def _model_words(source: Source) -> str:
+    return "The demo model of quantolab" if source.model == DEMO else source.model
+
+
+def _imports(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
+    from_library: dict[str, set[str]] = {"diffusers": set(), "transformers": set()}
+    for part in parts:
+        from_library[part.component.library].add(part.component.cls)
+    if source.pipeline:
+        from_library["diffusers"].add(source.pipeline)
+    lines = ["import torch"]
+    if recipe.weights in ("int4", "int2"):
+        lines = ["import types", "", "import torch"]
+    lines += [
+        f"from {library} import {', '.join(sorted(names))}"
+        for library, names in from_library.items()
+        if names
+    ]
+    if not recipe.is_reference:
+        names = ["freeze", "quantize"]
+        if any(part.generic for part in parts):
+            names.append("quantize_weight")
+        quanto = [f"from optimum.quanto import {', '.join(names)}"]
+        if _workarounds(recipe):
+            quanto.append(
+                "from optimum.quanto.library.extensions.extension import _extensions as extensions"
+            )
+        at = 1 + next(i for i, line in enumerate(lines) if line.startswith("from diffusers"))
+        lines[at:at] = quanto
+    if _makes_video(source):
+        at = 1 + next(i for i, line in enumerate(lines) if line.startswith("from diffusers"))
+        lines.insert(at, "from diffusers.utils import export_to_video")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(source: Source, dtype: str, device: str) -> str:
+    on_hub = source.model != DEMO and not Path(source.model).expanduser().is_dir()
+    where = source.model if on_hub else str(source.folder.resolve())
+    chosen = '"cuda" if torch.cuda.is_available() else "cpu"' if device == "auto" else None
+    return (
+        f"model = {_quoted(where)}\ndtype = torch.{dtype}\ndevice = {chosen or _quoted(device)}\n"
+    )
+
+
+def _workarounds(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.weights in ("int4", "int2"):
+        return (_UNPACK + _NO_CUDA_KERNELS,)
+    return (_NO_CUDA_KERNELS,) if recipe.weights == "float8" else ()
+
+
+def _part_code(source: Source, part: _Part, recipe: Recipe) -> str:
+    from ..models.skeleton import dtype_keyword
+
+    name = part.component.name
+    arguments = ["model", f"{dtype_keyword(part.component.library)}=dtype"]
+    if source.pipeline:
+        arguments.insert(1, f"subfolder={_quoted(name)}")
+    lines = [
+        *_called(f"{name} = {part.component.cls}.from_pretrained(", arguments, ")"),
+        f"{name}.to(device)",
+    ]
+    if recipe.is_reference:
+        return "\n".join(lines) + "\n"
+    # `include`: on its own Quanto would also quantize convolutions.
+    lines += [
+        f"linear = [n for n, m in {name}.named_modules() if isinstance(m, torch.nn.Linear)]",
+        *_listed("keep", part.kept),
+        f'quantize({name}, weights="q{recipe.weights}", include=linear, exclude=keep)',
+        *_generic_code(part),
+        f"freeze({name})",
+        *_after_freezing(part, recipe),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _generic_code(part: _Part) -> list[str]:
+    if not part.generic:
+        return []
+    return [
+        "# TinyGemm refuses heights that aren't multiples of 16: these stay in the generic class.",
+        *_listed("generic", part.generic),
+        "for path in generic:",
+        f"    m = {part.component.name}.get_submodule(path)",
+        "    kind = dict(qtype=m.weight_qtype, axis=0, group_size=m.weight_group_size)",
+        "    scale, shift = m.optimizer(m.weight.detach(), **kind)",
+        "    packed = quantize_weight("
+        "m.weight.detach(), scale=scale, shift=shift, optimized=False, **kind)",
+        "    m.weight = torch.nn.Parameter(packed, requires_grad=False)",
+    ]
+
+
+def _after_freezing(part: _Part, recipe: Recipe) -> list[str]:
+    name, lines = part.component.name, []
+    if recipe.weights == "float8":
+        lines += [
+            "# A row of zeros has the scale 0, and 0/0 would be NaN in every picture.",
+            f"for m in {name}.modules():",
+            '    if hasattr(m, "weight_qtype"):',
+            "        raw, empty = m.weight._data.view(torch.uint8), m.weight._scale == 0",
+            "        raw.masked_fill_(empty.expand_as(raw), 0)",
+        ]
+    if part.plain:
+        lines += [
+            "# The int8 kernel of CPUs crashes on widths that aren't multiples of 16.",
+            *_listed("odd", part.plain),
+            'for path in odd if device == "cpu" else ():',
+            f"    m = {name}.get_submodule(path)",
+            "    m.forward = lambda x, m=m: torch.nn.functional.linear(",
+            "        x, m.weight.dequantize(), m.bias",
+            "    )",
+        ]
+    if part.contiguous:
+        lines += [
+            "# The kernels of CPUs refuse the transposed inputs of this model.",
+            f"for m in {name}.modules():",
+            '    if hasattr(m, "weight_qtype"):',
+            "        m.register_forward_pre_hook(lambda m, x: (x[0].contiguous(), *x[1:]))",
+        ]
+    return lines
+
+
+def _pipeline_code(
+    source: Source,
+    recipe: Recipe,
+    parts: tuple[_Part, ...],
+    prompt: str,
+    seed: int,
+    call: dict[str, object],
+) -> str:
+    from ..models.skeleton import dtype_keyword
+
+    arguments = [
+        "model",
+        *(f"{part.component.name}={part.component.name}" for part in parts),
+        f"{dtype_keyword('diffusers')}=dtype",
+    ]
+    lines = [
+        *_called(f"pipe = {source.pipeline}.from_pretrained(", arguments, ").to(device)"),
+        f'noise = torch.Generator("cpu").manual_seed({seed})  # the same on every device',
+        "result = pipe(",
+        f"    prompt={_quoted(prompt)},",
+        *(f"    {key}={value!r}," for key, value in call.items() if value is not None),
+        "    generator=noise,",
+        ")",
+    ]
+    file = slug(recipe.label)
+    if _makes_video(source):
+        lines.append(f'export_to_video(result.frames[0], "{file}.mp4")')
+    else:
+        lines.append(f'result.images[0].save("{file}.png")')
+    return "\n".join(lines) + "\n"
+
+
+def _makes_video(source: Source) -> bool:
+    return (source.pipeline or "").startswith(_VIDEO)
+
+
+def _listed(name: str, values: tuple[str, ...]) -> list[str]:
+    """Return the lines of an assignment of names, in one line if it fits."""
+    return _called(f"{name} = [", [_quoted(value) for value in values], "]")
+
+
+def _called(start: str, arguments: list[str], end: str) -> list[str]:
+    """Return the lines of a call or a list, one line if that fits."""
+    line = start + ", ".join(arguments) + end
+    if len(line) <= _WIDTH:
+        return [line]
+    return [start, *(f"    {argument}," for argument in arguments), end]
+
+
+def _quoted(text: str) -> str:
+    """Return a string literal in double quotes, as formatters write it."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else repr(text)
