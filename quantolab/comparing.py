@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from .recipes import Recipe
 from .records import Comparison
 from .run.children import STALL_SECONDS
-from .run.engine import Watch, check_request, run_comparison
+from .run.engine import run_comparison
+from .run.request import check_request
+from .run.session import Watch
 
 
 def compare(
@@ -65,7 +67,7 @@ def compare(
     resume : bool
         Whether to go on with what `out` holds: only what is missing or failed is done.
     watch : callable, optional
-        Called with a `quantolab.run.engine.Progress` at each event; by default a progress bar.
+        Called with a `quantolab.run.session.Progress` at each event; by default a progress bar.
     cancel : threading.Event, optional
         Set it from anywhere to end the run; finished trials stay in `out`.
     stall_seconds : float

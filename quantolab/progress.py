@@ -6,7 +6,7 @@ import sys
 
 from tqdm.auto import tqdm
 
-from .run.engine import Progress
+from .run.session import Progress
 from .units import format_bytes, format_decibels, format_seconds
 
 

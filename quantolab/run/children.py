@@ -7,6 +7,7 @@ gets a fresh process instead. The parent itself never imports torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import QuantolabError
@@ -36,25 +37,36 @@ class JobFailed(QuantolabError):
 class Children:
     """A place to run jobs, each in a process of its own. Use as a context manager.
 
+    Several threads may `run` jobs at the same time.
+
     Parameters
     ----------
     classes : list of (library, class name)
         What the jobs will need, imported ahead.
     fork : bool, optional
         Whether to fork children from one server; by default on Linux only.
+    environment : mapping of str to str, optional
+        Environment variables of the children, over those of this process.
     """
 
-    def __init__(self, classes=(), fork: bool | None = None) -> None:
+    def __init__(
+        self,
+        classes=(),
+        fork: bool | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._classes = [list(pair) for pair in classes]
         self._fork = sys.platform == "linux" if fork is None else fork
+        self._environment = dict(environment or {})
         self._server: subprocess.Popen | None = None
         self._inbox: dict[str, queue.SimpleQueue] = {}
-        self._count = 0
+        self._count = itertools.count(1)
+        self._writing = threading.Lock()  # two requests must not mix on the server's input
         self._ready = threading.Event()
 
     def __enter__(self) -> Children:
         if self._fork:
-            self._server = _start([json.dumps(self._classes)])
+            self._server = _start([json.dumps(self._classes)], self._environment)
             self._listen(self._server)
         return self
 
@@ -105,8 +117,7 @@ class Children:
         Cancelled
             If `cancel` was set.
         """
-        self._count += 1
-        job = f"{self._count}"
+        job = f"{next(self._count)}"
         inbox = self._inbox[job] = queue.SimpleQueue()
         folder.mkdir(parents=True, exist_ok=True)
         log, result = folder / "log.txt", folder / "result.json"
@@ -172,14 +183,15 @@ class _Process:
         if children._server is not None:
             server = children._server
             try:
-                server.stdin.write(line)
-                server.stdin.flush()
+                with children._writing:
+                    server.stdin.write(line)
+                    server.stdin.flush()
             except (BrokenPipeError, ValueError) as error:
                 raise JobFailed(
                     f"the process that starts trials is gone (exit status {server.poll()})"
                 ) from error
         else:
-            self._own = _start(["--once"])
+            self._own = _start(["--once"], children._environment)
             children._listen(self._own, request["job"])
             self._own.stdin.write(json.dumps({**request, "classes": children._classes}) + "\n")
             self._own.stdin.flush()
@@ -198,8 +210,8 @@ class _Process:
             pass
 
 
-def _start(arguments: list[str]) -> subprocess.Popen:
-    environment = dict(os.environ)
+def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen:
+    environment = {**os.environ, **extra}
     # The child imports this very quantolab, wherever it was imported from.
     home = str(Path(__file__).resolve().parents[2])
     paths = [home, environment.get("PYTHONPATH", "")]

@@ -49,6 +49,7 @@ class Prepared:
     """A pipeline that is ready to make pictures, and what it took to get there."""
 
     pipe: Any
+    denoiser: torch.nn.Module
     encoded: dict[str, dict[str, torch.Tensor]] | None
     """By prompt, keyword arguments for the pipeline; None if it takes the text itself."""
     weight_bytes: int
@@ -90,6 +91,7 @@ def prepare(request: dict) -> Prepared:
         encoded = encode_with(pipe, request["prompts"], device)
     return Prepared(
         pipe,
+        getattr(pipe, source.denoiser),
         encoded,
         sum(weight_bytes(module) for module in parts.values()),
         sum(file_bytes(module) for module in parts.values()),
@@ -137,7 +139,7 @@ def build_pipeline(
         with quiet_libraries():
             pipe = cls.from_pretrained(
                 str(source.folder),
-                torch_dtype=getattr(torch, dtype),
+                dtype=getattr(torch, dtype),
                 local_files_only=True,
                 use_safetensors=True,
                 **{**left_out, **parts},

@@ -32,9 +32,9 @@ from diffusers import FluxPipeline, FluxTransformer2DModel, QuantoConfig
 
 model_id = {model!r}
 transformer = FluxTransformer2DModel.from_pretrained(
-    model_id, subfolder="transformer", torch_dtype=torch.bfloat16{quantization}
+    model_id, subfolder="transformer", dtype=torch.bfloat16{quantization}
 )
-pipe = FluxPipeline.from_pretrained(model_id, transformer=transformer, torch_dtype=torch.bfloat16)
+pipe = FluxPipeline.from_pretrained(model_id, transformer=transformer, dtype=torch.bfloat16)
 
 prompts = {prompts!r}
 for number in range({pictures}):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 import quantolab as ql
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
 from quantolab.run.children import Cancelled
-from quantolab.run.engine import check_request
+from quantolab.run.request import check_request
 
 FAST = {"steps": 2, "repeats": 2}
 PROMPTS = ("a red cat", "a blue dog")
@@ -56,7 +55,7 @@ def test_pictures_are_those_that_plain_diffusers_makes(comparison, pipeline_fold
     from diffusers import FluxPipeline
 
     result, _, _ = comparison
-    pipe = FluxPipeline.from_pretrained(pipeline_folder, torch_dtype=torch.bfloat16)
+    pipe = FluxPipeline.from_pretrained(pipeline_folder, dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     for (label, prompt, seed), picture in result.images.items():
         if label != "none":
@@ -113,7 +112,8 @@ def test_events_tell_how_far_it_is(comparison):
 
 
 def test_several_components_and_skips(pipeline_folder):
-    recipe = ql.Recipe("int8", ("proj_out", "text_encoder_2.*.k"), ("transformer", "text_encoder_2"))
+    both = ("transformer", "text_encoder_2")
+    recipe = ql.Recipe("int8", ("proj_out", "text_encoder_2.*.k"), both)
     result = ql.compare(pipeline_folder, ["none", recipe], PROMPTS[0], watch=quietly, **FAST)
     assert [t.status for t in result.trials] == ["ok", "ok"], result.trials
     for trial in result.trials:
@@ -236,7 +236,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
     assert [t["recipe"]["weights"] for t in after["trials"]] == ["none", "int8", "int4"]
     assert after["trials"][: len(before["trials"])] == before["trials"]  # not done again
     assert after["wall_seconds"] > before["wall_seconds"]
-    assert not [n for n in os.listdir(tmp_path / "run") if n.startswith(".")]
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
 
 @pytest.mark.parametrize(
