@@ -19,15 +19,26 @@ _ROOMS = {
     "QuantolabError": "errors",
     # the demo model
     "demo_model": "demo",
-    # quantize, load, look
+    # quantize and load
     "quantize": "backends.quanto",
     "load": "backends.quanto",
-    "weight_bytes": "backends.quanto",
     "load_single_file": "backends.quanto",
+    "load_pipeline": "backends.quanto",
+    # keep and reload
+    "save": "backends.quanto",
+    "load_saved": "backends.quanto",
+    "verify_saved": "backends.quanto",
+    "from_quanto": "backends.quanto",
+    "to_quanto": "backends.quanto",
+    # look
+    "weight_bytes": "backends.quanto",
     "skip_report": "models.skips",
     "diffusers_code": "report.code",
+    # what works here
+    "path_matrix": "doctor",
     # compare and show
     "compare": "comparing",
+    "compile_report": "compiling",
     "results_table": "report.tables",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
@@ -38,9 +49,22 @@ _ROOMS = {
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:  # what editors and type checkers see
-    from .backends.quanto import load, load_single_file, quantize, weight_bytes
+    from .backends.quanto import (
+        from_quanto,
+        load,
+        load_pipeline,
+        load_saved,
+        load_single_file,
+        quantize,
+        save,
+        to_quanto,
+        verify_saved,
+        weight_bytes,
+    )
     from .comparing import compare
+    from .compiling import compile_report
     from .demo import demo_model
+    from .doctor import path_matrix
     from .errors import QuantolabError
     from .models.skips import skip_report
     from .recipes import Recipe

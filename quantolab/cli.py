@@ -71,6 +71,7 @@ def _parser() -> _Parser:
         title="commands", required=True, metavar="COMMAND", dest="command", parser_class=_Parser
     )
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -202,6 +203,50 @@ def _new_folder(model: str | None) -> str:
 
     name = slug(Path(model).name if model else "demo")
     return str(Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def _add_doctor(commands) -> None:
+    p = commands.add_parser(
+        "doctor",
+        help="say what this machine can do, and which documented paths work on it",
+        description="Say what this machine can do: versions, devices, compilers, and how fast "
+        "each weights dtype is. With --paths, run every documented path on a tiny model, once "
+        "through plain Diffusers and once through quantolab (some minutes).",
+    )
+    p.add_argument("--paths", action="store_true", help="run the path matrix")
+    p.add_argument(
+        "--csv", metavar="FILE", help="write the matrix (without --paths, the speeds) to FILE"
+    )
+    p.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor.checkup import check_up, speed_table, text_checkup
+
+    if arguments.csv:
+        _check_writable(arguments.csv)
+    checkup = check_up()
+    print(text_checkup(checkup), flush=True)
+    table, ok = None, not checkup.broken
+    if not arguments.paths:
+        table = speed_table(checkup) if arguments.csv else None
+    elif checkup.machine is not None:
+        from .doctor.matrix import all_work, path_matrix
+        from .doctor.tables import text_matrix
+
+        table = path_matrix()
+        print(f"\n{text_matrix(table)}")
+        ok = ok and all_work(table)
+    if arguments.csv and table is not None:
+        table.to_csv(arguments.csv, index=False)
+        print(f"table   {arguments.csv}")
+    return OK if ok else SOME_FAILED
+
+
+def _check_writable(path: str) -> None:
+    """Refuse a place that nothing can be written to, before minutes are spent."""
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise ArgumentError(f"--csv {path!r} is no file in an existing folder")
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -165,6 +165,8 @@ class Children:
             elif (inbox := self._inbox.get(event.get("job", ""))) is not None:
                 inbox.put(event)
         code = process.wait()
+        if job:
+            process.stdout.close()
         # A server that ends on its own takes its jobs with it.
         jobs = [job] if job else list(self._inbox)
         for name in jobs:
@@ -194,7 +196,7 @@ class _Process:
             self._own = _start(["--once"], children._environment)
             children._listen(self._own, request["job"])
             self._own.stdin.write(json.dumps({**request, "classes": children._classes}) + "\n")
-            self._own.stdin.flush()
+            self._own.stdin.close()
             self.pid = self._own.pid
 
     def end(self) -> None:

@@ -1,4 +1,6 @@
-"""What a child process does: plan, encode prompts, or run one trial. Plain values in and out.
+"""What a child process does: plan, encode prompts, run one trial, or a room's own job.
+
+Plain values in and out.
 
 Errors that we raise on purpose become part of the result; anything else ends the process with a
 traceback in its log, and the parent makes a row of it.
@@ -6,10 +8,12 @@ traceback in its log, and the parent makes a row of it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,10 +30,13 @@ Emit = Callable[[dict], None]
 
 
 def run_job(request: dict, emit: Emit) -> None:
-    """Do the job that a request names and write its result, whole or not at all."""
-    jobs = {"plan": plan, "encode": encode, "trial": trial}
+    """Do the job that a request names and write its result, whole or not at all.
+
+    The kind is ``"plan"``, ``"encode"``, ``"trial"``, or ``"quantolab.room.module:function"`` for
+    a job of a room above this one.
+    """
     try:
-        value = {"value": jobs[request["kind"]](request, emit)}
+        value = {"value": find_job(request["kind"])(request, emit)}
     except QuantolabError as error:
         value = {"error": type(error).__name__, "message": str(error)}
     except Exception as error:
@@ -41,6 +48,26 @@ def run_job(request: dict, emit: Emit) -> None:
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(value))
     partial.replace(target)
+
+
+def find_job(kind: str) -> Callable[[dict, Emit], Any]:
+    """Return the function that a kind of job names.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of ours.
+    """
+    jobs = {"plan": plan, "encode": encode, "trial": trial}
+    if kind in jobs:
+        return jobs[kind]
+    module, colon, name = kind.partition(":")
+    home = __name__.partition(".")[0]
+    if colon and module.startswith(f"{home}.") and not name.startswith("_"):
+        return getattr(importlib.import_module(module), name)
+    raise ArgumentError(
+        f"job {kind!r} is not known; allowed: {', '.join(jobs)}, or {home}.room.module:function"
+    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -71,9 +98,7 @@ def plan(request: dict, emit: Emit) -> dict:
         for name, module in skeletons.items():
             weights = recipe.weights if name in mine else "none"
             part_recipe = Recipe(weights, recipe.skip if weights != "none" else ())
-            resolved = resolve_layers(
-                module, layers[name], part_recipe, name, request["dtype"]
-            )
+            resolved = resolve_layers(module, layers[name], part_recipe, name, request["dtype"])
             names = {path for path, _ in resolved.kept}
             total += predict_weight_bytes(module, weights, request["dtype"], names)
             left += len(resolved.quantized)

@@ -559,7 +559,7 @@ def test_no_literal_width_is_left_in_a_converter(name):
 
     converter = SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
     before = set(numbers(converter.__code__))
-    after = set(numbers(single_file._with_width(converter, 256).__code__))
+    after = set(numbers(single_file.with_width(converter, 256).__code__))
     assert 3072 not in after
     assert (3072 in before) == (256 in after)
     assert set(numbers(converter.__code__)) == before  # Diffusers' own is as it was
@@ -579,7 +579,7 @@ def test_converters_that_need_values_get_real_tensors(files, flux_folder, state,
     monkeypatch.setattr(single_file, "_converter", lambda part, module: looks_at_values)
     with pytest.raises(BrokenModelError, match="split"):  # the literal width, in both ways
         load_single_file(files["published"], "int8", config=flux_folder, device="cpu")
-    narrow = single_file._with_width(convert, 256)
+    narrow = single_file.with_width(convert, 256)
     monkeypatch.setattr(
         single_file,
         "_converter",

@@ -33,6 +33,13 @@ CONTIGUOUS = "inputs made contiguous"
 """The CPU's int8 and int4 kernels refuse inputs that aren't contiguous, as Sana's are. Every
 layer makes its input contiguous, which costs nothing where it is already."""
 
+TINYGEMM_TRACED = "int4 by TinyGemm: traceable product"
+"""Quanto's TinyGemm product asks ``type(input) is not torch.Tensor`` and, if so, dequantizes the
+input. While ``torch.compile`` traces, the input's type is a stand-in, so a dequantize enters the
+graph, turns bfloat16 into float32, and compiling fails ("expected scalar type Float but found
+BFloat16"). Every TinyGemm layer calls a product of ours that asks for Quanto's own tensors
+instead; eager results are the same to the bit."""
+
 CUDA_WITHOUT_COMPILER = "no CUDA compiler: Quanto's fused CUDA kernels left out"
 """Quanto's AWQ and Marlin kernels are compiled at first use, which needs nvcc and ninja and
 fails, or hangs behind a stale lock, without them. Where they can't be built they are
@@ -61,6 +68,10 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     parts = [packed & mask]
     parts += [(packed >> (bits * i)) & mask for i in range(1, 8 // bits)]
     return torch.cat(parts)
+
+
+left_out: dict = {}
+"""Quanto's extensions that `use_no_compiler` has unregistered, by name."""
 
 
 class _Extension:
@@ -96,9 +107,11 @@ def use_no_compiler() -> None:
     """
     from optimum.quanto.library.extensions import extension
 
+    # `shipped.use_as_shipped` undoes this.
     can_build = bool(shutil.which("nvcc") and shutil.which("ninja"))
     for name, ext in list(extension._extensions.items()):
         if not isinstance(ext._lib, _Extension):
             ext._lib = _Extension(ext)
         if name == "quanto_cuda" and not can_build:
-            del extension._extensions[name]  # so that is_extension_available says no
+            # So that is_extension_available says no.
+            left_out[name] = extension._extensions.pop(name)

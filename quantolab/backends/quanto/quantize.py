@@ -19,6 +19,7 @@ from ...models.layers import (
 )
 from ...recipes import Recipe, as_recipe
 from . import cures
+from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
 from .tensors import weight_bytes
 
 cures.use_no_compiler()
@@ -65,6 +66,8 @@ class QuantoLinear(QLinear):
         """Return ``x @ weight.T + bias`` for x of shape (..., in_features)."""
         x = x.contiguous()  # cures.CONTIGUOUS
         weight = self.qweight
+        if isinstance(weight, TinyGemmWeightQBitsTensor):
+            return TinyGemmProduct.apply(x, weight, self.bias)  # cures.TINYGEMM_TRACED
         if self.plain_product and isinstance(weight, QTensor):
             weight = weight.dequantize()
         return torch.nn.functional.linear(x, weight, self.bias)

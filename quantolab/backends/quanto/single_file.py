@@ -372,7 +372,7 @@ def _converter(part: Component, module: torch.nn.Module) -> Callable:
         converter = entry["checkpoint_mapping_fn"]
         if cls.__name__ in _FIXED_WIDTH_CLASSES:
             width = module.config["num_attention_heads"] * module.config["attention_head_dim"]
-            converter = _with_width(converter, width)
+            converter = with_width(converter, width)
         return converter
     raise UnsupportedError(
         f"this file's tensors don't have Diffusers' names, and Diffusers converts no original "
@@ -380,7 +380,7 @@ def _converter(part: Component, module: torch.nn.Module) -> Callable:
     )
 
 
-def _with_width(converter: Callable, width: int) -> Callable:
+def with_width(converter: Callable, width: int) -> Callable:
     """Return a copy of a converter in which the literal width of FLUX.1 is another one.
 
     Diffusers 0.42 writes 3072 where its config says the width; a version that reads the config

@@ -1,0 +1,165 @@
+"""Train the demo model from nothing: ``python -m quantolab.demo.train --out FOLDER``.
+
+Draws the training pictures, trains the autoencoder, then the transformer together with both text
+encoders, and writes an ordinary FluxPipeline folder and its model card. An interrupted run goes on
+where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from . import STEPS
+from .assemble import assemble
+from .denoiser import Denoiser, train_denoiser
+from .drawing import SIZE, held_out_prompts, parse
+from .evaluate import generate, score
+from .loop import save
+from .pool import training_pool
+from .vae import CHANNELS, encode, train_vae, tune_decoder
+
+_VAE_PICTURES = 8000
+"""The autoencoder sees this many of the pictures; quarters of them are plenty."""
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quantolab.demo.train", description="Train the demo model from nothing."
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="where the pipeline folder is written")
+    add("--work", type=Path, help="where checkpoints are kept (default: OUT-work)")
+    add("--pictures", type=int, default=24000, help="training pictures (default: %(default)s)")
+    add("--vae-steps", type=int, default=3600, help="(default: %(default)s)")
+    add("--steps", type=int, default=4000, help="(default: %(default)s)")
+    add("--horizon", type=int, default=0, help="steps the learning rate is planned for, if more")
+    add("--decoder-steps", type=int, default=600, help="(default: %(default)s)")
+    add("--batch", type=int, default=64, help="(default: %(default)s)")
+    add("--width", type=int, default=256, help="inner width (default: %(default)s)")
+    add("--doubles", type=int, default=1, help="double blocks (default: %(default)s)")
+    add("--singles", type=int, default=3, help="single blocks (default: %(default)s)")
+    add("--vae-width", type=int, default=16, help="(default: %(default)s)")
+    add("--focus", nargs="*", default=[], help="families to end with (default: all)")
+    add("--focus-from", type=int, default=0, help="from this step on (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--threads", type=int, default=2, help="(default: %(default)s)")
+    add("--preview-every", type=int, default=1000, help="steps (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the model while training (needs g++)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the command line says."""
+    options = arguments(argv)
+    work = options.work or options.out.with_name(options.out.name + "-work")
+    work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    random.seed(options.seed)
+    images, captions = training_pool(work, options.pictures, options.seed, options.threads)
+    vae, vae_seconds = _vae(options, work, images)
+    latents = _latents(vae, images, work)
+    torch.manual_seed(options.seed + 1)
+    model = Denoiser(CHANNELS, options.width, options.doubles, options.singles)
+    seconds = train_denoiser(
+        model,
+        latents,
+        captions,
+        options.steps,
+        work,
+        options.batch,
+        horizon=options.horizon,
+        compiled=options.compile,
+        focus=(options.focus_from, _places(captions, options.focus)) if options.focus else None,
+        preview=lambda model, step: _preview(vae, model, step, work),
+        preview_every=options.preview_every,
+    )
+    torch.manual_seed(options.seed + 2)
+    decoder_seconds = tune_decoder(vae, images, latents, options.decoder_steps, work)
+    export(vae, model, options.out)
+    record = {
+        **{name: value for name, value in vars(options).items() if name not in ("out", "work")},
+        "sampling_steps": STEPS,
+        "history": [
+            f"the autoencoder: {options.vae_steps:,} steps, {vae_seconds / 60:.0f} min;",
+            f"transformer and text encoders together: {options.steps:,} steps of "
+            f"{options.batch} pictures, {seconds / 60:.0f} min;",
+            f"the decoder once more, on latents a little off: {options.decoder_steps:,} steps, "
+            f"{decoder_seconds / 60:.0f} min.",
+        ],
+        "state": "Trained to the end.",
+        "faults": "None recorded.",
+        "going_on": "The same command with more steps goes on from the kept checkpoints.",
+    }
+    (work / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    total = vae_seconds + seconds + decoder_seconds
+    print(f"wrote {options.out}; training took {total / 60:.0f} min", flush=True)
+
+
+def _places(captions: Sequence[str], families: Sequence[str]) -> torch.Tensor:
+    """Where the pictures of some families stand."""
+    return torch.tensor([i for i, text in enumerate(captions) if parse(text).family in families])
+
+
+def export(vae: AutoencoderKL, model: Denoiser, out: Path) -> None:
+    """Write the pipeline folder, weights in bfloat16."""
+    # A copy that went through bfloat16 is what users load; the training weights stay untouched.
+    pipeline = assemble(vae, model)
+    pipeline.to(torch.bfloat16)
+    pipeline.save_pretrained(out, safe_serialization=True)
+    # transformers 5 writes a new name for the tokenizer's class that transformers 4 doesn't know.
+    for path in (out / "model_index.json", *out.glob("tokenizer*/tokenizer_config.json")):
+        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+
+
+def _vae(
+    options: argparse.Namespace, work: Path, images: torch.Tensor
+) -> tuple[AutoencoderKL, float]:
+    torch.manual_seed(options.seed)
+    vae, seconds = train_vae(images[:_VAE_PICTURES], options.vae_steps, work, options.vae_width)
+    return vae, seconds
+
+
+def _latents(vae: AutoencoderKL, images: torch.Tensor, work: Path) -> torch.Tensor:
+    """Scaled latents of all training pictures, kept for a resumed run."""
+    path = work / "latents.pt"
+    if not path.exists():
+        start = time.monotonic()
+        raw = encode(vae, images)
+        save(path, {"latents": (raw - vae.config.shift_factor) * vae.config.scaling_factor})
+        print(f"encoded {len(images)} pictures in {time.monotonic() - start:.0f} s", flush=True)
+    return torch.load(path)["latents"]
+
+
+def _preview(vae: AutoencoderKL, model: Denoiser, step: int, work: Path) -> None:
+    """Write a grid of held-out pictures and print how many of them the judge finds right."""
+    prompts = held_out_prompts(48, seed=1)
+    pipeline = assemble(vae, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        images = generate(pipeline, prompts)
+    share, _ = score(images, prompts)
+    sheet(images, 12).save(work / f"preview-{step}.png")
+    print(f"step {step}: {share:.0%} of {len(prompts)} held-out prompts right", flush=True)
+
+
+def sheet(images: Sequence[Image.Image], columns: int, gap: int = 4) -> Image.Image:
+    """Pictures side by side, in rows of `columns`."""
+    rows = -(-len(images) // columns)
+    pitch = SIZE + gap
+    canvas = Image.new("RGB", (columns * pitch + gap, rows * pitch + gap), "white")
+    for i, image in enumerate(images):
+        canvas.paste(image, (gap + i % columns * pitch, gap + i // columns * pitch))
+    return canvas
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Seconds and memory of quantizing, saving and reloading a model of 200 million parameters.
+
+Run by hand, on a quiet machine:
+
+    python tests/benchmarks/loading.py [int8 float8 int4 int2] [--rounds 5]
+
+A random FLUX transformer is made in a temporary folder. Every measurement is a fresh process, so
+that none has the other's memory; ways alternate, and the median of the rounds is printed. Peaks
+are of private memory (the process's anonymous pages, sampled every 5 ms), above what it held
+before loading: pages of a mapped file don't count, and neither do imported libraries.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+CONFIG = {
+    "patch_size": 1, "in_channels": 64, "num_layers": 4, "num_single_layers": 4,
+    "attention_head_dim": 128, "num_attention_heads": 8, "joint_attention_dim": 1024,
+    "pooled_projection_dim": 256, "axes_dims_rope": [16, 56, 56], "guidance_embeds": False,
+}  # fmt: skip
+WAYS = {
+    "quantize": "quantolab load, quantizing",
+    "diffusers": "plain Diffusers, quantizing",
+    "load_saved": "quantolab load_saved",
+    "unchecked": "load_saved, check=False",
+    "diffusers_saved": "plain Diffusers, saved",
+    "read": "reading the file, own memory",
+}
+
+
+def private_bytes():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status: this needs Linux")
+
+
+class Peak:
+    """Highest private memory while the block runs, above what it was at its start."""
+
+    def __enter__(self):
+        self.bytes = 0
+        self._before, self._done = private_bytes(), threading.Event()
+        self._watch = threading.Thread(target=self._sample)
+        self._watch.start()
+        return self
+
+    def _sample(self):
+        while not self._done.wait(0.005):
+            self.bytes = max(self.bytes, private_bytes() - self._before)
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._watch.join()
+        self.bytes = max(self.bytes, private_bytes() - self._before)
+
+
+def once(way, base, saved, weights):
+    """Load one way in this process and print seconds and bytes; imports aren't counted."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import torch
+    from diffusers import FluxTransformer2DModel, QuantoConfig
+    from safetensors.torch import load_file
+
+    import quantolab as ql
+    from quantolab.backends.quanto.restoring import load_saved
+
+    config = QuantoConfig(weights)
+    dtype = torch.bfloat16
+    ways = {
+        "quantize": lambda: ql.load(base, weights, device="cpu"),
+        "diffusers": lambda: FluxTransformer2DModel.from_pretrained(
+            base, quantization_config=config, torch_dtype=dtype
+        ),
+        "load_saved": lambda: load_saved(saved, device="cpu"),
+        "unchecked": lambda: load_saved(saved, device="cpu", check=False),
+        "diffusers_saved": lambda: FluxTransformer2DModel.from_pretrained(saved, torch_dtype=dtype),
+        "read": lambda: {
+            name: tensor.clone()
+            for name, tensor in load_file(
+                Path(saved) / "diffusion_pytorch_model.safetensors"
+            ).items()
+        },
+    }
+    with Peak() as peak:
+        started = time.perf_counter()
+        kept = ways[way]()
+        seconds = time.perf_counter() - started
+    del kept
+    print(json.dumps({"seconds": seconds, "peak": peak.bytes}))
+
+
+def measure(way, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "once", way, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    if done.returncode:
+        sys.exit(f"{way} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(words, rounds):
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    import quantolab as ql
+    from quantolab.backends.quanto.saving import save
+
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place) / "base"
+        torch.manual_seed(0)
+        FluxTransformer2DModel(**CONFIG).to(torch.bfloat16).save_pretrained(base)
+        size = (base / "diffusion_pytorch_model.safetensors").stat().st_size
+        print(f"unquantized: {size / 1e6:.0f} MB, bfloat16")
+        for weights in words:
+            saved = Path(place) / weights
+            save(ql.load(base, weights, device="cpu"), saved)
+            found = {way: [] for way in WAYS}
+            for _ in range(rounds):
+                for way in WAYS:
+                    found[way].append(measure(way, base, saved, weights))
+            report(weights, saved, found)
+
+
+def report(weights, saved, found):
+    size = (saved / "diffusion_pytorch_model.safetensors").stat().st_size
+    print(f"\n{weights}: file of {size / 1e6:.0f} MB")
+    seconds = {w: statistics.median(f["seconds"] for f in fs) for w, fs in found.items()}
+    peaks = {w: statistics.median(f["peak"] for f in fs) for w, fs in found.items()}
+    print(f"  {'':30} {'seconds':>8} {'spread':>15} {'peak MB':>8}")
+    for way, name in WAYS.items():
+        every = [f["seconds"] for f in found[way]]
+        spread = f"{min(every):.3f}-{max(every):.3f}"
+        print(f"  {name:30} {seconds[way]:8.3f} {spread:>15} {peaks[way] / 1e6:8.0f}")
+    print(
+        f"  load_saved / quantizing {seconds['load_saved'] / seconds['quantize']:.3f}"
+        f"   reading / load_saved {seconds['read'] / seconds['load_saved']:.2f}"
+        f"   peak, quantolab / Diffusers {peaks['quantize'] / peaks['diffusers']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["once"]:
+        once(*sys.argv[2:])
+    else:
+        parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+        parser.add_argument("weights", nargs="*", default=["int8", "float8", "int4", "int2"])
+        parser.add_argument("--rounds", type=int, default=5)
+        asked = parser.parse_args()
+        main(asked.weights, asked.rounds)

@@ -1,0 +1,126 @@
+"""The shipped pipeline: an ordinary, small, offline FluxPipeline that draws what it is told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from quantolab import demo
+from quantolab.demo.drawing import SCENERY, held_out_prompts, parse
+from quantolab.demo.evaluate import generate, load, psnr, quantized, score
+from quantolab.demo.words import LENGTH
+
+FOLDER = demo.demo_model()
+
+STATED = 0.6
+"""The share of right scenes that the model card states."""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load(FOLDER)
+
+
+def test_the_folder_is_an_ordinary_pipeline():
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    assert index["_class_name"] == "FluxPipeline"
+    assert {path.name for path in FOLDER.iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "transformer",
+        "vae",
+    }
+
+
+def test_the_folder_is_small_and_holds_safetensors_only():
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    assert size <= 15.5e6
+    assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+
+
+def test_no_file_names_a_place_on_some_machine():
+    for path in FOLDER.rglob("*.json"):
+        text = path.read_text()
+        assert "/work" not in text and "/home" not in text and "/tmp" not in text, path
+
+
+def test_weights_are_bfloat16(pipeline):
+    stored = FluxPipeline.from_pretrained(FOLDER, torch_dtype="auto")
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        assert {p.dtype for p in getattr(stored, name).parameters()} == {torch.bfloat16}, name
+        assert not getattr(pipeline, name).training
+
+
+def test_layers_suit_every_kernel(pipeline):
+    widths = set()
+    for layer in pipeline.transformer.modules():
+        if isinstance(layer, torch.nn.Linear):
+            assert layer.in_features % 16 == 0 and layer.out_features % 16 == 0
+            widths.add(layer.in_features)
+    # int4 and int2 use groups of 128 only beyond 128 inputs.
+    assert max(widths) > 128
+
+
+def test_constants_fit_the_pipeline(pipeline):
+    size = pipeline.vae.config.sample_size
+    assert (size, size) == demo.SIZE
+    assert pipeline.tokenizer_2.model_max_length == LENGTH
+    assert len(demo.PROMPTS) == len(set(demo.PROMPTS)) == 4
+    for prompt in demo.PROMPTS:
+        parse(prompt)
+
+
+def test_unknown_words_and_upper_case(pipeline):
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer("A zebra, red.").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", "<unk>", "red", "</s>"]
+
+
+def test_the_default_prompts_are_drawn_right(pipeline):
+    share, verdicts = score(generate(pipeline, demo.PROMPTS, steps=demo.STEPS), demo.PROMPTS)
+    assert share == 1.0, verdicts
+
+
+def test_the_card_states_what_the_model_does(pipeline):
+    prompts = held_out_prompts(16, seed=5, families=("house", "boat"))
+    share, _ = score(generate(pipeline, prompts), prompts)
+    assert share >= STATED - 0.25
+
+
+def test_scenes_have_their_sky(pipeline):
+    prompts = held_out_prompts(8, seed=6, families=("house", "boat"))
+    for prompt, image in zip(prompts, generate(pipeline, prompts), strict=True):
+        sky = np.median(np.asarray(image)[:6].reshape(-1, 3), axis=0)
+        wanted = SCENERY["day" if prompt.endswith("sun") else "night"]
+        assert np.linalg.norm(sky - wanted) < 60, prompt
+
+
+def test_the_same_seed_gives_the_same_picture(pipeline):
+    first, again = (generate(pipeline, demo.PROMPTS[:2], steps=4) for _ in range(2))
+    assert psnr(again, first) > 60
+
+
+def test_long_padding_is_no_harm(pipeline):
+    prompt = demo.PROMPTS[:2]
+    images = generate(pipeline, prompt, text_length=512)
+    assert psnr(images, generate(pipeline, prompt)) > 10
+
+
+def test_fewer_bits_differ_more(pipeline):
+    prompts = held_out_prompts(8, seed=8, families=("house", "boat"))
+    images = generate(pipeline, prompts)
+    eight, four, two = (
+        psnr(generate(quantized(pipeline, weights), prompts), images)
+        for weights in ("int8", "int4", "int2")
+    )
+    assert eight > four > two

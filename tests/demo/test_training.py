@@ -1,0 +1,94 @@
+"""The training: a few steps at tiny size, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from quantolab.demo import card, loop, train
+from quantolab.demo.denoiser import Denoiser, pack
+from quantolab.demo.words import LENGTH, word_tokenizer
+
+TINY = ["--pictures", "24", "--vae-width", "8", "--batch", "4", "--width", "64"]
+TINY += ["--singles", "1", "--threads", "1", "--preview-every", "100", "--decoder-steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def _train(folder, vae_steps, steps):
+    places = ["--out", str(folder / "out"), "--work", str(folder / "work")]
+    train.main([*places, *TINY, "--vae-steps", str(vae_steps), "--steps", str(steps)])
+
+
+def test_an_interrupted_training_goes_on(tmp_path, capfd):
+    _train(tmp_path, 2, 2)
+    first = torch.load(tmp_path / "work" / "denoiser.pt")["step"]
+    _train(tmp_path, 2, 3)
+    kept = torch.load(tmp_path / "work" / "denoiser.pt")
+    assert (first, kept["step"]) == (2, 3)
+    assert "denoiser 3/3" in capfd.readouterr().out
+    record = json.loads((tmp_path / "work" / "record.json").read_text())
+    assert record["steps"] == 3 and record["seed"] == 0
+    pipe = FluxPipeline.from_pretrained(tmp_path / "out")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        "a red heart", width=32, height=32, num_inference_steps=1, max_sequence_length=LENGTH
+    ).images[0]
+    assert image.size == (32, 32)
+
+
+def test_the_average_swaps_back():
+    layer = torch.nn.Linear(2, 2)
+    average = loop.Average(layer.parameters())
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    average.update(1000, 0.9)
+    average.swap()
+    torch.testing.assert_close(layer.weight, before + 0.1)
+    average.swap()
+    torch.testing.assert_close(layer.weight, before + 1)
+
+
+def test_the_learning_rate_rises_and_falls():
+    rates = [loop.learning_rate(step, 1000, 1.0) for step in range(1000)]
+    assert max(rates) > 0.95 and rates[0] < 0.05 and rates[-1] < 0.02
+
+
+def test_pack_folds_as_flux_does():
+    latents = torch.randn(2, 12, 16, 16)
+    theirs = FluxPipeline._pack_latents(latents, 2, 12, 16, 16)
+    torch.testing.assert_close(pack(latents), theirs)
+
+
+def test_the_model_starts_still():
+    model = Denoiser(12, width=64, singles=1).eval()
+    tokens = word_tokenizer()(["a red heart"], padding="max_length", return_tensors="pt").input_ids
+    velocity = model(torch.randn(1, 64, 48), torch.tensor([0.5]), tokens)
+    assert not velocity.any()
+
+
+def test_the_card_tells_all(tmp_path):
+    _train(tmp_path, 1, 1)
+    record = json.loads((tmp_path / "work" / "record.json").read_text())
+    scores = {
+        "prompts": 60,
+        "weights": {
+            "bfloat16": {"score": 0.97, "psnr": None},
+            "int8": {"score": 0.96, "psnr": 40.0},
+        },
+        "families": {"house": [9, 10]},
+    }
+    card.write_card(tmp_path / "out", record, scores)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "house 9 of 10" in text
+    assert "97.0%" in text and "40.0 dB" in text and "apache-2.0" in text
+    assert str(tmp_path) not in text

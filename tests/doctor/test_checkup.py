@@ -1,0 +1,157 @@
+"""`quantolab doctor` without --paths: versions, devices, compilers, speeds; exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from importlib import metadata
+
+import pandas as pd
+import pytest
+
+from quantolab import cli
+from quantolab.doctor import checkup, matrix
+from quantolab.doctor.checkup import Checkup, check_up, speed_table, text_checkup
+from quantolab.doctor.machine import time_alternating
+from quantolab.doctor.tools import Tool, check_tools
+from quantolab.doctor.versions import (
+    MISSING,
+    OUTSIDE,
+    TESTED,
+    TESTED_AS,
+    UNTESTED,
+    check_versions,
+    judge_version,
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return check_up("cpu")
+
+
+def test_this_machine_is_healthy(found):
+    assert found.broken == ()
+
+
+def test_text_names_versions_and_devices(found):
+    text = text_checkup(found)
+    assert metadata.version("torch") in text
+    assert metadata.version("optimum-quanto") in text
+    assert "cores" in text
+    assert "int8 packed kernel" in text
+    assert "ninja" in text
+    # A stale lock's path stands on a line of its own, as long as it is.
+    assert max(len(line) for line in text.splitlines() if not line.endswith("lock")) <= 100
+    assert text.endswith("quantolab doctor --paths")
+
+
+def test_every_dtype_is_timed(found):
+    table = speed_table(found)
+    assert len(table) == 3 * 5
+    assert (table["seconds"] > 0).all()
+    assert (table["kernel"].str.len() > 0).all()
+    assert table[table["weights"] == "none"]["against"].isna().all()
+    assert table[table["weights"] != "none"]["against"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("found", "allowed", "state"),
+    [
+        ("2.13.0+cpu", ">=2.6,<2.14", TESTED_AS),
+        ("2.13.1", ">=2.6,<2.14", UNTESTED),
+        ("2.14.0", ">=2.6,<2.14", OUTSIDE),
+        ("2.12.0", "", UNTESTED),
+        (None, ">=2.6,<2.14", MISSING),
+    ],
+)
+def test_versions_are_judged(found, allowed, state):
+    version = judge_version("torch", found, allowed)
+    assert (version.state, version.ok) == (state, state in (TESTED_AS, UNTESTED))
+
+
+def test_each_package_has_a_range():
+    versions = {v.name: v for v in check_versions()}
+    assert versions.keys() == TESTED.keys()
+    assert "<" in versions["torch"].allowed
+    assert versions["python"].allowed.startswith(">=")
+
+
+def test_a_missing_tool_says_how_to_get_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert [tool.version for tool in check_tools()] == [None, None, None]
+    text = text_checkup(Checkup((), check_tools(), None))
+    assert "pip install ninja" in text
+    assert "missing" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+
+
+def test_an_import_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(checkup, "_IMPORTS", ("json", "no_such_library"))
+    assert checkup._import_faults() == [
+        "no_such_library can't be imported: ModuleNotFoundError: No module named 'no_such_library'"
+    ]
+
+
+def test_a_stale_lock_is_told():
+    state = {"name": "quanto_cpp", "built": False, "lock": "/x/lock", "folder": "/x"}
+    assert "/x/lock" in checkup._extension(state)
+
+
+def test_calls_take_turns():
+    order, now = [], iter(range(10_000))
+    timings = time_alternating(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        wait=lambda: None,
+        clock=lambda: next(now),
+    )
+    assert order[:6] == ["a", "b"] * 3
+    assert set(timings["a"].samples) == {1.0}
+
+
+HEALTHY = Checkup((), (Tool("ninja", "1.11", "use", "how"),), None)
+
+
+@pytest.mark.parametrize(("broken", "status"), [((), 0), (("torch is too old",), 1)])
+def test_exit_status_of_the_checkup(monkeypatch, capsys, broken, status):
+    state = dataclasses.replace(HEALTHY, broken=broken)
+    monkeypatch.setattr(checkup, "check_up", lambda: state)
+    assert cli.main(["doctor"]) == status
+    assert all(fault in capsys.readouterr().out for fault in broken)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("works", 0), ("unsupported", 0), ("misleads", 1), ("fails", 1)]
+)
+def test_exit_status_of_the_matrix(monkeypatch, capsys, tmp_path, outcome, status):
+    row = {"path": "load", "weights": "int8", "via": "quantolab", "outcome": outcome,
+           "reason": "so it is", "device": "cpu", "dtype": "bfloat16", "torch": "1",
+           "diffusers": "2", "transformers": "3", "quanto": "4"}  # fmt: skip
+    machine = {"device": "cpu", "speeds": []}
+    state = dataclasses.replace(HEALTHY, machine=machine)
+    monkeypatch.setattr(checkup, "check_up", lambda: state)
+    monkeypatch.setattr(checkup, "text_checkup", lambda found: "fine")
+    monkeypatch.setattr(matrix, "path_matrix", lambda: pd.DataFrame([row]))
+    csv = tmp_path / "paths.csv"
+    assert cli.main(["doctor", "--paths", "--csv", str(csv)]) == status
+    assert pd.read_csv(csv).loc[0, "outcome"] == outcome
+    assert outcome in capsys.readouterr().out
+
+
+def test_a_csv_that_cannot_be_written_is_refused_at_once(capsys, tmp_path):
+    assert cli.main(["doctor", "--csv", str(tmp_path / "none" / "x.csv")]) == 2
+    assert "no file in an existing folder" in capsys.readouterr().err
+
+
+def test_help_is_light():
+    code = (
+        "import quantolab.cli, sys\n"
+        "try: quantolab.cli.main(['doctor', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'diffusers', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")

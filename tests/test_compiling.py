@@ -1,0 +1,61 @@
+"""`compile_report`: what compiles, what it costs, and whether it pays."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from quantolab import compiling
+from quantolab.compiling import break_even, compile_report
+from quantolab.errors import ArgumentError
+
+
+@pytest.mark.parametrize(
+    ("compile_seconds", "eager", "compiled", "images"),
+    [(10.0, 2.0, 1.0, 10), (10.1, 2.0, 1.0, 11), (0.0, 2.0, 1.0, 0), (10.0, 1.0, 1.0, math.inf),
+     (10.0, 1.0, 2.0, math.inf)],
+)  # fmt: skip
+def test_break_even(compile_seconds, eager, compiled, images):
+    assert break_even(compile_seconds, eager, compiled) == images
+
+
+def test_ways_are_those_of_the_job():
+    from quantolab.run.compile_job import WAYS
+
+    assert tuple(WAYS) == compiling.WAYS
+
+
+def test_unknown_ways_are_refused(pipeline_folder):
+    with pytest.raises(ArgumentError, match="did you mean 'fullgraph'"):
+        compile_report(pipeline_folder, ways=["fullgrph"])
+    with pytest.raises(ArgumentError, match="ways is empty"):
+        compile_report(pipeline_folder, ways=[])
+
+
+def test_a_report_of_two_recipes(pipeline_folder):
+    report = compile_report(
+        pipeline_folder,
+        ["none", "int4"],
+        "a red cat",
+        ways=["fullgraph", "repeated-blocks"],
+        steps=2,
+        repeats=3,
+        watch=lambda progress: None,
+    )
+    assert list(zip(report.recipe, report.way, strict=True)) == [
+        ("none", "fullgraph"),
+        ("none", "repeated-blocks"),
+        ("int4", "fullgraph"),
+        ("int4", "repeated-blocks"),
+    ]
+    assert list(report.status) == ["ok"] * 4, list(report.reason)
+    assert (report.graph_breaks == 0).all()
+    assert (report.graphs >= 1).all()
+    assert (report.recompilations >= 0).all()
+    assert (report.compile_seconds > 0).all()
+    assert [len(s) for s in report.eager_samples] == [3] * 4
+    assert list(report.speedup_reference[:2]) == [1.0, 1.0]
+    # bfloat16: no further from eager than the reference's own compiled picture, times three.
+    reference = report.difference[:2].max()
+    assert (report.difference < max(3 * reference, 0.02)).all()
