@@ -119,6 +119,10 @@ def export(vae: AutoencoderKL, model: Denoiser, out: Path) -> None:
     # transformers 5 writes a new name for the tokenizer's class that transformers 4 doesn't know.
     for path in (out / "model_index.json", *out.glob("tokenizer*/tokenizer_config.json")):
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    # Unless told a dtype, transformers 5 loads in the one the configuration names, but Diffusers in
+    # float32: the parts must agree for a plain from_pretrained to draw.
+    for path in out.glob("text_encoder*/config.json"):
+        path.write_text(path.read_text().replace('"bfloat16"', '"float32"'))
 
 
 def _vae(

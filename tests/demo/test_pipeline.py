@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import load_file
 
 from quantolab import demo
 from quantolab.demo.drawing import SCENERY, held_out_prompts, parse
@@ -16,8 +17,8 @@ from quantolab.demo.words import LENGTH
 
 FOLDER = demo.demo_model()
 
-STATED = 0.6
-"""The share of right scenes that the model card states."""
+STATED = 0.84
+"""The share of right houses that the model card states."""
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +52,21 @@ def test_the_folder_is_small_and_holds_safetensors_only():
 def test_no_file_names_a_place_on_some_machine():
     for path in FOLDER.rglob("*.json"):
         text = path.read_text()
-        assert "/work" not in text and "/home" not in text and "/tmp" not in text, path
+        assert '": "/' not in text, path
 
 
 def test_weights_are_bfloat16(pipeline):
-    stored = FluxPipeline.from_pretrained(FOLDER, torch_dtype="auto")
+    for path in FOLDER.rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}, path
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
-        assert {p.dtype for p in getattr(stored, name).parameters()} == {torch.bfloat16}, name
         assert not getattr(pipeline, name).training
+
+
+def test_a_plain_load_draws():
+    plain = FluxPipeline.from_pretrained(FOLDER)
+    plain.set_progress_bar_config(disable=True)
+    (image,) = generate(plain, demo.PROMPTS[:1], steps=1)
+    assert image.size == demo.SIZE
 
 
 def test_layers_suit_every_kernel(pipeline):
@@ -92,14 +100,14 @@ def test_the_default_prompts_are_drawn_right(pipeline):
 
 
 def test_the_card_states_what_the_model_does(pipeline):
-    prompts = held_out_prompts(16, seed=5, families=("house", "boat"))
+    prompts = held_out_prompts(12, seed=5, families=("house",))
     share, _ = score(generate(pipeline, prompts), prompts)
-    assert share >= STATED - 0.25
+    assert share >= STATED - 0.3
 
 
 def test_scenes_have_their_sky(pipeline):
-    prompts = held_out_prompts(8, seed=6, families=("house", "boat"))
-    for prompt, image in zip(prompts, generate(pipeline, prompts), strict=True):
+    prompts = held_out_prompts(4, seed=6, families=("house", "boat"))
+    for prompt, image in zip(prompts, generate(pipeline, prompts, steps=10), strict=True):
         sky = np.median(np.asarray(image)[:6].reshape(-1, 3), axis=0)
         wanted = SCENERY["day" if prompt.endswith("sun") else "night"]
         assert np.linalg.norm(sky - wanted) < 60, prompt
@@ -111,16 +119,16 @@ def test_the_same_seed_gives_the_same_picture(pipeline):
 
 
 def test_long_padding_is_no_harm(pipeline):
-    prompt = demo.PROMPTS[:2]
-    images = generate(pipeline, prompt, text_length=512)
-    assert psnr(images, generate(pipeline, prompt)) > 10
+    prompt = demo.PROMPTS[:1]
+    images = generate(pipeline, prompt, steps=6, text_length=512)
+    assert psnr(images, generate(pipeline, prompt, steps=6)) > 20
 
 
 def test_fewer_bits_differ_more(pipeline):
-    prompts = held_out_prompts(8, seed=8, families=("house", "boat"))
-    images = generate(pipeline, prompts)
+    prompts = held_out_prompts(4, seed=8, families=("house",))
+    images = generate(pipeline, prompts, steps=8)
     eight, four, two = (
-        psnr(generate(quantized(pipeline, weights), prompts), images)
+        psnr(generate(quantized(pipeline, weights), prompts, steps=8), images)
         for weights in ("int8", "int4", "int2")
     )
     assert eight > four > two

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from quantolab.doctor import cells, path_matrix
+from quantolab.doctor.judging import difference
 from quantolab.doctor.matrix import PATHS, QUANTIZED, VIA, Cell, _Ward, all_work, totals
 from quantolab.doctor.tables import markdown_matrix, matrix_notes, text_matrix
 from quantolab.errors import ArgumentError, UnsupportedError
@@ -134,11 +135,20 @@ def test_errors_become_outcomes(error, outcome, reason):
     assert cells._outcome(error) == (outcome, reason)
 
 
-def test_a_mistake_of_the_doctor_is_no_outcome(tmp_path):
-    request = {"path": "load", "via": "quantolab", "phase": 0, "weights": "int8", "lab": None,
-               "folder": str(tmp_path), "device": "cpu", "dtype": "bfloat16"}  # fmt: skip
-    with pytest.raises(TypeError):
-        cells.run_phase(request, lambda event: None)
+@pytest.mark.parametrize("ours", (True, False))
+def test_a_mistake_of_the_doctor_is_no_outcome(tmp_path, monkeypatch, ours):
+    def phase(bench):
+        return difference(None, None) if ours else pd.DataFrame(no_such_argument=1)
+
+    monkeypatch.setitem(cells.PHASES["quantolab"], "load", (phase,))
+    request = {"path": "load", "via": "quantolab", "phase": 0, "weights": "int8",
+               "lab": str(tmp_path), "folder": str(tmp_path), "device": "cpu",
+               "dtype": "bfloat16"}  # fmt: skip
+    if ours:
+        with pytest.raises(AttributeError):
+            cells.run_phase(request, lambda event: None)
+    else:
+        assert cells.run_phase(request, lambda event: None)["outcome"] == "fails"
 
 
 def test_totals_and_verdict(matrix):
