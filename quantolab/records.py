@@ -28,6 +28,8 @@ class Timing:
     """One value a timed generation, in the order they ran."""
     warmup: tuple[float, ...] = ()
     """The generations before them, the first of which is cold. Not used for the median."""
+    other_load: float | None = None
+    """Share of all processors' time that other processes took meanwhile, from 0 to 1."""
 
     @property
     def total(self) -> float:

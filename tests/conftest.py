@@ -64,7 +64,7 @@ def pipeline_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
-    words = ["<pad>", "</s>", "<unk>", *"a cat dog red blue on photo of".split()]
+    words = ["<pad>", "</s>", "<unk>", "a", "cat", "dog", "red", "blue", "on", "photo", "of"]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(

@@ -3,7 +3,7 @@
 It was trained from nothing on pictures that :mod:`quantolab.demo.drawing` draws, and is there to
 learn and to test with: its pictures stay the same in float8 and int8, lose detail in int4 and fall
 apart in int2. Its training is unfinished (the folder's README.md says how far it got): it draws
-scenes well and single figures badly. Importing this package loads nothing heavy.
+houses well, everything else badly. Importing this package loads nothing heavy.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def _reset_resident_peak() -> bool:
 
 
 def _resident_peak() -> int | None:
-    """Return VmHWM in bytes. (`getrusage` is no use: its peak is inherited over a fork.)"""
+    """Return VmHWM in bytes; `getrusage` is no use, since its peak is inherited over a fork."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -19,6 +19,7 @@ import pandas as pd
 
 from .. import units
 from ..errors import ArgumentError, ModelNotFoundError
+from ..measure.load import BUSY
 from ..measure.statistics import LEAST_SAMPLES, median_interval, verdict
 from ..recipes import REFERENCE
 from ..records import OK, Comparison, Trial, Workload
@@ -35,7 +36,7 @@ COLUMNS = (
 
 EXTRA_COLUMNS = (
     "verdict", "psnr_worst_db", "ssim_worst", "compile_seconds", "kept_layers", "notes",
-    "guidance", "prompts", "revision",
+    "guidance", "prompts", "revision", "other_load",
     "device_name", "threads", "platform", "python", "transformers", "peak_method",
 )  # fmt: skip
 """What follows them: worst pictures, and the rest of the circumstances."""
@@ -46,7 +47,7 @@ _WHOLE = {
 }  # fmt: skip
 _REAL = {
     "load_seconds", "latency_seconds", "latency_low_seconds", "latency_high_seconds", "speedup",
-    "psnr_db", "ssim", "psnr_worst_db", "ssim_worst", "compile_seconds", "guidance",
+    "psnr_db", "ssim", "psnr_worst_db", "ssim_worst", "compile_seconds", "guidance", "other_load",
 }  # fmt: skip
 # Text columns in which "nothing" is a value of its own; in the others absent is None.
 _EMPTY_IS_A_VALUE = {"skip", "components", "notes"}
@@ -63,7 +64,8 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     absent for the reference itself; if any picture is identical to the reference's, its PSNR
     and with it the mean is infinite, and `psnr_worst_db` says how the worst one did.
     `speedup` is the reference's median latency over the recipe's; whether it is more than noise
-    says `verdict`, absent where fewer than three repeats, or conditions that differ, allow none.
+    says `verdict`, absent where fewer than three repeats, conditions that differ, or other work on
+    the machine (`other_load`, a share of the processors' time, over a tenth) allow none.
 
     Parameters
     ----------
@@ -168,15 +170,21 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
         "latency_low_seconds": low,
         "latency_high_seconds": high,
         "repeats": len(samples),
+        "other_load": trial.timing.other_load,
     }
     if reference is None or reference.timing is None or not reference.timing.samples:
         return cells
     if not _comparable(trial, reference):
         return cells
     cells["speedup"] = statistics.median(reference.timing.samples) / median
-    if trial is not reference:
+    if trial is not reference and not (_was_busy(trial) or _was_busy(reference)):
         cells["verdict"] = verdict(reference.timing, trial.timing)
     return cells
+
+
+def _was_busy(trial: Trial) -> bool:
+    """Whether other work took so much of the machine that latencies support no verdict."""
+    return (trial.timing.other_load or 0.0) > BUSY
 
 
 def _comparable(trial: Trial, reference: Trial) -> bool:
@@ -340,7 +348,12 @@ def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> t
     timed = [record["repeats"] for record in records if record["repeats"]]
     if timed and min(timed) >= LEAST_SAMPLES:
         notes.append("In brackets: 95 % interval of the median.")
-    elif timed:
+    busy = max((record.get("other_load") or 0.0 for record in records), default=0.0)
+    if busy > BUSY:
+        notes.append(
+            f"No verdict on speed: other work took up to {busy:.0%} of the processors' time."
+        )
+    if timed and min(timed) < LEAST_SAMPLES:
         notes.append(
             f"Too few repeats for intervals and verdicts on speed: {LEAST_SAMPLES} are needed."
         )

@@ -126,7 +126,11 @@ def _run_trial(session: Session, planned: Trial, encoded: Path | None, work: Pat
         peak_bytes=value["peak_bytes"],
         load_seconds=value["load_seconds"],
         compile_seconds=value["compile_seconds"],
-        timing=Timing(**{k: tuple(v) for k, v in value["timing"].items()}),
+        timing=Timing(
+            tuple(value["timing"]["samples"]),
+            tuple(value["timing"]["warmup"]),
+            value["timing"]["other_load"],
+        ),
         notes=tuple(value["notes"]),
         conditions=Conditions(**value["conditions"]),
     )

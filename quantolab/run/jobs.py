@@ -142,6 +142,7 @@ def trial(request: dict, emit: Emit) -> dict:
     Pictures go to ``images/`` in the job's folder, figures into the result.
     """
     from ..measure.conditions import describe_conditions
+    from ..measure.load import OtherLoad
     from ..measure.memory import PeakMemory
 
     device = request["device"]
@@ -162,11 +163,12 @@ def trial(request: dict, emit: Emit) -> dict:
             warmup.append(seconds)
             first[number] = picture.tobytes()
         emit({"event": "stage", "stage": "timing"})
-        for repeat in range(request["repeats"]):
-            number = repeat % len(pairs)
-            picture, seconds = studio.make(*pairs[number])
-            samples.append(seconds)
-            repeatable &= picture.tobytes() == first[number]
+        with OtherLoad() as others:
+            for repeat in range(request["repeats"]):
+                number = repeat % len(pairs)
+                picture, seconds = studio.make(*pairs[number])
+                samples.append(seconds)
+                repeatable &= picture.tobytes() == first[number]
     notes = list(prepared.notes)
     if not repeatable:
         notes.append("the same prompt and seed did not give the same pixels every time")
@@ -179,7 +181,7 @@ def trial(request: dict, emit: Emit) -> dict:
         "compile_seconds": max(0.0, warmup[0] - sorted(samples)[len(samples) // 2])
         if compiled
         else None,
-        "timing": {"samples": samples, "warmup": warmup},
+        "timing": {"samples": samples, "warmup": warmup, "other_load": others.share},
         "notes": notes,
         "conditions": describe_conditions(device, peak.method),
     }

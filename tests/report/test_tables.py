@@ -69,6 +69,7 @@ def cells(comparison, position):
 
 
 SHARED = {
+    "other_load": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
     "size": "128x96", "compiled": False, "guidance": None, "prompts": "a red circle",
     "revision": None, "compile_seconds": None, "peak_method": None,
@@ -309,3 +310,19 @@ def test_the_table_is_not_changed_by_what_reads_it(broken):
     before = table.copy(deep=True)
     text_table(table), markdown_table(table)
     pd.testing.assert_frame_equal(table, before)
+
+
+def test_a_busy_machine_allows_no_verdict(make):
+    import dataclasses
+
+    comparison = make(["none", "int8"], compiled=())
+    table = results_table(comparison)
+    assert table.verdict[1] is not None
+    trials = list(comparison.trials)
+    trials[1] = dataclasses.replace(
+        trials[1], timing=dataclasses.replace(trials[1].timing, other_load=0.4)
+    )
+    busy = results_table(dataclasses.replace(comparison, trials=tuple(trials)))
+    assert busy.verdict[1] is None
+    assert busy.speedup[1] == table.speedup[1]
+    assert "other work took up to 40% of the processors' time" in text_table(busy)
