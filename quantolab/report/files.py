@@ -86,4 +86,3 @@ def load_comparison(folder: str | Path) -> Comparison:
     >>> load_comparison("run").trials                           # doctest: +SKIP
     """
     return journal.read(Path(folder))
-

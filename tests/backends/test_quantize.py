@@ -294,3 +294,18 @@ def test_weights_of_another_shape_are_refused(flux_folder, tmp_path):
     )
     with pytest.raises(BrokenModelError, match=r"'context_embedder.weight' has the shape"):
         ql.load(tmp_path / "model", "int8", device="cpu")
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_weights_on_disk_that_are_no_numbers_are_refused(flux_folder, tmp_path, weights):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(flux_folder, tmp_path / "model")
+    path = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["proj_out.weight"][3, 5] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(BrokenModelError, match="layer 'proj_out' holds NaN or infinity"):
+        ql.load(tmp_path / "model", weights, device="cpu")

@@ -123,9 +123,7 @@ def test_cancel_ends_the_work_at_once(children, pipeline_folder, tmp_path):
             cancel.set()
 
     with pytest.raises(Cancelled):
-        children.run(
-            trial(pipeline_folder, **ENDLESS), folder=tmp_path, watch=stop, cancel=cancel
-        )
+        children.run(trial(pipeline_folder, **ENDLESS), folder=tmp_path, watch=stop, cancel=cancel)
     assert time.monotonic() - heard[0] < 5  # a picture of this trial takes far longer
     _wait_until(lambda: not _job_processes())
 

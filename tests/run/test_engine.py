@@ -262,9 +262,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
         ({"model": "nobody/nothing"}, ModelNotFoundError, "neither in the local cache"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_starts(
-    pipeline_folder, changes, error, message
-):
+def test_bad_arguments_are_refused_before_anything_starts(pipeline_folder, changes, error, message):
     arguments = {"model": pipeline_folder, "prompts": "a red cat", **changes}
     with pytest.raises(error, match=message):
         check_request(**arguments)

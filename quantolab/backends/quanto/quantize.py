@@ -277,6 +277,8 @@ def _quantized_weight(
         scale, shift = linear.optimizer(
             weight, qtype=linear.weight_qtype, axis=0, group_size=linear.weight_group_size
         )
+    if not torch.isfinite(scale).all():
+        raise BrokenModelError(f"the weight of layer {linear.name!r} holds NaN or infinity")
     is_float = linear.weight_qtype.is_floating_point
     zero_rows = is_float and not bool(scale.all())
     packed = quantize_weight(

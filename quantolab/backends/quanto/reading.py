@@ -19,7 +19,6 @@ from ...models.source import Component, find_model, read_json
 from ...recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from .quantize import (
     QuantizeReport,
-    check_finite,
     is_quantized,
     plan_layers,
     put_module,
@@ -28,6 +27,10 @@ from .quantize import (
     resolve_layers,
 )
 from .tensors import weight_bytes
+
+_LOOSE_BYTES = 1 << 26
+"""After so many bytes of quantized weights, what quantizing has freed goes back to the system:
+results and temporaries lie side by side on the heap, and its holes add up to a second model."""
 
 
 def load(
@@ -177,20 +180,26 @@ def fill_skeleton(
     plan = resolve(module, layers, recipe, component, dtype)
     waiting = {f"{la.path}.weight": la for la in plan.quantized}
     applied: list[tuple[str, str]] = []
+    loose = 0
     for name in tensors:
         layer = waiting.get(name)
         if layer is None and _belongs_to(name, waiting):
             continue  # a quantized layer's bias comes with its weight
-        value = _read(tensors, name, module, dtype, device)
+        value = _read(tensors, name, module, dtype, device, own=layer is None)
         if layer is None:
             _put_tensor(module, name, value)
             continue
-        check_finite(value, layer.path)
-        bias = _read(tensors, f"{layer.path}.bias", module, dtype, device, layer.bias)
+        bias = None
+        if layer.bias:
+            bias = _read(tensors, f"{layer.path}.bias", module, dtype, device)
         quantized, names = quantize_linear(layer, recipe.weights, value, bias)
         applied += [(layer.path, cure) for cure in names]
+        loose += value.nbytes
         del value
         put_module(module, layer.path, quantized)
+        if loose > _LOOSE_BYTES:
+            release_memory()
+            loose = 0
     module.to(device)  # buffers that no file holds
     release_memory()
     quantized_paths = tuple(la.path for la in plan.quantized)
@@ -212,18 +221,20 @@ def _read(
     module: torch.nn.Module,
     dtype: str,
     device: str,
-    there: bool = True,
-) -> torch.Tensor | None:
-    """Return a tensor of its own memory (never a view of the file), cast as Diffusers casts."""
-    if not there:
-        return None
+    *,
+    own: bool = True,
+) -> torch.Tensor:
+    """Return a tensor cast as Diffusers casts.
+
+    With `own`, in memory of its own: memory-mapped tensors may be misaligned and would keep the
+    file mapped. Weights that are quantized at once needn't be copied for that.
+    """
     value = tensors[name]
     if value.is_floating_point():
         target = torch.float32 if kept_in_float32(module, name, dtype) else getattr(torch, dtype)
     else:
         target = value.dtype
-    # copy=True: memory-mapped tensors may be misaligned and would keep the file mapped.
-    return value.to(device=device, dtype=target, copy=True)
+    return value.to(device=device, dtype=target, copy=own)
 
 
 def _put_tensor(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
