@@ -7,9 +7,12 @@ import torch
 
 from quantolab.backends.quanto.quantize import quantize
 from quantolab.backends.quanto.reading import load
+from quantolab.backends.quanto.restoring import load_saved
+from quantolab.backends.quanto.saving import save
 from quantolab.backends.quanto.tensors import weight_bytes
 from quantolab.models.layers import KEEP_FP32, linear_layers
 from quantolab.models.predict import predict_weight_bytes
+from quantolab.models.sample_inputs import first_output, sample_inputs
 from quantolab.models.skeleton import build_skeleton
 from quantolab.models.source import find_model
 
@@ -107,3 +110,20 @@ def test_inputs_of_another_dtype_never_crash(weights, other):
     else:
         error = (output.double() - wanted.double()).norm() / wanted.double().norm()
         assert error < BOUNDS[weights]
+
+
+@pytest.mark.parametrize("weights", list(BOUNDS))
+def test_what_is_saved_comes_back(architecture, architecture_folder, tmp_path, weights):
+    module = load(architecture_folder, weights, device="cpu")
+    before = architecture.output(module, torch.bfloat16)
+    size = weight_bytes(module)
+    save(module, tmp_path / "saved")
+    again = load_saved(tmp_path / "saved", device="cpu")
+    assert weight_bytes(again) == size
+    assert torch.equal(architecture.output(again, torch.bfloat16), before)
+
+
+def test_inputs_for_verifying_fit(architecture):
+    """What `verify_saved` feeds a model whose pipeline it doesn't run."""
+    module = architecture.make()
+    assert torch.isfinite(first_output(module, sample_inputs(module, torch.float32))).all()
