@@ -66,16 +66,6 @@ def test_a_folder_that_may_not_be_written(broken, tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_saving_is_the_journal_and_the_report(broken, tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(files.journal, "save", lambda *asked: calls.append(asked))
-    monkeypatch.setattr(files.journal, "read", lambda folder: ("read", folder))
-    assert files.save_comparison(broken, str(tmp_path / "run")) == tmp_path / "run"
-    assert calls == [(broken, tmp_path / "run")]
-    assert listed(tmp_path / "run") == NAMES
-    assert files.load_comparison(str(tmp_path)) == ("read", tmp_path)
-
-
 def test_a_saved_comparison_comes_back(broken, tmp_path):
     files.save_comparison(broken, tmp_path)
     back = files.load_comparison(tmp_path)
