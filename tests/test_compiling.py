@@ -33,29 +33,22 @@ def test_unknown_ways_are_refused(pipeline_folder):
         compile_report(pipeline_folder, ways=[])
 
 
-def test_a_report_of_two_recipes(pipeline_folder):
+def test_a_report_of_the_hardest_dtype(pipeline_folder):
+    """int4 with bfloat16 is the one that plain Quanto can't compile."""
     report = compile_report(
         pipeline_folder,
-        ["none", "int4"],
+        ["int4"],
         "a red cat",
-        ways=["fullgraph", "repeated-blocks"],
+        ways=["fullgraph"],
         steps=2,
         repeats=3,
         watch=lambda progress: None,
     )
-    assert list(zip(report.recipe, report.way, strict=True)) == [
-        ("none", "fullgraph"),
-        ("none", "repeated-blocks"),
-        ("int4", "fullgraph"),
-        ("int4", "repeated-blocks"),
-    ]
-    assert list(report.status) == ["ok"] * 4, list(report.reason)
-    assert (report.graph_breaks == 0).all()
-    assert (report.graphs >= 1).all()
-    assert (report.recompilations >= 0).all()
-    assert (report.compile_seconds > 0).all()
-    assert [len(s) for s in report.eager_samples] == [3] * 4
-    assert list(report.speedup_reference[:2]) == [1.0, 1.0]
-    # bfloat16: no further from eager than the reference's own compiled picture, times three.
-    reference = report.difference[:2].max()
-    assert (report.difference < max(3 * reference, 0.02)).all()
+    assert list(zip(report.recipe, report.way, strict=True)) == [("int4", "fullgraph")]
+    assert list(report.status) == ["ok"], list(report.reason)
+    assert report.graph_breaks[0] == 0
+    assert report.graphs[0] >= 1
+    assert report.recompilations[0] >= 0
+    assert report.compile_seconds[0] > 0
+    assert len(report.eager_samples[0]) == len(report.compiled_samples[0]) == 3
+    assert report.difference[0] < 0.02
