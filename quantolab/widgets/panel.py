@@ -1,4 +1,4 @@
-"""What every panel is made of: a title, a status line, progress, errors that show, the same by code.
+"""What every panel is made of: title, status line, progress, errors that show, the same by code.
 
 A panel is state plus wiring: its controls fill in the arguments of one library call, `call` says
 which, and the call runs in the background.
@@ -63,7 +63,7 @@ class Panel(W.VBox):
         raise NotImplementedError
 
     def static_html(self) -> str:
-        """What is shown where no kernel is alive; by default the call."""
+        """Return what is shown where no kernel is alive; by default the call."""
         return f"<pre>{html.escape(self.call)}</pre>"
 
     # --- what they use ---
@@ -128,7 +128,7 @@ class Panel(W.VBox):
         self.error.value = f"<div role='alert'>{text}</div>"
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing runs in the background; whether that came true in `timeout` seconds."""
+        """Wait until nothing runs; return whether that came true in `timeout` seconds."""
         return self.work.wait(timeout)
 
     # --- how it is shown ---
