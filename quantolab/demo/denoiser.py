@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from torch.nn.functional import mse_loss, pad
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from .loop import Training
+from .loop import Training, save
 from .words import END, LENGTH, PAD, word_tokenizer
 
 _LENGTHS = ((LENGTH, 0.93, 1), (64, 0.04, 1), (160, 0.02, 2), (512, 0.01, 4))
@@ -186,14 +186,19 @@ def _loss(
     predict: Callable[..., torch.Tensor], clean: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
     """Flow-matching loss at random times, mostly noisy ones."""
+    mixed, time, wanted = noisy(clean)
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = predict(mixed, time, tokens)
+    return mse_loss(velocity.float(), wanted)
+
+
+def noisy(clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return latents with noise at random times, mostly late ones; the times; the velocities."""
     time = torch.sigmoid(torch.randn(len(clean)))
     # Flat pictures show through a lot of noise: their layout is decided at times close to 1.
     time = _NOISY * time / (1 + (_NOISY - 1) * time)
     noise = torch.randn_like(clean)
-    mixed = clean + time[:, None, None] * (noise - clean)
-    with torch.autocast("cpu", torch.bfloat16):
-        velocity = predict(mixed, time, tokens)
-    return mse_loss(velocity.float(), noise - clean)
+    return clean + time[:, None, None] * (noise - clean), time, noise - clean
 
 
 def train_denoiser(
@@ -208,7 +213,7 @@ def train_denoiser(
     focus: tuple[int, torch.Tensor] | None = None,
     preview: Callable[[Denoiser, int], None] | None = None,
     preview_every: int = 1000,
-    name: str = "denoiser",
+    weak_step: int = 0,
 ) -> float:
     """Train, or go on where an interrupted run stopped; leaves the averaged weights in `model`.
 
@@ -236,8 +241,9 @@ def train_denoiser(
         Called with the averaged model and the step now and then.
     preview_every
         How often.
-    name
-        Of the checkpoint.
+    weak_step
+        After how many steps the averaged weights are kept as ``weak.pt``, what
+        `guidance.distil_guidance` guides away from.
 
     Returns
     -------
@@ -247,7 +253,9 @@ def train_denoiser(
     tokenizer = word_tokenizer()
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     clean = pack(latents)
-    training = Training(name, model, _optimizers(model), folder, steps, horizon, average=0.999)
+    training = Training(
+        "denoiser", model, _optimizers(model), folder, steps, horizon, average=0.999
+    )
     # Nothing here behaves differently in training mode; one mode spares compiling twice.
     model.eval()
     fast = torch.compile(model) if compiled else model
@@ -261,4 +269,6 @@ def train_denoiser(
         training.update(_loss(fast if length == LENGTH else model, clean[picks], text))
         if preview and training.step % preview_every == 0 and not training.done:
             training.look(lambda: preview(model, training.step))
+        if training.step == weak_step:
+            training.look(lambda: save(folder / "weak.pt", model.state_dict()))
     return training.finish()

@@ -23,6 +23,7 @@ from .assemble import assemble
 from .denoiser import Denoiser, train_denoiser
 from .drawing import SIZE, held_out_prompts, parse
 from .evaluate import generate, score
+from .guidance import distil_guidance
 from .loop import save
 from .pool import training_pool
 from .vae import CHANNELS, encode, train_vae, tune_decoder
@@ -43,6 +44,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--vae-steps", type=int, default=3600, help="(default: %(default)s)")
     add("--steps", type=int, default=4000, help="(default: %(default)s)")
     add("--horizon", type=int, default=0, help="steps the learning rate is planned for, if more")
+    add("--weak-step", type=int, default=3000, help="state to guide away from (%(default)s)")
+    add("--guidance", type=float, default=2.0, help="scale taught at the end (%(default)s)")
+    add("--guided-steps", type=int, default=600, help="(default: %(default)s)")
     add("--decoder-steps", type=int, default=600, help="(default: %(default)s)")
     add("--batch", type=int, default=64, help="(default: %(default)s)")
     add("--width", type=int, default=256, help="inner width (default: %(default)s)")
@@ -82,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         focus=(options.focus_from, _places(captions, options.focus)) if options.focus else None,
         preview=lambda model, step: _preview(vae, model, step, work),
         preview_every=options.preview_every,
+        weak_step=options.weak_step,
     )
+    torch.manual_seed(options.seed + 3)
+    guided_seconds = _guided(options, model, latents, captions, work)
     torch.manual_seed(options.seed + 2)
     decoder_seconds = tune_decoder(vae, images, latents, options.decoder_steps, work)
     export(vae, model, options.out)
@@ -93,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"the autoencoder: {options.vae_steps:,} steps, {vae_seconds / 60:.0f} min;",
             f"transformer and text encoders together: {options.steps:,} steps of "
             f"{options.batch} pictures, {seconds / 60:.0f} min;",
+            f"guidance of scale {options.guidance:g}, away from step {options.weak_step:,}, taught "
+            f"to the transformer: {options.guided_steps:,} steps, {guided_seconds / 60:.0f} min;",
             f"the decoder once more, on latents a little off: {options.decoder_steps:,} steps, "
             f"{decoder_seconds / 60:.0f} min.",
         ],
@@ -101,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "going_on": "The same command with more steps goes on from the kept checkpoints.",
     }
     (work / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-    total = vae_seconds + seconds + decoder_seconds
+    total = vae_seconds + seconds + guided_seconds + decoder_seconds
     print(f"wrote {options.out}; training took {total / 60:.0f} min", flush=True)
 
 
@@ -131,6 +140,32 @@ def _vae(
     torch.manual_seed(options.seed)
     vae, seconds = train_vae(images[:_VAE_PICTURES], options.vae_steps, work, options.vae_width)
     return vae, seconds
+
+
+def _guided(
+    options: argparse.Namespace,
+    model: Denoiser,
+    latents: torch.Tensor,
+    captions: list[str],
+    work: Path,
+) -> float:
+    if not options.guided_steps:
+        return 0.0
+    weak = Denoiser(CHANNELS, options.width, options.doubles, options.singles).eval()
+    weak.load_state_dict(torch.load(work / "weak.pt"))
+    return distil_guidance(
+        model,
+        weak,
+        latents,
+        captions,
+        options.guided_steps,
+        work,
+        options.guidance,
+        options.batch,
+        options.compile,
+        # A model that was trained further since is taught anew.
+        name=f"guided-{options.steps}",
+    )
 
 
 def _latents(vae: AutoencoderKL, images: torch.Tensor, work: Path) -> torch.Tensor:

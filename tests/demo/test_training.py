@@ -8,12 +8,13 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from quantolab.demo import card, loop, train
+from quantolab.demo import card, guidance, loop, train
 from quantolab.demo.denoiser import Denoiser, pack
 from quantolab.demo.words import LENGTH, word_tokenizer
 
 TINY = ["--pictures", "24", "--vae-width", "8", "--batch", "4", "--width", "64"]
 TINY += ["--singles", "1", "--threads", "1", "--preview-every", "100", "--decoder-steps", "1"]
+TINY += ["--weak-step", "1", "--guided-steps", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,9 @@ def test_an_interrupted_training_goes_on(tmp_path, capfd):
     kept = torch.load(tmp_path / "work" / "denoiser.pt")
     assert (first, kept["step"]) == (2, 3)
     assert "denoiser 3/3" in capfd.readouterr().out
+    # Each state of the model is taught its own guidance.
+    guided = [torch.load(tmp_path / "work" / f"guided-{steps}.pt") for steps in (2, 3)]
+    assert [state["step"] for state in guided] == [2, 2]
     record = json.loads((tmp_path / "work" / "record.json").read_text())
     assert record["steps"] == 3 and record["seed"] == 0
     pipe = FluxPipeline.from_pretrained(tmp_path / "out")
@@ -43,6 +47,15 @@ def test_an_interrupted_training_goes_on(tmp_path, capfd):
         "a red heart", width=32, height=32, num_inference_steps=1, max_sequence_length=LENGTH
     ).images[0]
     assert image.size == (32, 32)
+
+
+def test_guidance_goes_away_from_the_weaker_model():
+    good, weak = (
+        (lambda *inputs: torch.tensor([1.0, 2.0])),
+        (lambda *inputs: torch.tensor([1.0, 1.0])),
+    )
+    for scale, expected in ((1, [1.0, 2.0]), (2, [1.0, 3.0]), (3, [1.0, 4.0])):
+        assert guidance.guided(good, weak, scale)(None, None, None).tolist() == expected
 
 
 def test_the_average_swaps_back():
@@ -78,6 +91,9 @@ def test_the_model_starts_still():
 
 def test_the_card_tells_all(tmp_path):
     _train(tmp_path, 1, 1)
+    # Each state of the model is taught its own guidance.
+    guided = [torch.load(tmp_path / "work" / f"guided-{steps}.pt") for steps in (2, 3)]
+    assert [state["step"] for state in guided] == [2, 2]
     record = json.loads((tmp_path / "work" / "record.json").read_text())
     scores = {
         "prompts": 60,
