@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 
@@ -52,7 +54,7 @@ def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch
                 # Only the class's own arguments: a saved `quantization_config` isn't one.
                 config = cls.load_config(str(component.folder), local_files_only=True)
                 config.pop("quantization_config", None)
-                with _empty_weights(keep_buffers):
+                with without_random_init(), _empty_weights(keep_buffers):
                     module = cls.from_config(config)
             else:
                 from transformers import AutoConfig
@@ -60,7 +62,7 @@ def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch
                 config = AutoConfig.from_pretrained(
                     str(component.folder), local_files_only=True, trust_remote_code=False
                 )
-                with _empty_weights(keep_buffers):
+                with without_random_init(), _empty_weights(keep_buffers):
                     module = cls(config)
     except (TypeError, ValueError, KeyError, AttributeError, OSError, ZeroDivisionError) as error:
         raise BrokenModelError(
@@ -80,6 +82,43 @@ def dtype_keyword(library: str) -> str:
     from diffusers.utils import deprecation_utils
 
     return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
+@contextmanager
+def without_random_init():
+    """Leave out the initialization of parameters on the meta device, which have no values.
+
+    Without an effect it still takes longer there than building the modules. Tensors that have
+    values are initialized as ever.
+    """
+    init = torch.nn.init
+    with _BUILDING:
+        originals = {
+            name: getattr(init, name)
+            for name in dir(init)
+            if name.endswith("_") and not name.startswith("_")
+        }
+        try:
+            for name, function in originals.items():
+                setattr(init, name, _for_real_tensors(function))
+            yield
+        finally:
+            for name, function in originals.items():
+                setattr(init, name, function)
+
+
+_BUILDING = threading.RLock()  # torch.nn.init is every thread's
+
+
+def _for_real_tensors(function):
+    @wraps(function)
+    def initialize(*args, **kwargs):
+        tensor = args[0] if args else kwargs.get("tensor")
+        if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+            return tensor
+        return function(*args, **kwargs)
+
+    return initialize
 
 
 @contextmanager

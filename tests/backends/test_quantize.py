@@ -1,5 +1,6 @@
 """`quantize` and `load` give what Diffusers' QuantoConfig gives, without its faults."""
 
+import sys
 import warnings
 
 import pytest
@@ -8,13 +9,16 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import quantolab as ql
-from quantolab.backends.quanto import QuantoLinear, cures
+from quantolab.backends.quanto import QuantoLinear, cures, row_wise
+from quantolab.backends.quanto.quantize import quantize_linear
 from quantolab.backends.quanto.tensors import inner_tensors
 from quantolab.errors import ArgumentError, BrokenModelError
+from quantolab.models.layers import Layer
 from quantolab.models.predict import predict_weight_bytes
 from quantolab.models.skeleton import build_skeleton
 from quantolab.models.source import find_model
 
+quantize_room = sys.modules["quantolab.backends.quanto.quantize"]  # the package has a function so
 QUANTIZED = ("float8", "int8", "int4", "int2")
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -67,6 +71,26 @@ def test_leaf_skips_equal_diffusers_bit_for_bit(flux_folder, weights):
     ours = ql.load(flux_folder, recipe, device="cpu")
     theirs = diffusers_load(flux_folder, weights, "bfloat16", ["proj_out", "linear"])
     assert_same_parts(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_rows_at_a_time_equal_quantos_passes_over_the_whole(weights, dtype, monkeypatch):
+    """Shapes whose last rows are fewer, rows of zeros, groups of one value, a cast on the way."""
+    monkeypatch.setattr(row_wise, "_VALUES", 1000)
+    dtype = getattr(torch, dtype)
+    for out_features, in_features in ((2, 16), (7, 33), (130, 256), (256, 128), (48, 288), (9, 1)):
+        layer = Layer("layer", in_features, out_features, bias=False)
+        weight = torch.randn(out_features, in_features) * 10.0 ** torch.randint(-3, 3, (1,))
+        weight[1] = 0
+        weight[0, : in_features // 2] = -0.25
+        ours = quantize_linear(layer, weights, weight, None, dtype=dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(quantize_room, "quantized_parts", lambda *_: None)
+            theirs = quantize_linear(layer, weights, weight, None, dtype=dtype)
+        assert ours[1] == theirs[1]
+        assert type(ours[0].weight) is type(theirs[0].weight)
+        assert_same_parts(ours[0], theirs[0])
 
 
 @pytest.mark.parametrize("weights", QUANTIZED)
@@ -281,6 +305,20 @@ def test_no_warning_reaches_the_user(flux_folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ql.load(flux_folder, "int8", device="cpu")
+
+
+def test_weights_that_are_quantized_already_are_refused(flux_folder, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(flux_folder, tmp_path / "model")
+    path = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].to(torch.int8)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(BrokenModelError, match=r"'proj_out' is stored as torch\.int8: it is quant"):
+        ql.load(tmp_path / "model", "int8", device="cpu")
 
 
 def test_weights_of_another_shape_are_refused(flux_folder, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,88 @@ def test_diffusers_can_save_what_was_loaded(saved_int8, tmp_path):
     again = load_saved(tmp_path / "theirs", device="cpu")
     assert_same_weights(again, module)
     assert_same_weights(load_saved(save(again, tmp_path / "ours"), device="cpu"), module)
+
+
+def quantized_in_both_ways(folder, recipe, dtype):
+    yield ql.load(folder, recipe, dtype=dtype, device="cpu")
+    module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
+    yield ql.quantize(module.eval(), recipe)[0]
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_their_own_save_pretrained_gives_what_plain_diffusers_loads(flux_folder, tmp_path, weights):
+    recipe = ql.Recipe(weights, skip=("proj_out",))
+    for module in quantized_in_both_ways(flux_folder, recipe, "float32"):
+        module.save_pretrained(tmp_path)
+        theirs, info = FluxTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(info.values())
+        assert_same_weights(theirs, module)
+        assert torch.equal(output_of(theirs, "float32"), output_of(module, "float32"))
+        assert_same_weights(load_saved(tmp_path, device="cpu"), module)
+
+
+@pytest.mark.parametrize(
+    ("weights", "skip", "says"),
+    (
+        ("int8", (), "starting in steps of 16 bytes"),
+        ("int4", (), None),
+        ("float8", PATH_SKIP, "by leaf name only"),
+    ),
+)
+def test_save_pretrained_warns_of_what_others_can_not_load(
+    flux_folder, tmp_path, weights, skip, says
+):
+    for module in quantized_in_both_ways(flux_folder, ql.Recipe(weights, skip=skip), "bfloat16"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            module.save_pretrained(tmp_path / "theirs")
+        heard = [str(w.message) for w in caught if w.category is UserWarning]
+        assert len(heard) == (says is not None) and all(says in text for text in heard)
+        if skip:  # no folder of garbage
+            with pytest.raises(ValueError, match="Unknown quantization type, got quantolab"):
+                FluxTransformer2DModel.from_pretrained(tmp_path / "theirs")
+        else:
+            theirs = FluxTransformer2DModel.from_pretrained(
+                tmp_path / "theirs", torch_dtype=torch.bfloat16
+            )
+            assert_same_weights(theirs, module)
+        again = load_saved(tmp_path / "theirs", device="cpu")
+        assert_same_weights(again, module)
+        assert torch.equal(output_of(again), output_of(module))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            save(again, tmp_path / "ours")
+
+
+def test_a_pipelines_own_save_pretrained(pipeline_folder, tmp_path):
+    from diffusers import FluxPipeline
+
+    pipe = load_pipeline(pipeline_folder, "int4", dtype="float32", device="cpu")
+    pipe.save_pretrained(tmp_path / "one")
+    theirs = FluxPipeline.from_pretrained(tmp_path / "one")
+    assert_same_weights(theirs.transformer, pipe.transformer)
+
+    both = ql.Recipe("int4", components=("transformer", "text_encoder_2"))
+    pipe = load_pipeline(pipeline_folder, both, dtype="float32", device="cpu")
+    with pytest.warns(UserWarning, match="T5EncoderModel can't be loaded without quantolab"):
+        pipe.save_pretrained(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"quantolab\.load_saved"):
+        FluxPipeline.from_pretrained(tmp_path / "both")
+    again = load_saved(tmp_path / "both", device="cpu")
+    for name in ("transformer", "text_encoder_2"):
+        assert_same_weights(getattr(again, name), getattr(pipe, name))
+
+
+def test_a_configuration_that_models_share_is_left_alone(pipeline_folder):
+    from transformers import T5EncoderModel
+
+    config = T5EncoderModel.config_class.from_pretrained(pipeline_folder / "text_encoder_2")
+    one, other = T5EncoderModel(config), T5EncoderModel(config)
+    other.config = config
+    one.config = config
+    ql.quantize(one, "int8")
+    assert "quantization_config" in one.config.to_dict()
+    assert "quantization_config" not in other.config.to_dict()
 
 
 def test_another_compute_dtype(saved_int8):

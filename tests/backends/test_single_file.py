@@ -5,6 +5,7 @@ import pickle
 import shutil
 import types
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -252,6 +253,181 @@ def test_another_original_layout(architectures, tmp_path, written, prefix):
         original[prefix + name] = tensor
     ours = load_single_file(written(original), "int4", config=tmp_path / "ltx", device="cpu")
     assert_equal(ours, load(tmp_path / "ltx", "int4", device="cpu"))
+
+
+SD3_NAMES = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+SD3_BLOCK = {
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+    "attn2.to_out.0": "x_block.attn2.proj",
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+SD3_JOINED = {
+    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+
+
+def sd3_as_published(state):
+    """Return SD3 tensors of Diffusers' names by the names and in the shape of its makers."""
+    state, out = dict(state), {}
+    blocks = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("transformer_blocks."))
+    swaps = ("norm_out.linear", f"transformer_blocks.{blocks - 1}.norm1_context.linear")
+    for i in range(blocks):
+        for theirs, ours in SD3_JOINED.items():
+            names = [f"transformer_blocks.{i}.{leaf}" for leaf in ours]
+            for kind in ("weight", "bias"):
+                if f"{names[0]}.{kind}" in state:
+                    joined = torch.cat([state.pop(f"{name}.{kind}") for name in names])
+                    out[f"joint_blocks.{i}.{theirs}.{kind}"] = joined
+    for name, tensor in state.items():
+        owner, _, kind = name.rpartition(".")
+        if name in SD3_NAMES:
+            out[SD3_NAMES[name]] = tensor
+            continue
+        tensor = swapped(tensor) if owner in swaps else tensor
+        if owner in SD3_NAMES:
+            out[f"{SD3_NAMES[owner]}.{kind}"] = tensor
+        else:
+            _, number, leaf = owner.split(".", 2)
+            out[f"joint_blocks.{number}.{SD3_BLOCK[leaf]}.{kind}"] = tensor
+    return out
+
+
+UNET_NAMES = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def sdxl_as_published(state, layers=1, attention_ups=(0,)):
+    """Return the tensors of SDXL's U-Net by the names of its makers; `layers` a block."""
+    out = {}
+    for name, tensor in state.items():
+        owner, _, kind = name.rpartition(".")
+        if owner in UNET_NAMES:
+            out[f"{UNET_NAMES[owner]}.{kind}"] = tensor
+            continue
+        if owner.startswith("mid_block."):
+            _, part, number, leaf = owner.split(".", 3)
+            place = f"middle_block.{2 * int(number) if part == 'resnets' else 1}"
+        else:
+            side, block, part, number, leaf = owner.split(".", 4)
+            down, first = side == "down_blocks", int(block) * (layers + 1)
+            if part == "downsamplers":
+                place, leaf = f"input_blocks.{first + layers + 1}.0", "op"
+            elif part == "upsamplers":
+                place = f"output_blocks.{first + layers}.{2 if int(block) in attention_ups else 1}"
+            else:
+                index = first + int(number) + (1 if down else 0)
+                kinds = "input_blocks" if down else "output_blocks"
+                place = f"{kinds}.{index}.{int(part == 'attentions')}"
+        leaf = UNET_RESNET.get(leaf, leaf) if part == "resnets" else leaf
+        out[f"{place}.{leaf}.{kind}"] = tensor
+    return out
+
+
+STABILITY = {"sd3": sd3_as_published, "sd3.5": sd3_as_published, "sdxl": sdxl_as_published}
+
+
+@pytest.fixture(scope="module")
+def stability(architectures, tmp_path_factory):
+    """Tiny models of Stability's families by name: (folder in Diffusers' layout, tensors)."""
+    sd35 = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    models = {
+        "sd3": architectures["sd3"],
+        "sd3.5": replace(architectures["sd3"], config=architectures["sd3"].config | sd35),
+        "sdxl": architectures["sdxl"],
+    }
+    found = {}
+    for name, model in models.items():
+        folder = tmp_path_factory.mktemp(name)
+        model.make().save_pretrained(folder)
+        state = load_file(folder / WEIGHTS_FILE)
+        published = STABILITY[name](state)
+        assert sum(t.numel() for t in published.values()) == sum(t.numel() for t in state.values())
+        found[name] = folder, published
+    return found
+
+
+@pytest.mark.parametrize("weights", ("int8", "int4"))
+@pytest.mark.parametrize("name", STABILITY)
+def test_layouts_of_stability(stability, written, name, weights):
+    """A whole checkpoint, as they are published, and the denoiser's tensors alone."""
+    folder, published = stability[name]
+    theirs = load(folder, weights, device="cpu")
+    whole = {PREFIX + tensor_name: tensor for tensor_name, tensor in published.items()}
+    whole |= {"first_stage_model.encoder.conv_in.weight": torch.zeros(3)}
+    for tensors in (whole, published):
+        ours = load_single_file(written(tensors), weights, config=folder, device="cpu")
+        assert_equal(ours, theirs)
+        assert ours.quantize_report == theirs.quantize_report
+
+
+@pytest.mark.parametrize("name", STABILITY)
+def test_they_are_converted_as_diffusers_converts(stability, written, name):
+    import diffusers
+
+    folder, published = stability[name]
+    path = written({PREFIX + tensor_name: tensor for tensor_name, tensor in published.items()})
+    ours = load_single_file(path, "none", config=folder, dtype="float32", device="cpu")
+    theirs = getattr(diffusers, type(ours).__name__).from_single_file(str(path), config=str(folder))
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "says"),
+    (
+        ("sd3", "joint_blocks.0.x_block.mlp.fc1.bias", "can't convert it (KeyError"),
+        ("sdxl", "input_blocks.2.0.op.bias", "lacks the tensor 'down_blocks.0.downsamplers"),
+        ("sdxl", "middle_block.1.norm.bias", "lacks the tensor 'mid_block.attentions.0.norm.bias'"),
+        ("sdxl", "label_emb.0.0.weight", "can't convert it (KeyError"),
+    ),
+)
+def test_a_tensor_that_their_layouts_lack_is_named(refused, stability, written, name, lost, says):
+    folder, published = stability[name]
+    tensors = {PREFIX + n: t for n, t in published.items() if n != lost}
+    assert len(tensors) == len(published) - 1
+    assert says in refused(written(tensors), config=folder)
+    extra = {PREFIX + n: t for n, t in published.items()} | {PREFIX + "lora.up": torch.zeros(2)}
+    assert "holds the tensor 'model.diffusion_model.lora.up' that" in refused(
+        written(extra), config=folder
+    )
 
 
 def test_configuration_of_a_pipeline(files, pipeline_folder, flux_folder):

@@ -89,7 +89,8 @@ def diffusers_form(
 def _inexpressible(module, quantized: dict[str, str], kept: list[str], kinds: list[str]) -> str:
     if len(kinds) > 1:
         return f"Diffusers knows one weights dtype a model, and this one has {' and '.join(kinds)}"
-    linear = {p for p in quantized if isinstance(module.get_submodule(p), torch.nn.Linear)}
+    modules = dict(module.named_modules(remove_duplicate=False))
+    linear = {p for p in quantized if isinstance(modules[p], torch.nn.Linear)}
     if other := sorted(quantized.keys() - linear):
         return f"Diffusers quantizes Linear layers only, and {other[0]!r} isn't one"
     if "" in quantized:

@@ -9,13 +9,20 @@ Ours pads the header with spaces and orders the tensors, since the format refuse
   with tensors of less than 64 bytes (the scales of activations, one value each);
 - last the small ones that are left.
 
-So every tensor of 64 bytes or more starts on a boundary, and names and values are just those of
-the state dict. Only if there are too few small tensors, which no common model has seen, is a
-filler put in, and then an index beside the file: readers that take their names from an index
-never see fillers.
+So every tensor of 64 bytes or more starts on a boundary, every int8 weight however small on 16
+bytes, and names and values are just those of the state dict. Only if there are too few small
+tensors, which no common model has seen, is a filler put in, and then an index beside the file:
+readers that take their names from an index never see fillers.
+
+Not every tensor can start on a boundary. Each begins where the one before ends, so after a scale
+of two bytes the next begins two bytes on; only a filler behind each small tensor would change
+that. Readers without an index (safetensors itself, Diffusers' and transformers' for one file)
+would report hundreds of unknown weights, for tensors that no kernel reads as vectors: a scale is
+one value, and a bias is read by code that takes any address.
 
 Reading trusts nothing: sizes, names, types and offsets are checked before a byte of payload is
-looked at, and every tensor gets memory of its own.
+looked at. Neighbouring tensors are read together while others are put in their places, and each
+starts on a boundary, wherever it lay in the file.
 """
 
 from __future__ import annotations
@@ -23,8 +30,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -47,7 +57,10 @@ sha256 makes 0.9 and crc32 1.3; against intent no digest kept in the same folder
 
 INDEX = ".safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
-_CHUNK = 1 << 20  # bytes read and digested at a time: they stay in the processor's cache
+_CHUNK = 1 << 20  # bytes digested and written at a time: they stay in the processor's cache
+_BLOCK = 1 << 26  # bytes of neighbouring tensors that are read at a time, into one piece of memory
+_SMALL_BLOCK = 1 << 23  # the same where that memory is needed for a moment only
+_AHEAD = 2  # blocks that are read before they are asked for
 
 # Names of dtypes in a safetensors header; source: the format's specification.
 _DTYPE_NAMES = {
@@ -237,7 +250,7 @@ def read_layout(path: Path) -> FileLayout:
 def read_tensors(
     path: Path, layout: FileLayout, digest: str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a file's tensors, each in memory of its own, while digesting the same bytes.
+    """Yield a file's tensors while digesting the same bytes.
 
     Parameters
     ----------
@@ -251,24 +264,154 @@ def read_tensors(
     Raises
     ------
     BrokenModelError
-        If the file ends early, or, after the last tensor, if the digest is another one.
+        If the file ends early, or, before the last tensors, if the digest is another one.
     """
-    hasher = None if digest is None else xxhash.xxh3_128()
-    try:
-        with path.open("rb", buffering=0) as file:
-            _read_into(file, torch.empty(layout.header_bytes, dtype=torch.uint8), hasher, path)
-            for entry in layout.entries:
-                raw = fresh_memory(entry.spec.nbytes)
-                _read_into(file, raw, hasher, path)
-                if not entry.spec.name.startswith(FILLER):
-                    yield entry.spec.name, raw.view(entry.spec.dtype).reshape(entry.spec.shape)
-    except OSError as error:
-        raise _broken(path, str(error)) from error
-    if hasher is not None and hasher.hexdigest() != digest:
-        raise BrokenModelError(
-            f"{path} has changed since it was saved: its digest ({DIGEST}) is "
-            f"{hasher.hexdigest()}, and {digest} was recorded"
-        )
+    digests = {} if digest is None else {path.name: digest}
+    with Reading([(path, layout)], digests, lasting=False) as reading:
+        yield from reading
+
+
+class Reading:
+    """Tensors of files in the files' own order, read and digested ahead by a second thread.
+
+    Reading starts at once. Used as a context, so that the thread ends with it.
+
+    Parameters
+    ----------
+    files : iterable of (Path, FileLayout)
+        Layouts from `read_layout`.
+    digests : mapping of str to str
+        What the digest of each file must be, by its name; those that aren't there aren't digested.
+    lasting : bool
+        Whether the tensors stay as they are: they then share pieces of 64 MB, each of which is
+        freed with the last of its tensors. Otherwise pieces are small, for tensors that are
+        converted or moved; one that isn't must be cloned, lest it keep the others' memory.
+
+    Raises
+    ------
+    BrokenModelError
+        While iterating: if a file ends early or, before its last tensors, has another digest.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[tuple[Path, FileLayout]],
+        digests: Mapping[str, str],
+        *,
+        lasting: bool,
+    ) -> None:
+        self.lasting = lasting
+        size = _BLOCK if lasting else _SMALL_BLOCK
+        self._blocks = (block for path, layout in files for block in _blocks(path, layout, size))
+        self._digests = digests
+        self._file, self._hasher = None, None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="quantolab-reading")
+        self._coming: deque[tuple[_Block, torch.Tensor, Future]] = deque()
+        self._start(_AHEAD)
+
+    def __enter__(self) -> Reading:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        if self._file is not None:
+            self._file.close()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, tensor), fillers left out; each tensor starts on a boundary."""
+        while self._coming:
+            block, memory, done = self._coming.popleft()
+            done.result()
+            self._start(1)
+            yield from block.tensors(memory)
+
+    def _start(self, count: int) -> None:
+        for block in islice(self._blocks, count):
+            memory = fresh_memory(block.nbytes)
+            self._coming.append((block, memory, self._thread.submit(self._read, block, memory)))
+
+    def _read(self, block: _Block, memory: torch.Tensor) -> None:
+        """Fill a block's memory and digest it, each in few calls: every one waits for Python."""
+        path = block.path
+        try:
+            if block.header_bytes:
+                self._open(block)
+            view = memoryview(memory.numpy())[block.margin :] if memory.numel() else memoryview(b"")
+            _read_into(self._file, view, path)
+        except OSError as error:
+            raise _broken(path, str(error)) from error
+        if self._hasher is not None:
+            self._hasher.update(view)
+        if block.is_last:
+            self._file.close()
+            expected, found = self._digests.get(path.name), self._hasher
+            if found is not None and found.hexdigest() != expected:
+                raise BrokenModelError(
+                    f"{path} has changed since it was saved: its digest ({DIGEST}) is "
+                    f"{found.hexdigest()}, and {expected} was recorded"
+                )
+
+    def _open(self, block: _Block) -> None:
+        self._file = block.path.open("rb", buffering=0)
+        header = memoryview(bytearray(block.header_bytes))
+        _read_into(self._file, header, block.path)
+        self._hasher = xxhash.xxh3_128(header) if block.path.name in self._digests else None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring tensors of a file, read into one piece of memory."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    margin: int
+    """Bytes before the first tensor, so that memory and file have the same boundaries."""
+    header_bytes: int
+    """Of the file, for its first block; 0 for the others."""
+    is_last: bool
+    """Whether the file ends with it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, the margin included."""
+        return self.margin + self.entries[-1].end - self.entries[0].begin if self.entries else 0
+
+    def tensors(self, memory: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the real tensors by name; those that start off a boundary, or are small, copied."""
+        if not self.entries:
+            return
+        buffer, address = memory.numpy(), memory.data_ptr()
+        shift = self.margin - self.entries[0].begin
+        for entry in self.entries:
+            spec, start = entry.spec, shift + entry.begin
+            if spec.name.startswith(FILLER):
+                continue
+            if not spec.nbytes:
+                yield spec.name, torch.empty(spec.shape, dtype=spec.dtype)
+            elif spec.nbytes < ALIGNMENT or (address + start) % ALIGNMENT:
+                raw = torch.frombuffer(buffer, dtype=torch.uint8, count=spec.nbytes, offset=start)
+                yield spec.name, raw.clone().view(spec.dtype).reshape(spec.shape)
+            else:
+                count = spec.nbytes // spec.dtype.itemsize
+                flat = torch.frombuffer(buffer, dtype=spec.dtype, count=count, offset=start)
+                yield spec.name, flat.reshape(spec.shape)
+
+
+def _blocks(path: Path, layout: FileLayout, size: int) -> Iterator[_Block]:
+    """Yield a file's tensors in blocks of at least `size` bytes, one at least."""
+    entries, taken, header_bytes = layout.entries, 0, layout.header_bytes
+    while True:
+        stop = taken
+        while stop < len(entries) and (
+            stop == taken or entries[stop - 1].end - entries[taken].begin < size
+        ):
+            stop += 1
+        part = entries[taken:stop]
+        margin = (layout.header_bytes + part[0].begin) % ALIGNMENT if part else 0
+        yield _Block(path, part, margin, header_bytes, stop == len(entries))
+        if stop == len(entries):
+            return
+        taken, header_bytes = stop, 0
 
 
 def digest_of(data: bytes) -> str:
@@ -299,9 +442,9 @@ def _placed(specs: list[Spec]) -> list[Entry]:
     """Return tensors in the order that the module's docstring describes, with their places."""
     even = [s for s in specs if s.nbytes % ALIGNMENT == 0]
     odd = [s for s in specs if s.nbytes % ALIGNMENT and s.nbytes > ALIGNMENT]
-    # By size of their values, so that each stays aligned to those.
+    # By the steps in which they may be placed, so that each stays aligned to its own.
     small = [s for s in specs if s.nbytes < ALIGNMENT and s.nbytes]
-    small.sort(key=lambda s: (-s.dtype.itemsize, -s.nbytes))
+    small.sort(key=lambda s: (-_step(s), -s.nbytes))
     entries: list[Entry] = []
 
     def place(spec: Spec) -> int:
@@ -317,17 +460,26 @@ def _placed(specs: list[Spec]) -> list[Entry]:
     for number, spec in enumerate(odd):
         gap = place(spec)
         while gap:
-            fits = (s for s in small if s.nbytes <= gap and not gap % s.dtype.itemsize)
+            fits = (s for s in small if s.nbytes <= gap and not gap % _step(s))
             chosen = next(fits, None)
             if chosen is None:
                 break
             small.remove(chosen)
             gap = place(chosen)
-        if gap and (number + 1 < len(odd) or (small and gap % small[0].dtype.itemsize)):
+        if gap and (number + 1 < len(odd) or (small and gap % _step(small[0]))):
             fill(gap)
     for spec in small:
         place(spec)
     return entries
+
+
+def _step(spec: Spec) -> int:
+    """Return the bytes to a multiple of which a small tensor is aligned.
+
+    The kernel of int8 weights reads 16 at a time, however few there are.
+    """
+    is_weight = spec.dtype == torch.int8 and spec.nbytes % 16 == 0
+    return 16 if is_weight else spec.dtype.itemsize
 
 
 def _header_text(layout: FileLayout) -> bytes:
@@ -420,17 +572,12 @@ def _are_counts(value: object) -> bool:
     )
 
 
-def _read_into(file, raw: torch.Tensor, hasher, path: Path) -> None:
-    if not raw.numel():
-        return
-    view = memoryview(raw.numpy())
+def _read_into(file, view: memoryview, path: Path) -> None:
     position = 0
     while position < len(view):
-        count = file.readinto(view[position : position + _CHUNK])
+        count = file.readinto(view[position:])
         if not count:
             raise _broken(path, "it ended while it was read")
-        if hasher is not None:
-            hasher.update(view[position : position + count])
         position += count
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,11 @@ from ...models.layers import (
 )
 from ...recipes import Recipe, as_recipe
 from . import cures
+from .declaring import declare
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
+from .row_wise import quantized_parts, weight_of
 from .tensors import weight_bytes
+from .tinygemm import optimized
 
 cures.use_no_compiler()
 
@@ -62,6 +66,9 @@ class QuantoLinear(QLinear):
     plain_product = False
     """Whether to multiply by the dequantized weight instead of calling a kernel."""
 
+    def reset_parameters(self) -> None:
+        """Do nothing: a layer is built empty and its tensors are put in."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x @ weight.T + bias`` for x of shape (..., in_features)."""
         x = x.contiguous()  # cures.CONTIGUOUS
@@ -97,7 +104,8 @@ def quantize(
     -------
     module : torch.nn.Module
         The same object (a new one only if the module itself is a Linear layer). Its
-        `quantize_report` attribute is the report.
+        `quantize_report` attribute is the report; a model of Diffusers or transformers says in
+        its configuration that it is quantized, as after `load`.
     report : QuantizeReport
         Quantized and kept layers, cures, bytes.
 
@@ -138,6 +146,8 @@ def quantize(
         applied += [(layer.path, name) for name in names]
         module = put_module(module, layer.path, quantized)
     quantized_paths = tuple(layer.path for layer in plan.quantized)
+    kept_paths = [path for path, _ in plan.kept]
+    declare(module, dict.fromkeys(quantized_paths, recipe.weights), kept_paths)
     return _with_report(
         module,
         QuantizeReport(recipe, quantized_paths, plan.kept, tuple(applied), weight_bytes(module)),
@@ -196,6 +206,7 @@ def quantize_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     training: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[QuantoLinear, tuple[str, ...]]:
     """Return one layer quantized, and the names of the cures that it needed.
 
@@ -206,20 +217,23 @@ def quantize_linear(
     weights : str
         Weights dtype.
     weight : torch.Tensor
-        Of shape (out_features, in_features), in the compute dtype, on the device that will run.
+        Of shape (out_features, in_features), on the device that will run.
     bias : torch.Tensor or None
         Of shape (out_features,); kept as it is.
     training : bool
         Mode that the new layer starts in.
+    dtype : torch.dtype, optional
+        Compute dtype; by default the weight's own.
     """
-    quantized = empty_linear(layer, weights, weight.dtype)
-    cure = cures.cure_for(layer, weights, weight.dtype, weight.device.type)
+    dtype = dtype or weight.dtype
+    quantized = empty_linear(layer, weights, dtype)
+    cure = cures.cure_for(layer, weights, dtype, weight.device.type)
     quantized.plain_product = cure == cures.INT8_PLAIN
     with torch.no_grad():
         packed, zero_rows = _quantized_weight(
-            quantized, weight.detach(), optimized=cure != cures.INT4_GENERIC
+            quantized, weight.detach(), dtype, for_kernel=cure != cures.INT4_GENERIC
         )
-    set_tensors(quantized, packed, bias, weight)
+    set_tensors(quantized, packed, bias, dtype)
     names = [cure] if cure else []
     if zero_rows:
         names.append(cures.FLOAT8_ZERO_ROWS)
@@ -241,14 +255,14 @@ def empty_linear(layer: Layer, weights: str, dtype: torch.dtype) -> QuantoLinear
 
 
 def set_tensors(
-    linear: QuantoLinear, packed: torch.Tensor, bias: torch.Tensor | None, like: torch.Tensor
+    linear: QuantoLinear, packed: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> None:
     """Put a quantized weight and a bias into a waiting layer; activation scales are 1."""
     linear.weight = torch.nn.Parameter(packed, requires_grad=False)
     if bias is not None:
         linear.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
     for name in ("input_scale", "output_scale"):
-        setattr(linear, name, torch.ones((), dtype=like.dtype, device=like.device))
+        linear._buffers[name] = torch.ones((), dtype=dtype, device=packed.device)
 
 
 def put_module(root: torch.nn.Module, path: str, new: torch.nn.Module) -> torch.nn.Module:
@@ -260,6 +274,16 @@ def put_module(root: torch.nn.Module, path: str, new: torch.nn.Module) -> torch.
     return root
 
 
+def put_tensor(owners: Mapping[str, torch.nn.Module], name: str, value: torch.Tensor) -> None:
+    """Put a tensor where a module of ``named_modules()`` waits for it."""
+    path, _, leaf = name.rpartition(".")
+    owner = owners[path]
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
 def check_finite(weight: torch.Tensor, path: str) -> None:
     """Raise `BrokenModelError` if a weight holds NaN or infinity, which no dtype can store."""
     low, high = torch.aminmax(weight.detach())  # both carry NaN and infinity
@@ -268,31 +292,43 @@ def check_finite(weight: torch.Tensor, path: str) -> None:
 
 
 def _quantized_weight(
-    linear: QuantoLinear, weight: torch.Tensor, *, optimized: bool
+    linear: QuantoLinear, weight: torch.Tensor, dtype: torch.dtype, *, for_kernel: bool
 ) -> tuple[torch.Tensor, bool]:
     """Return Quanto's tensor for a weight, and whether rows of zeros had to be cured."""
-    if isinstance(linear.optimizer, SymmetricOptimizer):
-        scale, shift = linear.optimizer(weight, qtype=linear.weight_qtype, axis=0), None
+    kind, group_size = linear.weight_qtype, linear.weight_group_size
+    parts = quantized_parts(weight, kind, group_size, dtype)
+    if parts is not None:
+        scale = parts["_scale"]
+        packed = weight_of(parts, kind, group_size, weight.size(), weight.stride())
+        _check_scale(linear, scale)
+        if for_kernel:
+            packed = optimized(packed)
     else:
-        scale, shift = linear.optimizer(
-            weight, qtype=linear.weight_qtype, axis=0, group_size=linear.weight_group_size
+        weight = weight.to(dtype)
+        if isinstance(linear.optimizer, SymmetricOptimizer):
+            scale, shift = linear.optimizer(weight, qtype=kind, axis=0), None
+        else:
+            scale, shift = linear.optimizer(weight, qtype=kind, axis=0, group_size=group_size)
+        _check_scale(linear, scale)
+        packed = quantize_weight(
+            weight,
+            qtype=kind,
+            axis=0,
+            scale=scale,
+            shift=shift,
+            group_size=group_size,
+            optimized=for_kernel,
         )
-    if not torch.isfinite(scale).all():
-        raise BrokenModelError(f"the weight of layer {linear.name!r} holds NaN or infinity")
-    is_float = linear.weight_qtype.is_floating_point
-    zero_rows = is_float and not bool(scale.all())
-    packed = quantize_weight(
-        weight,
-        qtype=linear.weight_qtype,
-        axis=0,
-        scale=scale,
-        shift=shift,
-        group_size=linear.weight_group_size,
-        optimized=optimized,
-    )
+    zero_rows = kind.is_floating_point and not bool(scale.all())
     if zero_rows:
         _store_zeros(packed, scale)
     return packed, zero_rows
+
+
+def _check_scale(linear: QuantoLinear, scale: torch.Tensor) -> None:
+    """Scales carry NaN and infinity of any value they were made from."""
+    if not torch.isfinite(scale).all():
+        raise BrokenModelError(f"the weight of layer {linear.name!r} holds NaN or infinity")
 
 
 def _store_zeros(packed: torch.Tensor, scale: torch.Tensor) -> None:

@@ -17,20 +17,18 @@ from ...models.layers import kept_in_float32, linear_layers
 from ...models.skeleton import build_skeleton, component_class, quiet_libraries
 from ...models.source import Component, find_model, read_json
 from ...recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from .declaring import declare
 from .quantize import (
     QuantizeReport,
     is_quantized,
     plan_layers,
     put_module,
+    put_tensor,
     quantize,
     quantize_linear,
     resolve_layers,
 )
 from .tensors import weight_bytes
-
-_LOOSE_BYTES = 1 << 26
-"""After so many bytes of quantized weights, what quantizing has freed goes back to the system:
-results and temporaries lie side by side on the heap, and its holes add up to a second model."""
 
 
 def load(
@@ -63,7 +61,11 @@ def load(
     Returns
     -------
     torch.nn.Module
-        In eval mode. Its `quantize_report` attribute says what became of each layer.
+        In eval mode. Its `quantize_report` attribute says what became of each layer. Its
+        configuration says that it is quantized, so its own ``save_pretrained``, or a pipeline's,
+        writes what plain Diffusers loads with equal weights, or refuses where its rules can't
+        express the recipe (then a warning says why). Only `save` writes files whose weights lie
+        where int8's kernel can read them straight from a mapped file.
 
     Raises
     ------
@@ -179,30 +181,36 @@ def fill_skeleton(
     resolve = plan_layers if strict_skip else resolve_layers
     plan = resolve(module, layers, recipe, component, dtype)
     waiting = {f"{la.path}.weight": la for la in plan.quantized}
+    owners = dict(module.named_modules(remove_duplicate=False))
     applied: list[tuple[str, str]] = []
-    loose = 0
     for name in tensors:
         layer = waiting.get(name)
-        if layer is None and _belongs_to(name, waiting):
-            continue  # a quantized layer's bias comes with its weight
-        value = _read(tensors, name, module, dtype, device, own=layer is None)
         if layer is None:
-            _put_tensor(module, name, value)
+            if not _belongs_to(name, waiting):  # a quantized layer's bias comes with its weight
+                value = _cast(tensors[name], name, module, dtype, device)
+                put_tensor(owners, name, value)
             continue
         bias = None
         if layer.bias:
-            bias = _read(tensors, f"{layer.path}.bias", module, dtype, device)
-        quantized, names = quantize_linear(layer, recipe.weights, value, bias)
+            name = f"{layer.path}.bias"
+            bias = _cast(tensors[name], name, module, dtype, device)
+        weight = tensors[f"{layer.path}.weight"].to(device)  # cast while it is quantized
+        if not weight.is_floating_point():
+            raise BrokenModelError(
+                f"the weight of layer {layer.path!r} is stored as {weight.dtype}: it is quantized "
+                "already; an unquantized model was expected"
+            )
+        quantized, names = quantize_linear(
+            layer, recipe.weights, weight, bias, dtype=getattr(torch, dtype)
+        )
+        del weight
         applied += [(layer.path, cure) for cure in names]
-        loose += value.nbytes
-        del value
         put_module(module, layer.path, quantized)
-        if loose > _LOOSE_BYTES:
-            release_memory()
-            loose = 0
-    module.to(device)  # buffers that no file holds
+    place_buffers(module, device)  # those that no file holds
     release_memory()
     quantized_paths = tuple(la.path for la in plan.quantized)
+    kept_paths = [path for path, _ in plan.kept]
+    declare(module, dict.fromkeys(quantized_paths, recipe.weights), kept_paths)
     report = QuantizeReport(
         recipe, quantized_paths, plan.kept, tuple(applied), weight_bytes(module)
     )
@@ -215,34 +223,25 @@ def _belongs_to(name: str, waiting: dict) -> bool:
     return leaf == "bias" and f"{owner}.weight" in waiting
 
 
-def _read(
-    tensors: Mapping[str, torch.Tensor],
-    name: str,
-    module: torch.nn.Module,
-    dtype: str,
-    device: str,
-    *,
-    own: bool = True,
+def _cast(
+    value: torch.Tensor, name: str, module: torch.nn.Module, dtype: str, device: str
 ) -> torch.Tensor:
-    """Return a tensor cast as Diffusers casts.
+    """Return a tensor cast as Diffusers casts, in memory of its own.
 
-    With `own`, in memory of its own: memory-mapped tensors may be misaligned and would keep the
-    file mapped. Weights that are quantized at once needn't be copied for that.
+    Memory-mapped tensors may be misaligned, and would keep the file mapped.
     """
-    value = tensors[name]
+    target = value.dtype
     if value.is_floating_point():
         target = torch.float32 if kept_in_float32(module, name, dtype) else getattr(torch, dtype)
-    else:
-        target = value.dtype
-    return value.to(device=device, dtype=target, copy=own)
+    return value.to(device=device, dtype=target, copy=True)
 
 
-def _put_tensor(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
-    owner_path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(owner_path)
-    if leaf in owner._parameters:
-        value = torch.nn.Parameter(value, requires_grad=False)
-    setattr(owner, leaf, value)
+def place_buffers(module: torch.nn.Module, device: str) -> None:
+    """Move buffers that lie elsewhere to a device."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta and buffer.device != torch.device(device):
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
 
 
 def _read_whole(part: Component, dtype: str) -> torch.nn.Module:

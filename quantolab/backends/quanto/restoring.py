@@ -1,4 +1,4 @@
-"""Saved models come back without quantizing anything, each tensor in memory of its own."""
+"""Saved models come back without quantizing anything, their files read while layers are built."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
 from optimum.quanto.nn import QConv2d
 from optimum.quanto.tensor.grouped import grouped_shape
-from optimum.quanto.tensor.packed import PackedTensor
 
 from ...devices import resolve_device
 from ...errors import BrokenModelError, one_of
 from ...models.layers import Layer, kept_in_float32, linear_layers
 from ...recipes import COMPUTE_DTYPES
 from . import cures
-from .files import read_tensors
+from .declaring import declare
+from .files import Reading
 from .generic import Spec, tied_names
-from .quantize import QuantizeReport, empty_linear, put_module
+from .quantize import QuantizeReport, empty_linear, put_module, put_tensor
 from .reading import release_memory
+from .row_wise import weight_of
 from .saved_folder import SavedFolder, check_config_digest, layer_words, open_saved
 from .saving import recipe_of
 from .tensors import weight_bytes
@@ -94,11 +94,12 @@ def load_saved_component(
     check = check and saved.record is not None
     if check:
         check_config_digest(saved)
+    target = None if dtype is None else getattr(torch, dtype)
     try:
-        module, layers, kept = waiting_module(saved, words)
-        ties = ties_of(module, saved)
-        target = None if dtype is None else getattr(torch, dtype)
-        _fill(module, saved, layers, device, target, check)
+        with _reading(saved, words, device, target, check) as reading:
+            module, layers, kept = waiting_module(saved, words)
+            ties = ties_of(module, saved)
+            found = _fill(module, saved, layers, reading, device, target)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -108,11 +109,22 @@ def load_saved_component(
     _tie(module, saved, ties)
     _move_buffers(module, saved, device, target)
     release_memory()
-    if saved.component.library == "diffusers" and "quantization_config" in saved.config:
-        # So that Diffusers' own save_pretrained writes it too, and not a folder of garbage.
-        module.register_to_config(quantization_config=saved.config["quantization_config"])
-    module.quantize_report = _report(module, saved, layers, kept)
-    return module.eval().requires_grad_(False)
+    declare(module, words, kept)
+    module.quantize_report = _report(module, saved, layers, kept, found)
+    return module
+
+
+def _reading(
+    saved: SavedFolder,
+    words: dict[str, str],
+    device: str,
+    dtype: torch.dtype | None,
+    check: bool,
+) -> Reading:
+    """Start reading a folder's files; their tensors last where none is moved or converted."""
+    lasting = device == "cpu" and dtype is None and "int4" not in words.values()
+    digests = saved.record.digests if check else {}
+    return Reading(saved.files, digests, lasting=lasting)
 
 
 def waiting_module(
@@ -135,6 +147,7 @@ def waiting_module(
         If the files' tensors aren't exactly those that the component needs.
     """
     module = saved.skeleton()
+    modules = dict(module.named_modules(remove_duplicate=False))
     by_path = {layer.path: layer for layer in linear_layers(module)}
     layers: dict[str, Layer | None] = {}
     entries = saved.entries
@@ -143,13 +156,12 @@ def waiting_module(
         dtype = torch.float32 if scale is None else scale.spec.dtype
         if not dtype.is_floating_point:
             raise BrokenModelError(f"{saved.folder}: the scale of layer {path!r} is {dtype}")
-        try:
-            old = module.get_submodule(path)
-        except AttributeError as error:
+        old = modules.get(path)
+        if old is None:
             raise BrokenModelError(
                 f"{saved.folder} holds quantized weights of {path!r}, and a "
                 f"{type(module).__name__} of this configuration has no such layer"
-            ) from error
+            )
         if path in by_path:
             new = empty_linear(by_path[path], word, dtype)
         elif isinstance(old, torch.nn.Conv2d):
@@ -162,7 +174,7 @@ def waiting_module(
                 f"{type(old).__name__}"
             )
         layers[path] = by_path.get(path)
-        module = put_module(module, path, new)
+        module = put_module(module, path, new.eval())
     _check_tensors(module, saved, words)
     return module, layers, [path for path in by_path if path not in words]
 
@@ -171,9 +183,11 @@ def _check_tensors(module: torch.nn.Module, saved: SavedFolder, words: dict[str,
     """Make sure that the files hold exactly the tensors that the module needs."""
     found = {name: entry.spec for name, entry in saved.entries.items()}
     needed = dict(_needed(module, words))
-    tied = ties_of(module, saved)
-    tied_groups = {**tied, **{first: name for name, first in tied.items()}}
-    missing = [n for n in needed if n not in found and tied_groups.get(n) not in found]
+    missing = [n for n in needed if n not in found]
+    if missing:
+        tied = ties_of(module, saved)
+        tied_groups = {**tied, **{first: name for name, first in tied.items()}}
+        missing = [n for n in missing if tied_groups.get(n) not in found]
     unexpected = [n for n in found if n not in needed]
     if missing or unexpected:
         texts = []
@@ -246,30 +260,36 @@ def _fill(
     module: torch.nn.Module,
     saved: SavedFolder,
     layers: dict[str, Layer | None],
+    reading: Reading,
     device: str,
     dtype: torch.dtype | None,
-    check: bool,
-) -> None:
-    """Read the files in their own order; build each quantized weight when its parts are there."""
+) -> dict[str, str]:
+    """Build each quantized weight when its parts are there; return the cures of layers by path."""
     generic = set()
     if saved.record is not None:
         generic = {p for p, cure in saved.record.cures if cure == cures.INT4_GENERIC}
+    modules = dict(module.named_modules(remove_duplicate=False))
     owners = {_join(path, "weight." + tail): path for path in layers for tail in _TAILS}
+    counts = {path: 2 if _word(modules[path]) in ("int8", "float8") else 3 for path in layers}
     pending: dict[str, dict[str, torch.Tensor]] = {}
-    for path, layout in saved.files:
-        digest = saved.record.digests[path.name] if check else None
-        for name, value in read_tensors(path, layout, digest):
-            in_float32 = dtype is not None and kept_in_float32(module, name)
-            value = _placed(value, device, torch.float32 if in_float32 else dtype)
-            owner = owners.get(name)
-            if owner is None:
-                _put(module, name, value)
-                continue
-            parts = pending.setdefault(owner, {})
-            parts[name.removeprefix(_join(owner, "weight."))] = value
-            linear = module.get_submodule(owner)
-            if len(parts) == len(_weight_shapes(linear, _word(linear))):
-                _put_weight(linear, pending.pop(owner), layers[owner], owner in generic)
+    found = {}
+    for name, value in reading:
+        in_float32 = dtype is not None and kept_in_float32(module, name)
+        placed = _placed(value, device, torch.float32 if in_float32 else dtype)
+        owner = owners.get(name)
+        if owner is None:
+            own = placed is value and not reading.lasting
+            put_tensor(modules, name, placed.clone() if own else placed)
+            continue
+        parts = pending.setdefault(owner, {})
+        parts[name.removeprefix(_join(owner, "weight."))] = placed
+        if len(parts) == counts[owner]:
+            own = not reading.lasting and device == "cpu"
+            parts = pending.pop(owner)
+            cure = _put_weight(modules[owner], parts, layers[owner], owner in generic, own)
+            if cure:
+                found[owner] = cure
+    return found
 
 
 _TAILS = ("_data", "_data._data", "_scale", "_shift")
@@ -281,40 +301,31 @@ def _placed(value: torch.Tensor, device: str, dtype: torch.dtype | None) -> torc
     return value.to(device)
 
 
-def _put(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
-    owner_path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(owner_path)
-    if leaf in owner._parameters:
-        owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
-    else:
-        owner._buffers[leaf] = value
-
-
 def _put_weight(
-    part: torch.nn.Module, tensors: dict[str, torch.Tensor], layer: Layer | None, generic: bool
-) -> None:
-    """Build a layer's weight as quantizing would have: the kernel's own class where it has one."""
-    size, stride = part.weight.size(), part.weight.stride()
-    qtype, scale = part.weight_qtype, tensors["_scale"]
-    if "_shift" not in tensors:
-        weight = WeightQBytesTensor(qtype, 0, size, stride, tensors["_data"], scale, None)
-    else:
-        group_size = part.weight_group_size
-        grouped, grouped_stride = size, stride
-        if group_size is not None:
-            grouped = torch.Size(grouped_shape(size, 0, group_size))
-            grouped_stride = (grouped[1], 1)
-        packed = PackedTensor(tensors["_data._data"], qtype.bits, grouped, grouped_stride)
-        weight = WeightQBitsTensor(
-            qtype, 0, group_size, size, stride, packed, scale, tensors["_shift"]
-        )
+    part: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    layer: Layer | None,
+    generic: bool,
+    own: bool,
+) -> str | None:
+    """Build a layer's weight as quantizing would have: the kernel's own class where it has one.
+
+    Returns the name of the cure that its shape asks for. With `own`, tensors that stay as they
+    are get memory of their own.
+    """
+    kind, scale = part.weight_qtype, tensors["_scale"]
+    shape = part.weight_group_size, part.weight.size(), part.weight.stride()
     cure = None
     if layer is not None:
         cure = cures.cure_for(layer, _word(part), scale.dtype, scale.device.type)
         part.plain_product = cure == cures.INT8_PLAIN
+    weight = as_read = weight_of(tensors, kind, *shape)
     if cure != cures.INT4_GENERIC and not generic:
-        weight = weight.optimize() if "_shift" not in tensors else optimized(weight)
-    part.weight = torch.nn.Parameter(weight, requires_grad=False)
+        weight = optimized(weight)
+    if weight is as_read and own:
+        weight = weight_of({name: t.clone() for name, t in tensors.items()}, kind, *shape)
+    part._parameters["weight"] = torch.nn.Parameter(weight, requires_grad=False)
+    return cure
 
 
 def _word(part: torch.nn.Module) -> str:
@@ -362,22 +373,22 @@ def _report(
     saved: SavedFolder,
     layers: dict[str, Layer | None],
     kept: list[str],
+    found: dict[str, str],
 ) -> QuantizeReport:
     record = saved.record
     zero_rows = set()
     if record is not None:
         zero_rows = {p for p, name in record.cures if name == cures.FLOAT8_ZERO_ROWS}
     applied = []
-    for path, layer in layers.items():
-        part = module.get_submodule(path)
-        if layer is not None:
-            scale = part.weight.dtype, part.weight.device.type
-            if cure := cures.cure_for(layer, _word(part), *scale):
-                applied.append((path, cure))
+    for path in layers:
+        if path in found:
+            applied.append((path, found[path]))
         if path in zero_rows:
             applied.append((path, cures.FLOAT8_ZERO_ROWS))
-    words = {path: _word(module.get_submodule(path)) for path in layers}
-    recipe = recipe_of(words, kept) if record is None else record.recipe
+    if record is not None:
+        recipe = record.recipe
+    else:
+        recipe = recipe_of({p: _word(module.get_submodule(p)) for p in layers}, kept)
     reasons = record.reasons if record is not None else {}
     why = "kept where it was saved"
     return QuantizeReport(

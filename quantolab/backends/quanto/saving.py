@@ -14,6 +14,7 @@ import torch
 from ...errors import ArgumentError, OutputError
 from ...models.layers import linear_layers
 from ...recipes import Recipe
+from .declaring import undeclared
 from .diffusers_form import DiffusersForm, diffusers_form
 from .files import (
     DIGEST,
@@ -231,12 +232,13 @@ def library_of(module: Any) -> str:
 
 def component_config(module: torch.nn.Module, library: str) -> dict:
     """Return what stands in a component's ``config.json``, without its quantization."""
-    if library == "diffusers":
-        config = json.loads(module.to_json_string())
-    else:
-        config = json.loads(module.config.to_json_string(use_diff=True))
-        config["architectures"] = [type(module).__name__]
-        config.setdefault("model_type", module.config.model_type)
+    with undeclared():
+        if library == "diffusers":
+            config = json.loads(module.to_json_string())
+        else:
+            config = json.loads(module.config.to_json_string(use_diff=True))
+            config["architectures"] = [type(module).__name__]
+            config.setdefault("model_type", module.config.model_type)
     config.pop("quantization_config", None)
     config.pop("_name_or_path", None)  # a path of this machine
     return config

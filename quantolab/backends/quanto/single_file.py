@@ -34,6 +34,9 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _PREFIX = "model.diffusion_model."
 """What ComfyUI and Stability put before the denoiser's names."""
 
+# Diffusers' converter of U-Nets takes nothing that lies outside that prefix.
+_PREFIXED_CLASSES = ("UNet2DConditionModel",)
+
 _QUANTO_PARTS = (".weight._data", ".weight._scale", ".weight._data._data")
 _FOREIGN_PARTS = (".absmax", ".quant_map", ".SCB", ".qweight", ".qzeros")  # bitsandbytes, GPTQ
 _SCALE_PARTS = ("scale_weight", "weight_scale", "scale_input", "input_scale", "weight_scale_2")
@@ -341,13 +344,22 @@ def _run_converter(
     converter: Callable, module: torch.nn.Module, recorded: dict, stored: Mapping
 ) -> dict:
     config = dict(module.config)
+
+    def convert(tensors: Mapping) -> dict:
+        if type(module).__name__ in _PREFIXED_CLASSES and not any(
+            name.startswith(_PREFIX) for name in tensors
+        ):
+            tensors = {_PREFIX + name: tensors[name] for name in tensors}
+        # Converters empty the dictionary they are given, and some give None for what isn't there.
+        found = converter(checkpoint=dict(tensors), config=config)
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     with quiet_libraries():
         try:
-            # Converters empty the dictionary they are given.
-            found = converter(checkpoint=dict(recorded), config=config)
+            found = convert(recorded)
         except (NotRecordable, TypeError, RuntimeError, AttributeError):
             # Not all of torch works on shapes alone; what fails now fails for good.
-            found = converter(checkpoint={name: stored[name] for name in stored}, config=config)
+            found = convert(stored)
     return _without_ignored(found, module)
 
 

@@ -13,7 +13,8 @@ def inner_tensors(tensor: torch.Tensor, name: str = "") -> Iterator[tuple[str, t
     A quantized weight is a wrapper around data, scale and shift, and its data may be a wrapper
     again; an ordinary tensor yields itself.
     """
-    if hasattr(tensor, "__tensor_flatten__") and type(tensor) is not torch.nn.Parameter:
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    if not plain and hasattr(tensor, "__tensor_flatten__"):
         for inner in tensor.__tensor_flatten__()[0]:
             yield from inner_tensors(getattr(tensor, inner), f"{name}.{inner}" if name else inner)
     else:
@@ -52,4 +53,4 @@ def weight_bytes(module: torch.nn.Module) -> int:
 def _storage(tensor: torch.Tensor) -> tuple:
     if tensor.device.type == "meta":
         return (id(tensor),)  # nothing is stored, so nothing is shared
-    return (str(tensor.device), tensor.data_ptr(), tensor.nbytes)
+    return (tensor.device, tensor.data_ptr(), tensor.nbytes)

@@ -29,15 +29,16 @@ _CHUNK = 1 << 19  # bytes turned around at a time: they stay in the processor's 
 _UNPACK_ROWS = 1024  # rows of the identity matrix at a time; the whole one takes in_features² * 2
 
 
-def optimized(weight: WeightQBitsTensor) -> torch.Tensor:
-    """Return a generic int4/int2 weight in the class that Quanto computes it with here.
+def optimized(weight: torch.Tensor) -> torch.Tensor:
+    """Return a generic quantized weight in the class that Quanto computes it with here.
 
     The same, bit for bit, as ``weight.optimize()``.
     """
-    if weight.device.type == "cpu":
-        tiny = weight.qtype.bits == 4 and weight.dtype == torch.bfloat16
+    scale = weight._scale  # a wrapper's own dtype and device take ten times as long to ask
+    if scale.device.type == "cpu":
+        tiny = weight.qtype.bits == 4 and scale.dtype == torch.bfloat16
         if not (tiny and weight._group_size == 128 and weight.dim() == 2):
-            return weight  # generic on a CPU; Quanto would unpack it and pack it again
+            return weight  # generic on a CPU; Quanto would unpack int4 and pack it again
         if weight.shape[0] % (2 * _BLOCK) == 0 and layout_is_known():
             return _to_tinygemm(weight)
     return weight.optimize()

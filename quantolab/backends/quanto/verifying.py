@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ...errors import ArgumentError, QuantolabError, UnsupportedError
+from ...errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError
 from ...models.sample_inputs import first_output, sample_inputs
 from ...models.source import read_source
 from ...units import ABSENT, format_bytes, format_seconds
@@ -31,6 +32,7 @@ from .saved_folder import SavedFolder, layer_words, open_saved
 from .tensors import inner_tensors
 
 _OURS, _PLAIN, _ANEW = "quantolab", "diffusers", "anew"
+_POLL_SECONDS = 0.1  # how soon cancel is heard
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def verify_saved(
     *,
     component: str | None = None,
     device: str = "auto",
+    cancel: threading.Event | None = None,
 ) -> VerifyReport:
     """Reload a saved model in fresh processes and report how it differs from what was saved.
 
@@ -106,6 +109,8 @@ def verify_saved(
         Which part, for a pipeline; by default the denoiser.
     device : str
         Device on which all of them run.
+    cancel : threading.Event, optional
+        Set it to end the processes; then `Cancelled` is raised.
 
     Returns
     -------
@@ -127,10 +132,10 @@ def verify_saved(
     words = layer_words(saved)
     with tempfile.TemporaryDirectory(prefix="quantolab-verify-") as place:
         task = {"folder": str(path.resolve()), "device": str(device), "place": place}
-        ours = _in_process({**task, "way": _OURS})
+        ours = _in_process({**task, "way": _OURS}, cancel)
         if "error" in ours:
             raise _as_error(ours)
-        loads, reason, plain = _plain(saved, words, task)
+        loads, reason, plain = _plain(saved, words, task, cancel)
         original: dict[str, Any] = {}
         if isinstance(model, torch.nn.Module):
             original = _facts(model, saved, "original", place)
@@ -143,7 +148,7 @@ def verify_saved(
                 )
             part = component or (path.name if path.name != Path(folder).name else None)
             anew = {"model": os.fspath(model), "recipe": recipe, "part": part}
-            original = _in_process({**task, "way": _ANEW, **anew, "dtype": ours["dtype"]})
+            original = _in_process({**task, "way": _ANEW, **anew, "dtype": ours["dtype"]}, cancel)
             if "error" in original:
                 raise _as_error(original)
         difference, reference = _outputs(place, ours, original, plain, model)
@@ -170,7 +175,9 @@ def _component_folder(folder: Path, component: str | None) -> Path:
     return folder
 
 
-def _plain(saved: SavedFolder, words: dict[str, str], task: dict) -> tuple[bool, str, dict]:
+def _plain(
+    saved: SavedFolder, words: dict[str, str], task: dict, cancel: threading.Event | None
+) -> tuple[bool, str, dict]:
     """Return whether plain Diffusers loads the folder, why not, and what it then gave."""
     known, reason = True, ""
     if saved.record is not None:
@@ -179,7 +186,7 @@ def _plain(saved: SavedFolder, words: dict[str, str], task: dict) -> tuple[bool,
         known, reason = False, "config.json has no quantization_config: from_quanto adds one"
     if not known:
         return False, reason, {}
-    found = _in_process({**task, "way": _PLAIN})
+    found = _in_process({**task, "way": _PLAIN}, cancel)
     if "error" in found:
         return False, f"{found['error']}{'; ' + reason if reason else ''}", {}
     if found["difference"] > 0:
@@ -200,28 +207,44 @@ def _outputs(
     return None, "no original was given to compare with"
 
 
-def _in_process(task: dict) -> dict:
+def _in_process(task: dict, cancel: threading.Event | None) -> dict:
     """Do one task in a fresh process; what it found, or ``{"error": text}``."""
     answer = Path(task["place"]) / f"{task['way']}.json"
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", __name__, json.dumps(task)],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
     )
+    errors = _wait_for(process, cancel)
     if answer.is_file():
         found = json.loads(answer.read_text(encoding="utf-8"))
-        if done.returncode == 0 or "error" in found:
+        if process.returncode == 0 or "error" in found:
             return found
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
         return {"error": f"the process was ended by {name} while it {_doing(task)}"}
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    last = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
     return {"error": f"the process failed while it {_doing(task)}: {last}"}
+
+
+def _wait_for(process: subprocess.Popen, cancel: threading.Event | None) -> str:
+    """Wait until a process has ended and return what it wrote as errors; end it if cancelled."""
+    with process:
+        try:
+            while True:
+                try:
+                    return process.communicate(timeout=_POLL_SECONDS)[1]
+                except subprocess.TimeoutExpired:
+                    if cancel is not None and cancel.is_set():
+                        raise Cancelled("cancelled") from None
+        except BaseException:  # Ctrl-C too
+            process.kill()
+            raise
 
 
 def _doing(task: dict) -> str:
