@@ -66,19 +66,56 @@ def skip_report(
     source = find_model(model, weights=False)
     names = tuple(components) or (component or source.denoiser,)
     modules = {name: build_skeleton(source.component(name)) for name in names}
-    layers = {name: linear_layers(module) for name, module in modules.items()}
-    check_patterns(skip, layers)
     rows = [
-        _row(name, modules[name], layer, match_layers(skip, layers[name], name), skip, dtype)
-        for name in names
-        for layer in layers[name]
+        _row(name, module, layer, dtype)
+        for name, module in modules.items()
+        for layer in linear_layers(module)
     ]
+    return with_skips(pd.DataFrame(rows), skip)
+
+
+def with_skips(report: pandas.DataFrame, skip: Iterable[str]) -> pandas.DataFrame:
+    """Return a report for another skip list, without building the model again.
+
+    Parameters
+    ----------
+    report : pandas.DataFrame
+        From `skip_report` without a skip list.
+    skip : iterable of str
+        Leaf names, full paths, containers' paths or globs.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches no layer, with the nearest names.
+    """
+    import pandas as pd
+
+    skip = tuple(skip)
+    layers = layers_of(report)
+    check_patterns(skip, layers)
+    hits = {name: match_layers(skip, layers[name], name) for name in layers}
+    rows = report.to_dict("records")
+    for row in rows:
+        row["diffusers_skips"] |= row["path"].rpartition(".")[2] in skip
+        if not row["skipped"]:  # by the model itself
+            row["pattern"] = hits[row["component"]].get(row["path"])
+            row["skipped"] = row["pattern"] is not None
     table = pd.DataFrame(rows)
     table.attrs["totals"] = _totals(table)
     return table
 
 
-def _row(name, module, layer: Layer, hits: dict[str, str], skip, dtype: str) -> dict:
+def layers_of(report: pandas.DataFrame) -> dict[str, tuple[Layer, ...]]:
+    """Return the layers that a report lists, by component; patterns don't look at their bias."""
+    found: dict[str, list[Layer]] = {}
+    columns = report[["component", "path", "in_features", "out_features"]]
+    for name, *shape in columns.itertuples(index=False):
+        found.setdefault(name, []).append(Layer(*shape, bias=False))
+    return {name: tuple(layers) for name, layers in found.items()}
+
+
+def _row(name: str, module, layer: Layer, dtype: str) -> dict:
     in_float32 = kept_in_float32(module, layer.path, dtype)
     # What Diffusers compares: the leaf name with the list, and with the model's own names.
     own = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
@@ -87,9 +124,9 @@ def _row(name, module, layer: Layer, hits: dict[str, str], skip, dtype: str) -> 
         "path": layer.path,
         "in_features": layer.in_features,
         "out_features": layer.out_features,
-        "skipped": in_float32 or layer.path in hits,
-        "pattern": KEEP_FP32 if in_float32 else hits.get(layer.path),
-        "diffusers_skips": layer.leaf in (*skip, *own),
+        "skipped": in_float32,
+        "pattern": KEEP_FP32 if in_float32 else None,
+        "diffusers_skips": layer.leaf in own,
     }
     for weights in WEIGHTS:
         kept_dtype = "float32" if in_float32 else dtype

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, nearest, one_of
+from .known import KnownModel, find_known, known_folder, known_models
 
 DEMO = "demo"
 DENOISERS = ("transformer", "unet")
@@ -80,7 +81,9 @@ def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) 
         ``"demo"`` (also what None means), a folder in Diffusers layout, or a Hub id, which is
         looked up in the local cache and, if the environment allows it, downloaded.
     weights : bool
-        Whether a Hub model's weights are needed; False fetches configuration files only.
+        Whether a Hub model's weights are needed; False fetches configuration files only, and
+        none at all for a well-known model, by its name (``"FLUX.1-dev"``) or its Hub id: its
+        configuration is built in.
 
     Raises
     ------
@@ -102,11 +105,18 @@ def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) 
             f"model {name!r} is a file; a folder in Diffusers layout, a Hub id or 'demo' was "
             "expected"
         )
+    known = find_known(name)
+    if known is not None and not weights:
+        return _known_source(name, known)
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return _find_on_hub(name, weights)
+    if known is not None:
+        hint = f"; did you mean {known.hub_ids[0]!r}?"
+    else:
+        words = () if weights else (model.name for model in known_models())
+        hint = nearest(name, (DEMO, *words, *_folders_beside(folder)))
     raise ModelNotFoundError(
-        f"model {name!r} is no folder here, no Hub id (owner/name) and not 'demo'"
-        + nearest(name, (DEMO, *_folders_beside(folder)))
+        f"model {name!r} is no folder here, no Hub id (owner/name) and not 'demo'{hint}"
     )
 
 
@@ -254,6 +264,22 @@ def _folders_beside(folder: Path) -> list[str]:
     except OSError:
         return []
     return [str(folder.parent / p.name) if folder.parent != Path() else p.name for p in beside]
+
+
+def _known_source(name: str, known: KnownModel) -> Source:
+    """Return a Hub model's own configuration if it was downloaded, else the built-in one."""
+    if _HUB_ID.fullmatch(name):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+            source = read_source(name, folder, folder.name)
+            if len(source.components) == len(read_source(name, known_folder(known)).components):
+                return source
+        except (LocalEntryNotFoundError, BrokenModelError, OSError):
+            pass  # nothing or only a part of it was downloaded
+    return read_source(name, known_folder(known))
 
 
 def _find_on_hub(name: str, weights: bool) -> Source:
