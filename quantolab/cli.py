@@ -8,15 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from datetime import datetime
 from pathlib import Path
 
 from . import __version__
 from .errors import ArgumentError, QuantolabError, nearest
 from .recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, default_recipes
+from .run.journal import RUNS, new_folder
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
-RUNS = "quantolab-runs"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,7 +153,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if out is None:
         if arguments.resume:
             raise ArgumentError("--resume needs --out FOLDER, the run to finish")
-        out = _new_folder(arguments.model)
+        out = str(new_folder(arguments.model))
     recipes = default_recipes(arguments.weights, arguments.skip, arguments.component)
     if arguments.skip and all(word == REFERENCE for word in arguments.weights):
         raise ArgumentError("--skip is given, but --weights names nothing to quantize")
@@ -196,13 +195,6 @@ def _show(comparison, out: str) -> None:
     print(f"grid    {Path(out) / 'grid.png'}")
     print(f"plot    {Path(out) / 'tradeoff.png'}")
     print(f"all     {Path(out) / 'run.json'}, {Path(out) / 'images'}{os.sep}")
-
-
-def _new_folder(model: str | None) -> str:
-    from .recipes import slug
-
-    name = slug(Path(model).name if model else "demo")
-    return str(Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
 
 
 def _add_doctor(commands) -> None:

@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ def compile_report(
     device: str = "auto",
     repeats: int = 5,
     watch: Watch | None = None,
+    on_row: Callable[[dict], None] = lambda row: None,
     cancel: threading.Event | None = None,
     stall_seconds: float = STALL_SECONDS,
 ) -> pandas.DataFrame:
@@ -76,6 +77,8 @@ def compile_report(
         if the model can make it.
     watch, cancel, stall_seconds
         As for `compare`.
+    on_row : callable
+        Called with each row as soon as it is there; `report_of` makes the report of some rows.
 
     Returns
     -------
@@ -99,8 +102,6 @@ def compile_report(
     >>> report = compile_report("demo", ["none", "int8"], ways=["fullgraph"])
     >>> report[["recipe", "status", "compile_seconds", "break_even_images"]]
     """
-    import pandas as pd
-
     chosen = tuple(one_of("way of compiling", way, WAYS) for way in ways)
     if not chosen:
         raise ArgumentError(f"ways is empty; allowed: {', '.join(WAYS)}")
@@ -132,14 +133,27 @@ def compile_report(
     )
     try:
         with session, tempfile.TemporaryDirectory(prefix="quantolab-compile-") as work:
-            rows = _rows(session, chosen, other_size, Path(work))
+            rows = _rows(session, chosen, other_size, Path(work), on_row)
     finally:
         if bar is not None:
             bar.close()
-    return _against_reference(pd.DataFrame(rows, columns=_COLUMNS))
+    return report_of(rows)
 
 
-def _rows(session: Session, ways: tuple[str, ...], other_size, work: Path) -> list[dict]:
+def report_of(rows: Iterable[dict]) -> pandas.DataFrame:
+    """Return the report that rows make, also when some are still missing."""
+    import pandas as pd
+
+    return _against_reference(pd.DataFrame(list(rows), columns=_COLUMNS))
+
+
+def _rows(
+    session: Session,
+    ways: tuple[str, ...],
+    other_size: tuple[int, int] | None,
+    work: Path,
+    on_row: Callable[[dict], None],
+) -> list[dict]:
     session.plan()
     encoded = session.encode(work)
     rows, each = [], _pictures_each(session.request)
@@ -153,6 +167,7 @@ def _rows(session: Session, ways: tuple[str, ...], other_size, work: Path) -> li
                 "other_size": other_size,
             }
             rows.append(_row(session, recipe, way, request, work / f"cell-{len(rows)}"))
+            on_row(rows[-1])
             session.done = each * len(rows)
             session.tell()
     return rows

@@ -37,6 +37,10 @@ class BadPictureError(QuantolabError):
     """A picture came out black, constant or not a number."""
 
 
+class Cancelled(QuantolabError):
+    """The user ended the work; what was finished is kept."""
+
+
 def nearest(asked: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed spellings, or an empty string.
 

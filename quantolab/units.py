@@ -62,6 +62,18 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def format_roughly(seconds: float | None) -> str:
+    """Return an estimate of a duration, no finer than it deserves: ``about 40 s``."""
+    if is_absent(seconds):
+        return ABSENT
+    if seconds < 57.5:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return f"about {minutes} min"
+    return f"about {round(seconds / 3600, 1):g} h"
+
+
 def format_interval(seconds: float | None, low: float | None, high: float | None) -> str:
     """Return a duration with its interval, the unit said once: ``182 ms (175–190)``."""
     if is_absent(seconds) or is_absent(low) or is_absent(high):
@@ -89,6 +101,11 @@ def format_similarity(value: float | None) -> str:
 def format_ratio(value: float | None) -> str:
     """Return a ratio: ``1.32x``."""
     return ABSENT if is_absent(value) else f"{value:.2f}x"
+
+
+def format_percent(share: float | None) -> str:
+    """Return a share of one in per cent: ``26 %``."""
+    return ABSENT if is_absent(share) else f"{100 * share:.0f} %"
 
 
 def parse_bytes(text: str | int) -> int:

@@ -1,10 +1,12 @@
-"""What a handful of timings can and can't show: an interval of the median, a verdict on two."""
+"""What a handful of timings or answers can and can't show: intervals, and verdicts on them."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
+from ..errors import ArgumentError, whole_number
 from ..records import Timing
 from ..units import format_ratio
 
@@ -105,3 +107,74 @@ def verdict(reference: Timing, other: Timing) -> str | None:
 def _visible_ratio(ratio: float) -> str:
     """Return a ratio above 1 as text that doesn't read "1.00x": a difference was shown."""
     return format_ratio(ratio) if ratio >= 1.005 else "under 1.01x"
+
+
+def binomial_interval(right: int, answers: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact two-sided interval of the share of right answers, from 0 to 1.
+
+    Clopper and Pearson's: each end leaves at most half of 1 - `level` beyond it, so the interval
+    holds the true share at least as often as it claims, however few the answers. It supposes that
+    the answers don't depend on one another and that their number was fixed beforehand.
+
+    Parameters
+    ----------
+    right, answers : int
+        How many of how many were right. No answer at all leaves everything possible.
+    level : float
+        Share of repeated experiments whose interval is to hold the true share.
+
+    Raises
+    ------
+    ArgumentError
+        If more are right than there are answers, or the level is no share.
+
+    References
+    ----------
+    Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the
+    binomial", Biometrika 26 (1934).
+
+    Examples
+    --------
+    >>> low, high = binomial_interval(6, 10)
+    >>> f"{low:.2f} to {high:.2f}"
+    '0.26 to 0.88'
+    """
+    _check_answers(right, answers, level)
+    if not answers:
+        return 0.0, 1.0
+
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, answers).proportion_ci(level, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def more_right_answers(right: int, answers: int, level: float = 0.95) -> int:
+    """Return how many more answers, all of them right, would show that they are no guesses.
+
+    That is the case once `binomial_interval` lies above one half.
+
+    Examples
+    --------
+    >>> more_right_answers(0, 0)
+    6
+    """
+    _check_answers(right, answers, level)
+
+    from scipy.stats import binom
+
+    # The lower end is above one half when guessing would do as well with less than this chance.
+    chance = (1 - level) / 2
+    return next(
+        more
+        for more in itertools.count()
+        if binom.sf(right + more - 1, answers + more, 0.5) < chance
+    )
+
+
+def _check_answers(right: int, answers: int, level: float) -> None:
+    whole_number("answers", answers, least=0)
+    if whole_number("right answers", right, least=0) > answers:
+        raise ArgumentError(f"{right} of {answers} answers can't be right")
+    if not 0 < level < 1:
+        raise ArgumentError(f"a confidence level is a share between 0 and 1, not {level!r}")

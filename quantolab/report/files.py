@@ -31,19 +31,24 @@ def write_report(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]
     OutputError
         If the folder can't be made or written to.
     """
+    makers = report_makers(comparison)
+    folder = journal.usable_folder(folder)
+    paths = tuple(folder / name for name in makers)
+    for path, make in zip(paths, makers.values(), strict=True):
+        journal.write_whole(path, make())
+    return paths
+
+
+def report_makers(comparison: Comparison) -> dict[str, Callable[[], bytes]]:
+    """Return, by file name, functions that make the files of a report."""
     table = results_table(comparison)
-    makers: dict[str, Callable[[], bytes]] = {
+    return {
         "results.csv": lambda: table.to_csv(index=False, lineterminator="\n").encode(),
         "results.parquet": lambda: table.to_parquet(index=False),
         "results.md": lambda: markdown_table(table).encode(),
         "grid.png": lambda: png(image_grid(comparison)),
         "tradeoff.png": lambda: png(plot_tradeoff(table).get_figure(root=True)),
     }
-    folder = journal.usable_folder(folder)
-    paths = tuple(folder / name for name in makers)
-    for path, make in zip(paths, makers.values(), strict=True):
-        journal.write_whole(path, make())
-    return paths
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -132,7 +133,9 @@ _LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05}
 # Okabe and Ito's colours, told apart with every common kind of colour blindness. Circles for all,
 # since areas of different shapes can't be compared.
 COLOURS = {"float8": "#0072B2", "int8": "#009E73", "int4": "#D55E00", "int2": "#AA4499"}
-_QUIET = "#757575"
+_ON_DARK = {**COLOURS, "float8": "#56B4E9", "int2": "#CC79A7"}  # theirs, too, and legible there
+_QUIET, _QUIET_ON_DARK = "#757575", "#9E9E9E"
+_DARK_PAPER, _DARK_INK = "#111111", "#E0E0E0"  # JupyterLab's
 _LARGEST = 260.0  # square points: the slowest recipe's marker
 _SMALLEST = 30.0
 _LABEL_SIZE = 9.0
@@ -175,7 +178,7 @@ def plot_tradeoff(
     """
     values = tradeoff(table, quality=quality)
     if ax is None:
-        ax = _own_axes(_headline(table))
+        ax = tradeoff_axes(table)
     axis = quality_axis([p.quality for p in values.points], span=_LEAST_SPAN[quality])
     _set_axes(ax, values, axis, quality)
     _draw_points(ax, values, axis, kwargs)
@@ -185,11 +188,28 @@ def plot_tradeoff(
     return ax
 
 
-def _own_axes(headline: str) -> Axes:
+def tradeoff_axes(table: pd.DataFrame, *, dark: bool = False) -> Axes:
+    """Return the Axes that `plot_tradeoff` makes for itself, in a figure that pyplot doesn't know.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Whose model and circumstances stand over the plot.
+    dark : bool
+        Whether they are for a dark page.
+    """
     figure = ShownFigure(figsize=(8, 5.4), dpi=160)
     ax = figure.add_axes((0.13, 0.19, 0.84, 0.72), axes_class=ShownAxes)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(headline, loc="left", fontsize=10, color=_QUIET, pad=12, parse_math=False)
+    quiet = _QUIET_ON_DARK if dark else _QUIET
+    ax.set_title(_headline(table), loc="left", fontsize=10, color=quiet, pad=12, parse_math=False)
+    if dark:
+        figure.set_facecolor(_DARK_PAPER)
+        ax.set_facecolor(_DARK_PAPER)
+        ax.spines[["left", "bottom"]].set_color(_DARK_INK)
+        ax.tick_params(colors=_DARK_INK, which="both")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set_color(_DARK_INK)
     return ax
 
 
@@ -250,7 +270,13 @@ def marker_areas(points: tuple[TradeoffPoint, ...]) -> tuple[float, ...]:
 
 def _colour(ax: Axes, weights: str) -> Any:
     """Return a recipe's colour; the reference's is the ink of these axes, white on dark paper."""
-    return ax.xaxis.label.get_color() if weights == REFERENCE else COLOURS.get(weights, _QUIET)
+    if weights == REFERENCE:
+        return ax.xaxis.label.get_color()
+    return (_ON_DARK if _is_dark(ax) else COLOURS).get(weights, _QUIET)
+
+
+def _is_dark(ax: Axes) -> bool:
+    return sum(to_rgb(ax.get_facecolor())) < 1.5
 
 
 def _draw_points(ax: Axes, values: Tradeoff, axis: QualityAxis, kwargs: dict[str, Any]) -> None:
@@ -346,6 +372,7 @@ def _draw_note(ax: Axes, values: Tradeoff) -> None:
     lines = itertools.chain.from_iterable(wrapped(note, width, 8) for note in notes)
     ax.annotate(
         "\n".join(lines), (0.5, 0), xycoords=ax.xaxis.label, xytext=(0, -4),
-        textcoords="offset points", ha="center", va="top", fontsize=8, color=_QUIET,
+        textcoords="offset points", ha="center", va="top", fontsize=8,
+        color=_QUIET_ON_DARK if _is_dark(ax) else _QUIET,
         parse_math=False, annotation_clip=False,
     )  # fmt: skip

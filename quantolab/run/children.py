@@ -19,15 +19,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..errors import QuantolabError
+from ..errors import Cancelled, QuantolabError
 
 _POLL_SECONDS = 0.1  # how soon Ctrl-C and cancel are heard
 STALL_SECONDS = 1800.0
 """A job that shows no sign of life for so long is taken for hung."""
-
-
-class Cancelled(QuantolabError):
-    """The user ended the work; what was finished is kept."""
 
 
 class JobFailed(QuantolabError):
@@ -73,6 +69,8 @@ class Children:
     def __exit__(self, *_) -> None:
         if self._server is not None:
             self._server.stdin.close()  # the server ends its children and itself
+            if not self._ready.is_set():  # still importing: it was asked for no job yet
+                self._server.kill()
             try:
                 self._server.wait(timeout=10)
             except subprocess.TimeoutExpired:
@@ -122,12 +120,13 @@ class Children:
         folder.mkdir(parents=True, exist_ok=True)
         log, result = folder / "log.txt", folder / "result.json"
         result.unlink(missing_ok=True)
-        process = _Process(self, {**request, "job": job, "folder": str(folder)})
-        heard = time.monotonic()
+        process = None
         try:
+            self._wait_until_ready(cancel, stall_seconds)
+            process = _Process(self, {**request, "job": job, "folder": str(folder)})
+            heard = time.monotonic()
             while True:
-                if cancel is not None and cancel.is_set():
-                    raise Cancelled("cancelled")
+                _raise_if_set(cancel)
                 try:
                     event = inbox.get(timeout=_POLL_SECONDS)
                 except queue.Empty:
@@ -147,8 +146,20 @@ class Children:
                 else:
                     watch(event)
         finally:
-            process.end()
+            if process is not None:
+                process.end()
             del self._inbox[job]
+
+    def _wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
+        """Wait for the server's imports: until then it may be killed, since it has no children."""
+        began = time.monotonic()
+        while not self.ready:
+            _raise_if_set(cancel)
+            if self._server.poll() is not None:
+                return  # the job says so
+            if time.monotonic() - began > stall_seconds:
+                raise JobFailed(f"not started after {stall_seconds:.0f} s")
+            self._ready.wait(_POLL_SECONDS)
 
     def _listen(self, process: subprocess.Popen, job: str | None = None) -> None:
         threading.Thread(target=self._read, args=(process, job), daemon=True).start()
@@ -172,6 +183,11 @@ class Children:
         for name in jobs:
             if (inbox := self._inbox.get(name)) is not None:
                 inbox.put({"event": "exited", "code": code, "job": name})
+
+
+def _raise_if_set(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled")
 
 
 class _Process:

@@ -6,17 +6,21 @@ pictures are in place before that, so a run that is killed loses at most the tri
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import tempfile
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, OutputError
 from ..models.source import read_json
-from ..recipes import slug
+from ..recipes import Recipe, slug
 from ..records import (
+    FAILED,
     Comparison,
     Trial,
     Workload,
@@ -25,10 +29,17 @@ from ..records import (
     workload_from_dict,
 )
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 FORMAT = 1
 """Version of ``run.json``. 1: first."""
 
 RUN_FILE, IMAGES, WORK = "run.json", "images", ".work"
+RUNS = "quantolab-runs"
+"""Where runs go that are given no folder."""
+NOT_RUN = "not run yet"
+"""Reason of a trial that is asked for and hasn't ended."""
 
 
 def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
@@ -65,24 +76,42 @@ def read(folder: str | os.PathLike) -> Comparison:
     BrokenModelError
         If ``run.json`` can't be understood, or a picture that it lists is missing.
     """
+    return with_pictures(read_run(Path(folder)), {})
+
+
+def with_pictures(
+    comparison: Comparison, known: dict[tuple[str, str, int], Image.Image]
+) -> Comparison:
+    """Return what `read_run` gave with the pictures of its trials.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        From `read_run`.
+    known : dict
+        Pictures that were read before, and aren't read again.
+
+    Raises
+    ------
+    BrokenModelError
+        If a picture is missing.
+    """
     from PIL import Image
 
-    folder = Path(folder)
-    comparison = read_run(folder)
-    images = {}
+    folder, images = Path(comparison.folder), {}
     for trial in comparison.trials:
-        if not trial.ok:
-            continue
-        for number, (prompt, seed) in enumerate(comparison.workload.pairs):
-            path = picture_path(folder, trial.label, number, prompt, seed)
+        for number, place in enumerate(comparison.workload.pairs if trial.ok else ()):
+            key = (trial.label, *place)
+            if key in known:
+                images[key] = known[key]
+                continue
+            path = picture_path(folder, trial.label, number, *place)
             try:
                 with Image.open(path) as picture:
-                    images[trial.label, prompt, seed] = picture.convert("RGB")
+                    images[key] = picture.convert("RGB")
             except OSError as error:
                 raise BrokenModelError(f"{path}, which the run lists, can't be read") from error
-    return Comparison(
-        comparison.workload, comparison.trials, images, comparison.wall_seconds, str(folder)
-    )
+    return dataclasses.replace(comparison, images=images)
 
 
 def read_run(folder: Path) -> Comparison:
@@ -108,8 +137,28 @@ def read_run(folder: Path) -> Comparison:
         raise BrokenModelError(f"{path} is no record of a comparison: {error!r}") from error
 
 
+def read_asked(folder: Path) -> tuple[Trial, ...]:
+    """Return all trials that a run asks for, those that ``run.json`` doesn't list yet as failed.
+
+    Raises
+    ------
+    ModelNotFoundError, BrokenModelError
+        As for `read_run`.
+    """
+    done = {trial.label: trial for trial in read_run(folder).trials}
+    values = read_json(folder / RUN_FILE).get("asked")
+    try:
+        asked = tuple(
+            Trial(Recipe.from_dict(v["recipe"]), FAILED, NOT_RUN, compiled=v["compiled"])
+            for v in values or ()
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BrokenModelError(f"{folder / RUN_FILE} doesn't say what was asked for") from error
+    return tuple(done.get(t.label, t) for t in asked) or tuple(done.values())
+
+
 def write_run(
-    folder: Path, comparison: Comparison, *, finished: bool = True, labels: tuple[str, ...] = ()
+    folder: Path, comparison: Comparison, *, finished: bool = True, asked: tuple[Trial, ...] = ()
 ) -> None:
     """Write ``run.json``: all that is needed to run it again and to judge it.
 
@@ -121,11 +170,12 @@ def write_run(
         What is known by now.
     finished : bool
         Whether every recipe has been tried.
-    labels : tuple of str
-        Labels of all trials that the run asks for, finished or not.
+    asked : tuple of Trial
+        All trials that the run asks for, finished or not.
     """
     from .. import __version__
 
+    asked = asked or comparison.trials
     workload = comparison.workload
     write_whole(
         folder / RUN_FILE,
@@ -134,7 +184,11 @@ def write_run(
                 "format": FORMAT,
                 "quantolab": __version__,
                 "finished": finished,
-                "recipes": list(labels or (t.label for t in comparison.trials)),
+                "recipes": [trial.label for trial in asked],
+                "asked": [
+                    {"recipe": trial.recipe.to_dict(), "compiled": trial.compiled}
+                    for trial in asked
+                ],
                 "workload": to_dict(workload),
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
@@ -216,6 +270,12 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "it may not be written" if there.is_dir() else "it is a file"
         raise OutputError(f"results can't go to {str(path)!r}: {str(there)!r}: {why}")
+
+
+def new_folder(model: str | None) -> Path:
+    """Return a folder for a run that is given none: ``quantolab-runs/MODEL-TIME``, not made yet."""
+    name = slug(Path(model).name if model else "demo")
+    return Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def usable_folder(folder: str | os.PathLike) -> Path:
@@ -334,7 +394,7 @@ class Journal:
             self.folder,
             comparison,
             finished=len(trials) == len(self._asked),
-            labels=tuple(t.label for t in self._asked),
+            asked=self._asked,
         )
         return comparison
 

@@ -10,6 +10,7 @@ from ..errors import ArgumentError, one_of, whole_number
 from ..models.source import Source, check_size, default_size, find_model
 from ..recipes import COMPUTE_DTYPES, WEIGHTS, Recipe, as_recipe
 from ..records import FAILED, Trial, Workload
+from .journal import NOT_RUN
 
 _DEFAULT_STEPS = 28
 _DEFAULT_PROMPT = "a photograph of a red fox in a snowy forest, detailed fur, morning light"
@@ -37,7 +38,7 @@ class Request:
         """The trials that this asks for, none tried yet, in the order of the table."""
         ways = (False, True) if self.compiled else (False,)
         return tuple(
-            Trial(recipe, FAILED, "not run yet", compiled=compiled)
+            Trial(recipe, FAILED, NOT_RUN, compiled=compiled)
             for recipe in self.recipes
             for compiled in ways
         )
@@ -59,12 +60,15 @@ def check_request(
 ) -> Request:
     """Return the request that these arguments make; see `compare` for each.
 
+    A model that was found already is taken as it is, so that a form can check what is typed into it
+    without looking a Hub model up, let alone downloading it, at each change.
+
     Raises
     ------
     ArgumentError, ModelNotFoundError, BrokenModelError
         If it can't be run.
     """
-    source = find_model(model)
+    source = model if isinstance(model, Source) else find_model(model)
     if source.pipeline is None:
         raise ArgumentError(
             f"{source.model!r} is one component, not a pipeline (it has no model_index.json), so "

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import errors
 from ..records import Trial
@@ -37,6 +38,19 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+
+
+def value_of(result: dict) -> Any:
+    """Return the value in a job's result.
+
+    Raises
+    ------
+    QuantolabError
+        What the job raised.
+    """
+    if "error" not in result:
+        return result["value"]
+    raise getattr(errors, result["error"], JobFailed)(result["message"])
 
 
 class Session:
@@ -123,9 +137,7 @@ class Session:
             cancel=self._cancel,
             stall_seconds=self._stall_seconds,
         )
-        if "error" not in result:
-            return result["value"]
-        raise getattr(errors, result["error"], JobFailed)(result["message"])
+        return value_of(result)
 
     def plan(self) -> dict[str, dict]:
         """Resolve the device, and bytes and layers of each recipe, in a child; by recipe label.

@@ -1,13 +1,16 @@
-"""One job at a time in a thread, so that the kernel stays free and the job can be ended."""
+"""Jobs in threads, so that the kernel stays free; and a process for what needs torch."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
-from ..run.children import Cancelled
+from ..run.children import STALL_SECONDS, Cancelled, Children
+from ..run.session import value_of
 
 
 class Work:
@@ -47,16 +50,14 @@ class Work:
 
         def run() -> None:
             try:
-                value = job()
-            except Cancelled:
-                cancelled()
+                try:
+                    value = job()
+                except Cancelled:
+                    cancelled()
+                else:
+                    done(value)
             except BaseException as error:
                 failed(error)
-            else:
-                try:
-                    done(value)
-                except BaseException as error:
-                    failed(error)
 
         # A daemon: a kernel that is shut down does not wait for it.
         self._thread = threading.Thread(target=run, name="quantolab panel", daemon=True)
@@ -71,3 +72,103 @@ class Work:
         if self._thread is not None:
             self._thread.join(timeout)
         return not self.running
+
+
+class Assistant:
+    """A process beside the kernel for small jobs that need torch, which the kernel never loads.
+
+    It starts with the first job and ends when none has come for a while.
+
+    Parameters
+    ----------
+    idle_seconds : float
+        After how long without a job it ends.
+    """
+
+    def __init__(self, idle_seconds: float = 60.0) -> None:
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._children: Children | None = None
+        self._classes: tuple[tuple[str, str], ...] = ()
+        self._busy = 0
+        self._timer: threading.Timer | None = None
+
+    def do(
+        self,
+        kind: str,
+        request: dict,
+        *,
+        classes: Iterable[tuple[str, str]] = (),
+        cancel: threading.Event | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> Any:
+        """Do a job and return its value; to be called in a thread.
+
+        Parameters
+        ----------
+        kind : str
+            As `quantolab.run.jobs.find_job` takes it.
+        request : dict
+            The job's arguments.
+        classes : iterable of (library, class name)
+            What the job will need, imported once for it and those that follow.
+        cancel : threading.Event, optional
+            Set it to end the job.
+        stall_seconds : float
+            A job that shows no sign of life for so long is ended as hung.
+
+        Raises
+        ------
+        QuantolabError
+            What the job raised, `JobFailed` if its process ended without a result, `Cancelled`
+            if `cancel` was set.
+        """
+        children = self._begin(tuple(classes))
+        try:
+            with tempfile.TemporaryDirectory(prefix="quantolab-job-") as folder:
+                result = children.run(
+                    {"kind": kind, **request},
+                    folder=Path(folder),
+                    cancel=cancel,
+                    stall_seconds=stall_seconds,
+                )
+                return value_of(result)
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """End the process and the job that it does."""
+        with self._lock:
+            self._leave()
+
+    def rest(self) -> None:
+        """End the process unless it is at work; a later job starts another one."""
+        with self._lock:
+            if not self._busy:
+                self._leave()
+
+    def _begin(self, classes: tuple[tuple[str, str], ...]) -> Children:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            if not self._busy and not set(classes) <= set(self._classes):
+                self._leave()  # another model: its classes are imported ahead too
+            if self._children is None:
+                self._classes = classes
+                self._children = Children(classes)
+                self._children.__enter__()
+            self._busy += 1
+            return self._children
+
+    def _end(self) -> None:
+        with self._lock:
+            self._busy -= 1
+            if not self._busy:
+                self._timer = threading.Timer(self._idle_seconds, self.rest)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _leave(self) -> None:
+        children, self._children = self._children, None
+        if children is not None:
+            children.__exit__(None, None, None)

@@ -8,7 +8,12 @@ import pytest
 from PIL import Image
 
 from quantolab.errors import ArgumentError, BadPictureError
-from quantolab.measure.quality import check_pixels, picture_quality
+from quantolab.measure.quality import (
+    check_pixels,
+    difference_map,
+    picture_psnr,
+    picture_quality,
+)
 
 
 def noise(size=(32, 24), seed=0):
@@ -71,9 +76,27 @@ def test_other_modes_are_read_as_rgb():
     assert picture_quality(grey, grey.convert("RGB")) == (math.inf, 1.0)
 
 
-def test_sizes_that_differ():
+def test_psnr_alone_is_the_same():
+    near, far = shifted(noise(), 3), noise(seed=9)
+    assert picture_psnr(near, far) == picture_quality(near, far)[0]
+    assert picture_psnr(near, near.copy()) == math.inf
+
+
+def test_difference_map_by_hand():
+    ours = Image.fromarray(np.array([[[0, 10, 20], [255, 7, 7]]], dtype=np.uint8))
+    theirs = Image.fromarray(np.array([[[4, 1, 20], [0, 7, 9]]], dtype=np.uint8))
+    for pair in ((ours, theirs), (theirs, ours)):
+        levels = difference_map(*pair)
+        assert levels.dtype == np.uint8
+        assert levels.tolist() == [[9, 255]]  # the worst channel, either way round
+    assert not difference_map(noise(), noise()).any()
+    assert difference_map(noise((32, 24)), noise((32, 24), seed=1)).shape == (24, 32)
+
+
+@pytest.mark.parametrize("compare", [picture_quality, picture_psnr, difference_map])
+def test_sizes_that_differ(compare):
     with pytest.raises(ArgumentError) as caught:
-        picture_quality(noise((32, 24)), noise((24, 32)))
+        compare(noise((32, 24)), noise((24, 32)))
     assert str(caught.value) == (
         "two pictures can be compared only at the same size, "
         "but the picture is 32x24 and the reference 24x32 pixels"

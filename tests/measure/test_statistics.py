@@ -1,12 +1,19 @@
 """Intervals and verdicts: the hand-made cases, and how often the interval holds the truth."""
 
+import math
 import statistics
 import warnings
 
 import numpy as np
 import pytest
 
-from quantolab.measure.statistics import median_interval, verdict
+from quantolab.errors import ArgumentError
+from quantolab.measure.statistics import (
+    binomial_interval,
+    median_interval,
+    more_right_answers,
+    verdict,
+)
 from quantolab.records import Timing
 
 
@@ -101,3 +108,52 @@ def test_two_timings_of_the_same_thing_are_seldom_told_apart(few):
 
     told_apart = sum(verdict(drawn(), drawn()) != "no difference shown" for _ in range(200))
     assert told_apart / 200 <= (0.18 if few == 3 else 0.06)
+
+
+def binomial(at_least, answers, share):
+    """Chance of so many right answers or more."""
+    return math.fsum(
+        math.comb(answers, k) * share**k * (1 - share) ** (answers - k)
+        for k in range(at_least, answers + 1)
+    )
+
+
+@pytest.mark.parametrize(("right", "answers"), [(6, 10), (1, 12), (19, 20), (250, 500)])
+def test_binomial_interval_by_its_definition(right, answers):
+    low, high = binomial_interval(right, answers)
+    assert binomial(right, answers, low) == pytest.approx(0.025)
+    assert 1 - binomial(right + 1, answers, high) == pytest.approx(0.025)
+
+
+def test_binomial_interval_at_the_edges():
+    assert binomial_interval(0, 0) == (0.0, 1.0)
+    assert binomial_interval(0, 5) == (0.0, pytest.approx(1 - 0.025**0.2))
+    assert binomial_interval(5, 5) == (pytest.approx(0.025**0.2), 1.0)
+    low, high = binomial_interval(6, 10, level=0.5)
+    assert 0.262 < low < 0.6 < high < 0.878
+
+
+@pytest.mark.parametrize(("right", "answers"), [(0, 0), (6, 10), (3, 9), (0, 7), (40, 70)])
+def test_the_fewest_right_answers_that_show_something(right, answers):
+    more = more_right_answers(right, answers)
+    assert binomial_interval(right + more, answers + more)[0] > 0.5
+    assert binomial_interval(right + more - 1, answers + more - 1)[0] <= 0.5
+
+
+def test_nothing_is_needed_where_it_is_shown():
+    assert more_right_answers(18, 20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((3, 2), "3 of 2 answers can't be right"),
+        ((-1, 2), "right answers must be a whole number of 0 or more, not -1"),
+        ((1, 2.5), "answers must be a whole number of 0 or more, not 2.5"),
+        ((1, 2, 95), "a confidence level is a share between 0 and 1, not 95"),
+    ],
+)
+def test_impossible_answers(arguments, said):
+    with pytest.raises(ArgumentError) as caught:
+        binomial_interval(*arguments)
+    assert str(caught.value) == said

@@ -1,0 +1,101 @@
+"""Rows of a compile report in words: what each shows, and when compiling pays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..measure.statistics import LEAST_SAMPLES, verdict
+from ..records import OK, Timing
+from ..units import ABSENT, format_interval, format_ratio, format_seconds
+
+HEADERS = (
+    "recipe", "way", "status", "graphs", "breaks", "another size adds", "compiling",
+    "eager, a picture", "compiled, a picture", "compiled is", "pays",
+)  # fmt: skip
+
+Row = Mapping[str, Any]
+
+
+def name(row: Row) -> str:
+    """Return what a row is called: recipe and way."""
+    return f"{row['recipe']}, {row['way']}"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """Return one text for each of the `HEADERS`; a row without figures has dashes."""
+    first = (row["recipe"], row["way"], row["status"])
+    if row["status"] != OK:
+        return (*first, *[ABSENT] * (len(HEADERS) - len(first)))
+    added = row["recompilations"]
+    return (
+        *first,
+        str(row["graphs"]),
+        str(row["graph_breaks"]),
+        ABSENT if added is None else _counted(added, "graph"),
+        format_seconds(row["compile_seconds"]),
+        _interval(row, "eager"),
+        _interval(row, "compiled"),
+        speed(row) or f"{format_ratio(row['speedup'])} as fast",
+        payback_words(row),
+    )
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return the sentences that belong under the rows: reasons, then conditions."""
+    said = [
+        f"{name(row)} ({row['status']}): {row['reason']}" for row in rows if row["status"] != OK
+    ]
+    row = next((row for row in rows if row["status"] == OK), None)
+    if row is None:
+        return said
+    said.append(
+        f"{row['model']}, {row['steps']} steps, {row['size']}, {row['compute_dtype']}, "
+        f"{row['device_name']}, torch {row['torch']}, diffusers {row['diffusers']}, "
+        f"optimum-quanto {row['quanto']}."
+    )
+    if row["repeats"] >= LEAST_SAMPLES:
+        said.append(f"In brackets: 95 % interval of the median of {row['repeats']} pictures.")
+    else:
+        said.append(
+            f"Too few repeats for intervals and verdicts on speed: {LEAST_SAMPLES} are needed."
+        )
+    return said
+
+
+def speed(row: Row) -> str | None:
+    """Return whether compiled is faster, ``"1.32x faster"``; None where repeats are too few."""
+    return _verdict(tuple(row["eager_samples"]), tuple(row["compiled_samples"]))
+
+
+def pays(row: Row) -> bool:
+    """Return whether compiling pays after some time, and not just by chance, as far as is known."""
+    if row["status"] != OK or math.isinf(row["break_even_images"]):
+        return False
+    return (speed(row) or "faster").endswith("faster")
+
+
+def payback_words(row: Row) -> str:
+    """Return when compiling has paid for itself: ``"after 38 pictures, 52.1 s"``."""
+    count = row["break_even_images"]
+    if math.isinf(count):
+        return "never: it isn't faster"
+    if not pays(row):
+        return "not shown to"
+    seconds = row["compile_seconds"] + count * row["compiled_seconds"]
+    return f"after {_counted(round(count), 'picture')}, {format_seconds(seconds)}"
+
+
+@functools.lru_cache(maxsize=256)  # an interval takes thousands of resamplings
+def _verdict(eager: tuple[float, ...], compiled: tuple[float, ...]) -> str | None:
+    return verdict(Timing(eager), Timing(compiled))
+
+
+def _interval(row: Row, way: str) -> str:
+    return format_interval(*(row[f"{way}{part}_seconds"] for part in ("", "_low", "_high")))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

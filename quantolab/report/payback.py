@@ -1,0 +1,135 @@
+"""When compiling has paid for itself: seconds against pictures, eager and compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from .. import units
+from .lettering import ShownAxes, ShownFigure
+
+EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
+_ON_DARK = {EAGER_COLOUR: "#E69F00", COMPILED_COLOUR: "#56B4E9"}
+_BEYOND = 2.0  # the plot ends after so many times the break-even
+_LEAST, _WITHOUT = 4, 50  # pictures on the axis: at least, and where nothing is ever paid back
+
+
+@dataclass(frozen=True)
+class Payback:
+    """Everything the plot shows, before anything is drawn."""
+
+    title: str
+    compile_seconds: float
+    eager_seconds: float
+    """Seconds a picture."""
+    compiled_seconds: float
+    break_even: int | None
+    """After how many pictures compiling has paid for itself; None if it never does."""
+    pictures: int
+    """How far the horizontal axis goes."""
+
+    def eager(self, count: float) -> float:
+        """Return the seconds of so many eager pictures."""
+        return count * self.eager_seconds
+
+    def compiled(self, count: float) -> float:
+        """Return the seconds of compiling and so many compiled pictures."""
+        return self.compile_seconds + count * self.compiled_seconds
+
+
+def payback(row: Mapping[str, Any]) -> Payback:
+    """Return the lines of one row of a compile report whose status is ok.
+
+    Examples
+    --------
+    >>> row = {"recipe": "int8", "way": "default", "compile_seconds": 10.0,
+    ...        "eager_seconds": 2.0, "compiled_seconds": 1.0, "break_even_images": 10.0}
+    >>> payback(row).break_even, payback(row).eager(10), payback(row).compiled(10)
+    (10, 20.0, 20.0)
+    """
+    paid = row["break_even_images"]
+    break_even = None if math.isinf(paid) else int(paid)
+    far = _WITHOUT if break_even is None else max(_LEAST, math.ceil(_BEYOND * break_even))
+    return Payback(
+        f"{row['recipe']}, {row['way']}",
+        row["compile_seconds"],
+        row["eager_seconds"],
+        row["compiled_seconds"],
+        break_even,
+        far,
+    )
+
+
+def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False) -> Axes:
+    """Draw the seconds that so many pictures take, eager and compiled, and where they cross.
+
+    Parameters
+    ----------
+    values : Payback
+        From `payback`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a figure of its own, with nothing behind it.
+    dark : bool
+        Whether the page behind it is dark.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    if ax is None:
+        ax = _own_axes("#dddddd" if dark else "#222222")
+    colours = _ON_DARK if dark else {colour: colour for colour in _ON_DARK}
+    counts = (0, values.pictures)
+    for seconds, name, colour in (
+        (values.eager, "eager", EAGER_COLOUR),
+        (values.compiled, "compiled", COMPILED_COLOUR),
+    ):
+        heights = [seconds(count) for count in counts]
+        ax.plot(counts, heights, color=colours[colour], linewidth=2)
+        ax.annotate(
+            name, (counts[1], heights[1]), xytext=(5, 0), textcoords="offset points",
+            va="center", fontsize=9, color=colours[colour], annotation_clip=False,
+        )  # fmt: skip
+    ax.set_xlim(0, values.pictures)
+    ax.set_ylim(0, None)
+    ax.set_xlabel("pictures")
+    ax.set_ylabel("seconds, compiling included")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _draw_crossing(ax, values)
+    return ax
+
+
+def _draw_crossing(ax: Axes, values: Payback) -> None:
+    ink = ax.xaxis.label.get_color()
+    if values.break_even is None:
+        said = "compiled isn't faster: never paid back"
+    else:
+        said = f"paid back after {values.break_even} pictures"
+        # Where the lines meet, which may lie between two whole pictures.
+        meet = values.compile_seconds / (values.eager_seconds - values.compiled_seconds)
+        ax.axvline(meet, color=ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6, zorder=0)
+        ax.plot([meet], [values.eager(meet)], "o", markersize=7, color=ink, zorder=3)
+    ax.set_title(
+        f"{values.title}: {said}\ncompiling {units.format_seconds(values.compile_seconds)}, then "
+        f"{units.format_seconds(values.compiled_seconds)} a picture instead of "
+        f"{units.format_seconds(values.eager_seconds)}",
+        loc="left", fontsize=9.5, color=ink, pad=8, parse_math=False,
+    )  # fmt: skip
+
+
+def _own_axes(ink: str) -> Axes:
+    figure = ShownFigure(figsize=(6.4, 3.2), dpi=160, facecolor="none")
+    ax = figure.add_axes((0.11, 0.16, 0.77, 0.66), axes_class=ShownAxes, facecolor="none")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(ink)
+    ax.tick_params(colors=ink, labelsize=9)
+    ax.xaxis.label.set(color=ink, size=9)
+    ax.yaxis.label.set(color=ink, size=9)
+    ax.grid(visible=True, color=ink, alpha=0.15, linewidth=0.7)
+    ax.set_axisbelow(True)
+    return ax

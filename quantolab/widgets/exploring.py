@@ -1,0 +1,500 @@
+"""The explorer: which dtype for my model? Choose, run, look, take along."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as W
+
+from ..comparing import compare
+from ..errors import ArgumentError, OutputError, QuantolabError
+from ..models.source import DEMO, find_model
+from ..records import Comparison, Trial
+from ..report.tables import results_table
+from ..run.children import JobFailed
+from ..run.journal import (
+    RUN_FILE,
+    check_folder,
+    new_folder,
+    read,
+    read_asked,
+    read_run,
+    with_pictures,
+)
+from ..run.request import Request
+from ..run.session import Progress
+from ..units import format_roughly
+from .blind import BlindTest
+from .choosing import Choice, changed, choice_of
+from .drawing import tradeoff_html
+from .estimating import Estimate, Estimator, estimate_html
+from .form import Form
+from .latest import Latest
+from .markup import alert, note
+from .model_field import WRAP
+from .panel import Panel
+from .pictures import PictureViewer
+from .recent import remember
+from .tabling import ResultsTable, table_html
+from .taking import TakeAway
+from .work import Assistant
+from .working import run_button
+
+if TYPE_CHECKING:
+    import pandas
+
+TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away")
+
+
+def explorer(model=None, run: str | os.PathLike | None = None) -> Explorer:
+    """Return the panel that compares a model's weights dtypes.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"`` (the default), a folder in Diffusers layout, or a Hub id.
+    run : path, optional
+        Folder of an earlier run to look at, finished or not. Neither its model nor torch is
+        needed for that.
+
+    Examples
+    --------
+    >>> panel = explorer("demo")
+    >>> panel                                              # in a cell of its own
+    >>> panel.table, panel.comparison                      # in the next one
+    """
+    return Explorer(model, run)
+
+
+class Explorer(Panel):
+    """A form, a run in the background, and its results; see `explorer`."""
+
+    def __init__(self, model=None, run: str | os.PathLike | None = None) -> None:
+        super().__init__("explorer", "Which dtype for this model?")
+        self.comparison: Comparison | None = None
+        """What has been measured by now; None before the first trial has ended."""
+        self._asked: tuple[Trial, ...] = ()  # all that the shown run asks for
+        self._ran: Choice | None = None  # what it was begun with; `out` is its folder
+        self._problem: BaseException | None = None
+        self._running = self._displayed = False
+        self._own_folder = False  # whether the run's folder was made for it here
+        self._assistant = Assistant()
+        self._estimator = Estimator(self._assistant)
+        self._drawing = Latest()
+        self._plot_of: Comparison | None = None
+        self._make_parts()
+        earlier = None if run is None else _read_earlier(Path(run))
+        self.form = Form(
+            earlier[0].workload.model if earlier else model,
+            on_change=self.guarded(self._form_changed),
+            show_error=self._show_problem,
+        )
+        self.fill(
+            (self.form, self.problem, self.estimate, self._buttons), (self.results, self.tabs)
+        )
+        self._earlier = earlier is not None  # is looked at: nothing is estimated for it
+        if earlier is not None:
+            self._open(*earlier)
+        self._form_changed()
+
+    def _make_parts(self) -> None:
+        self.problem, self.estimate, self.results = W.HTML(), W.HTML(), W.HTML()
+        self.problem.add_class("ql-problem")
+        self.estimate.add_class("ql-estimate")
+        self.results.add_class("ql-results")
+        self.run_button = run_button("Run", "Runs each recipe in a process of its own")
+        self.cancel_button = W.Button(description="Cancel", disabled=True, layout={"width": "auto"})
+        self.cancel_button.add_class("ql-cancel")
+        self.resume_button = W.Button(description="Resume", layout={"width": "auto"})
+        self.resume_button.add_class("ql-resume")
+        self._buttons = W.HBox(
+            (self.run_button, self.cancel_button, self.resume_button), layout=WRAP
+        )
+        self.viewer, self.shown_table, self.blind = PictureViewer(), ResultsTable(), BlindTest()
+        self.plot = W.HTML()
+        self.take_away = TakeAway(self, self._assistant)
+        self.tabs = W.Tab(
+            (self.viewer, self.shown_table, self.plot, self.blind, self.take_away), titles=TABS
+        )
+        self.tabs.layout.display = "none"
+        self.on_click(self.run_button, self.run)
+        self.on_click(self.cancel_button, self.cancel)
+        self.on_click(self.resume_button, self.resume)
+        self.tabs.observe(self.guarded(lambda _: self._draw_plot()), "selected_index")
+        self._show_buttons()
+
+    # --- for programs ---
+
+    @property
+    def table(self) -> pandas.DataFrame | None:
+        """What `results_table` makes of the comparison; None before the first trial has ended."""
+        return None if self.comparison is None else results_table(self.comparison)
+
+    @property
+    def folder(self) -> str | None:
+        """Folder of the run that is shown or under way."""
+        return None if self._ran is None else self._ran.out
+
+    def set(self, **arguments: Any) -> None:
+        """Fill in the form with arguments of `compare`; what isn't named stays.
+
+        Raises
+        ------
+        ArgumentError
+            If `compare` has no such argument. What is wrong with a value, the form says.
+
+        Examples
+        --------
+        >>> panel.set(recipes=["none", "int8"], prompts="a white house", steps=4)
+        """
+        self.form.show(changed(self.form.choice, **arguments))
+        self.form.model.wait()
+
+    def run(self, wait: bool = False) -> None:
+        """Run what the form says, in the background; finished trials show as they come.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to return only when it has ended.
+
+        Raises
+        ------
+        QuantolabError
+            If it can't be run, or something runs already.
+        """
+        self._refuse_if_running()
+        choice = self.form.choice
+        request = self._request(choice)
+        folder, self._own_folder = _claimed_folder(choice), choice.out is None
+        self._asked, self._ran = request.trials, dataclasses.replace(choice, out=str(folder))
+        self._begin(request, resume=False)
+        if wait:
+            self.wait()
+
+    def resume(self, wait: bool = False) -> None:
+        """Do what is missing or failed in the run that is shown.
+
+        Raises
+        ------
+        QuantolabError
+            If there is nothing to resume, or something runs already.
+        """
+        self._refuse_if_running()
+        if not self._missing():
+            raise ArgumentError("there is no run to resume: nothing is missing or failed")
+        self._begin(self._ran.request(find_model(self._ran.model, weights=False)), resume=True)
+        if wait:
+            self.wait()
+
+    def cancel(self) -> None:
+        """End the run; finished trials are kept and shown, and `resume` does the rest."""
+        if self.work.running and not self.work.cancel_asked.is_set():
+            self.work.cancel()
+            self.cancel_button.disabled = True
+            self.say("Cancelling…")
+
+    def wait_for_estimate(self, timeout: float | None = None) -> bool:
+        """Estimate what the form asks for if that wasn't done, and wait until it is there."""
+        self._estimate()
+        return self._estimator.wait(timeout)
+
+    def close(self) -> None:
+        """Take the panel away, and end what it had begun."""
+        self.cancel()
+        self._estimator.stop()
+        self._assistant.close()
+        super().close()
+
+    # --- the form ---
+
+    @property
+    def call(self) -> str:
+        """The library calls that do what the form says."""
+        return self.form.choice.code()
+
+    def _form_changed(self) -> None:
+        """Check the form, and estimate what it asks for."""
+        if not hasattr(self, "form"):
+            return  # it is being made
+        self.refresh()
+        try:
+            if self.form.source is None:
+                self._estimator.stop()
+                self.estimate.value = note("Looking for the model…") if not self._problem else ""
+                self._show_buttons()
+                return
+            self._request(self.form.choice)
+            self._show_problem(None)
+        except QuantolabError as error:
+            self._estimator.stop()
+            self._show_problem(error)
+            return
+        if self._displayed and not self._running:
+            self._estimate()
+
+    def _request(self, choice: Choice) -> Request:
+        """Return the request that a choice makes, whose folder can be written, too."""
+        if self._problem is not None and self.form.source is None:
+            raise self._problem
+        if self.form.source is None:
+            raise ArgumentError(f"the model {choice.model!r} isn't found yet")
+        request = choice.request(self.form.source)
+        if choice.out is not None:
+            check_folder(choice.out, resume=False)
+        return request
+
+    def _show_problem(self, error: BaseException | None) -> None:
+        self._problem = error
+        self.problem.value = "" if error is None else alert(error)
+        if error is not None:
+            self.estimate.value = ""
+        self._show_buttons()
+
+    def _estimate(self) -> None:
+        try:
+            request = self._request(self.form.choice)
+        except QuantolabError:
+            return  # it is shown already
+        self._estimator.ask(
+            request, show=self.guarded(self._show_estimate), failed=self._estimate_failed
+        )
+
+    def _estimate_failed(self, error: BaseException) -> None:
+        """Say what is wrong; only what the form asks for is a reason not to run it."""
+        if isinstance(error, QuantolabError) and not isinstance(error, JobFailed):
+            self._show_problem(error)
+        else:
+            self.estimate.value = alert(f"The bytes could not be estimated: {error}")
+
+    def _show_estimate(self, estimate: Estimate) -> None:
+        self.estimate.value = estimate_html(estimate)
+
+    # --- the run ---
+
+    def _refuse_if_running(self) -> None:
+        if self.work.running:
+            raise ArgumentError("this panel is at work; cancel it or wait until it has finished")
+
+    def _begin(self, request: Request, *, resume: bool) -> None:
+        self._estimator.stop()  # the processors are needed
+        self.show_error(None)
+        self._show_started(request, resume)
+        choice, cancel = self._ran, self.work.cancel_asked
+
+        def job() -> Comparison:
+            if not _is_here(request):
+                self.say("Fetching the model's weights from the Hub, as far as they aren't here…")
+                self._assistant.do(
+                    "quantolab.widgets.estimating:fetch",
+                    {"model": choice.model},
+                    cancel=cancel,
+                    stall_seconds=math.inf,  # a download may take hours
+                )
+            self._assistant.rest()
+            return compare(
+                **choice.arguments(),
+                resume=resume,
+                watch=self.guarded(self._hear),
+                cancel=cancel,
+            )
+
+        remember(choice.model, choice.out)
+        self.work.start(job, done=self._done, failed=self._failed, cancelled=self._cancelled)
+
+    def _show_started(self, request: Request, resume: bool) -> None:
+        self._running = True
+        self._show_buttons()
+        self.say("Starting: a process imports torch and Diffusers…")
+        self.show_progress(0, 1)
+        if not resume:
+            self.comparison = None
+            self._show_results(Comparison(request.workload, (), folder=self._ran.out))
+
+    def _hear(self, progress: Progress) -> None:
+        """Show one event; called in the thread of the run."""
+        if progress.trial is not None:
+            self._take_in()
+        if self.work.cancel_asked.is_set():
+            return
+        self.say(_progress_words(progress))
+        self.show_progress(progress.done, progress.total, _counted(progress))
+
+    def _take_in(self) -> None:
+        """Read what the run's folder holds by now."""
+        known = self.comparison.images if self.comparison is not None else {}
+        comparison = read_run(Path(self._ran.out))
+        if comparison.trials:
+            self.comparison = with_pictures(comparison, known)
+            self._show_results(self.comparison)
+
+    def _done(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        failed = [trial.label for trial in comparison.trials if not trial.ok]
+        said = f"Done: {len(comparison.trials)} trials"
+        if failed:
+            said += f", of which {', '.join(failed)} didn't end well; the table says why"
+        self._end(f"{said}. All of it is in {comparison.folder}.")
+
+    def _cancelled(self) -> None:
+        done = self.comparison.trials if self.comparison is not None else ()
+        if done:
+            count = f"{len(done)} of {len(self._asked)} trials are"
+            self._end(f"Cancelled. {count} kept in {self._ran.out}; Resume does the rest.")
+        else:
+            self._end("Cancelled before the first trial had ended.")
+
+    def _failed(self, error: BaseException) -> None:
+        self.show_error(error)
+        self._end("The run could not go on; the reason stands below.")
+
+    def _end(self, said: str) -> None:
+        self._running = False
+        self.show_progress(0, 0)
+        if self.comparison is not None:
+            self._estimator.own = (self.comparison, *self._estimator.own)
+            self._show_results(self.comparison, ended=True)
+        else:
+            if self._own_folder:
+                _discard(Path(self._ran.out))
+            self.results.value, self.tabs.layout.display = "", "none"
+        self.say(said)
+        self._show_buttons()
+        self.refresh_static()
+
+    def _missing(self) -> list[str]:
+        """Labels of trials that the shown run asks for and that haven't ended well."""
+        if self._ran is None or self.comparison is None:
+            return []
+        ended = {t.label for t in self.comparison.trials if t.status != "failed"}
+        return [trial.label for trial in self._asked if trial.label not in ended]
+
+    def _show_buttons(self) -> None:
+        self.run_button.disabled = self._running or self._problem is not None
+        self.cancel_button.disabled = not self._running
+        missing = [] if self._running else self._missing()
+        self.resume_button.layout.display = None if missing else "none"
+        self.resume_button.tooltip = "Does what is missing: " + ", ".join(missing)
+
+    # --- results ---
+
+    def _open(self, comparison: Comparison, asked: tuple[Trial, ...]) -> None:
+        """Show an earlier run, and fill in the form with what it was asked by."""
+        self.comparison, self._asked = comparison, asked
+        choice = choice_of(comparison, asked)
+        self._ran = dataclasses.replace(choice, out=comparison.folder)
+        self.form.show(choice)
+        self._show_results(comparison, ended=True)
+        missing = self._missing()
+        self.say(f"Missing: {', '.join(missing)}. Resume does the rest." if missing else "")
+
+    def _show_results(self, comparison: Comparison, *, ended: bool = False) -> None:
+        """Show a comparison in every tab; one that has no trial yet as an empty grid."""
+        done = {trial.label for trial in comparison.trials}
+        waiting = [] if ended else [t.label for t in self._asked if t.label not in done]
+        self.results.value = note(f"Results in {comparison.folder}")
+        self.viewer.update(comparison, waiting=waiting)
+        self.shown_table.update(results_table(comparison))
+        self.take_away.update(comparison, choice_of(comparison, self._asked))
+        self._draw_plot(now=True)
+        if ended:  # not before: a test that has begun is not disturbed
+            self.blind.update(comparison)
+        self.tabs.layout.display = None
+
+    def _draw_plot(self, now: bool = False) -> None:
+        """Draw the plot if it is looked at and isn't the newest: drawing takes a second."""
+        comparison = self.comparison
+        if comparison is None:
+            self.plot.value = note("There is nothing to draw yet.")
+            return
+        if comparison is self._plot_of or self.tabs.selected_index != TABS.index("Trade-off"):
+            return
+        self._plot_of = comparison
+        frame = results_table(comparison)
+        if now:  # in the thread of the run, while nothing is being timed
+            self.plot.value = tradeoff_html(frame)
+            return
+        self._drawing.start(
+            lambda: tradeoff_html(frame),
+            done=lambda text: setattr(self.plot, "value", text),
+            failed=self.show_error,
+        )
+
+    def _ipython_display_(self) -> None:
+        super()._ipython_display_()
+        self._displayed = True
+        if not self._earlier and not self._running:
+            self._estimate()
+
+    def static_html(self) -> str:
+        """Return the table and the grid; before there are any, the call."""
+        if self.comparison is None:
+            return super().static_html()
+        return table_html(self.table) + self.viewer.static_html()
+
+
+def _read_earlier(folder: Path) -> tuple[Comparison, tuple[Trial, ...]]:
+    """Return what a run's folder holds, and what it was asked for."""
+    folder = folder.expanduser().absolute()
+    return read(folder), read_asked(folder)
+
+
+def _claimed_folder(choice: Choice) -> Path:
+    """Return the folder for a run: the one that is named, or a new one that is ours alone.
+
+    Absolute, since a cell may change the working directory while the run goes on.
+
+    Raises
+    ------
+    OutputError
+        If a new one can't be made.
+    """
+    if choice.out is not None:
+        return Path(choice.out).expanduser().absolute()
+    first = new_folder(choice.model).absolute()
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue  # of another panel, begun in the same second
+        except OSError as error:
+            raise OutputError(
+                f"results can't be written to {str(folder)!r}: {error.strerror or error}"
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _discard(folder: Path) -> None:
+    """Remove the folder of a run in which no trial has ended."""
+    try:
+        if (folder / RUN_FILE).exists() and not read_run(folder).trials:
+            (folder / RUN_FILE).unlink()
+        folder.rmdir()
+    except (OSError, QuantolabError):
+        pass  # there is something in it: it stays
+
+
+def _is_here(request: Request) -> bool:
+    """Whether a model's weights lie in a folder of the user's, not on the Hub."""
+    model = request.source.model
+    return model == DEMO or Path(model).expanduser().is_dir()
+
+
+def _progress_words(progress: Progress) -> str:
+    if progress.label is None:
+        return f"{progress.stage[0].upper()}{progress.stage[1:]}…"
+    return f"{progress.label}: {progress.stage}…"
+
+
+def _counted(progress: Progress) -> str:
+    said = f"{progress.done} of {progress.total} pictures"
+    if progress.eta_seconds is not None:
+        said += f", {format_roughly(progress.eta_seconds)} to go"
+    return said

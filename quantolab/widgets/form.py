@@ -1,0 +1,325 @@
+"""The explorer's form: controls whose state is a `Choice`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets as W
+
+from ..errors import ArgumentError
+from ..models.source import Source, default_size, size_step
+from ..recipes import REFERENCE, WEIGHTS, Recipe, default_recipes
+from ..run.journal import RUNS
+from ..run.request import check_request
+from .choosing import Choice, read_lines, read_number, read_numbers, read_size
+from .model_field import LABEL, WRAP, ModelField
+from .recent import recent_models
+from .recipe_field import RecipeField
+
+
+class Form(W.VBox):
+    """Everything that `compare` can be asked for.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        As `compare` takes it.
+    on_change : callable
+        Called without arguments when what is chosen changes.
+    show_error : callable
+        Takes the reason why a model can't be had, or None when that is over.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        *,
+        on_change: Callable[[], None],
+        show_error: Callable[[BaseException | None], None],
+    ) -> None:
+        self._on_change = on_change
+        self._quiet = 0
+        self._defaults: dict[W.Widget, Any] = {}
+        self._extras: dict[str, Recipe] = {}
+        self._listed: tuple = ()  # whose layers the skip picker offers
+        self.model = ModelField(model, show_error=show_error, components=False)
+        names = (*self.model.name.options, *recent_models())
+        self.model.name.options = tuple(dict.fromkeys(names))
+        self.parts: dict[str, W.Checkbox] = {}
+        self.weights = {word: _box(word, True) for word in WEIGHTS}
+        self.compile = _box("also compiled (torch.compile)", False)
+        self.both = _box("compare each with and without keeping them", False)
+        self._make_fields()
+        super().__init__()
+        self.add_class("ql-form")
+        self._parts_row = W.HBox(layout=WRAP)
+        self._fill()
+        self._listen()
+        self._take_source()
+
+    def _make_fields(self) -> None:
+        self.more = W.TagsInput(allow_duplicates=False)
+        self.recipe = RecipeField(weights=False)  # compute dtype, device and the skip picker
+        self.prompts = W.Textarea(
+            description="Prompts",
+            placeholder="one a line",
+            rows=4,
+            continuous_update=False,
+            style=LABEL,
+            layout={"width": "min(760px, 100%)"},
+        )
+        self.seeds = _text("Seeds", "0", "0, 1, 2")
+        self.steps = _text("Steps", "", "the model's own")
+        self.guidance = _text("Guidance", "", "the model's own")
+        self.size = _text("Size", "", "512x512")
+        self.repeats = _text("Repeats", "5", "5")
+        self.repeats.tooltip = "Timed pictures a recipe; from 6 on there are intervals"
+        self.out = W.Text(
+            description="Folder",
+            placeholder=f"a new one under {RUNS}",
+            continuous_update=False,
+            style=LABEL,
+            layout={"width": "min(520px, 100%)"},
+        )
+
+    def _fill(self) -> None:
+        row = W.HBox((self.both,), layout={"margin": "0 0 0 92px"})
+        self._both_row, self._more_row = row, _row("And", (self.more,))
+        self.children = (
+            self.model,
+            self._parts_row,
+            _row("Weights", (*self.weights.values(), self.compile)),
+            self._more_row,
+            self.recipe.more, self._both_row,
+            self.prompts,
+            W.HBox((self.seeds, self.steps, self.guidance, self.size), layout=WRAP),
+            W.HBox((self.repeats, self.recipe.dtype, self.recipe.device), layout=WRAP),
+            self.out,
+        )  # fmt: skip
+
+    def _listen(self) -> None:
+        controls = [
+            self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size,
+            self.repeats, self.out, self.compile, self.both, *self.weights.values(),
+        ]  # fmt: skip
+        for control in controls:
+            control.observe(lambda _: self._changed(), "value")
+        self.recipe.observe(lambda _: self._changed(), "state")
+        self.model.observe(lambda _: self._take_source(), "source")
+
+    # --- what is chosen ---
+
+    @property
+    def source(self) -> Source | None:
+        """The model that was found; None while it isn't known, or if there is none."""
+        return self.model.source
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components of recipes: empty where that is the denoiser alone.
+
+        Raises
+        ------
+        ArgumentError
+            If none is marked.
+        """
+        chosen = tuple(name for name, box in self.parts.items() if box.value)
+        if self.source is None or chosen == (self.source.denoiser,):
+            return ()
+        if not chosen:
+            raise ArgumentError(
+                f"no part of the model is marked; at least one of {', '.join(self.parts)} is needed"
+            )
+        return chosen
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """The recipes that the marks and the skip list stand for, and those given by code."""
+        words = [word for word, box in self.weights.items() if box.value]
+        extras = [self._extras[label] for label in self.more.value]
+        # The components matter only where something is quantized.
+        components = self.components if set(words) - {REFERENCE} else ()
+        made = _recipes(words, self.recipe.skip, components, self.both.value)
+        return tuple(dict.fromkeys((*made, *extras)))
+
+    @property
+    def choice(self) -> Choice:
+        """What the form says, checked only as far as that is needed to say it.
+
+        Raises
+        ------
+        ArgumentError
+            If no component is marked, or a word is no recipe.
+        """
+        _, dtype, device, _ = self.recipe.state
+        return Choice(
+            model=self.model.model,
+            recipes=self.recipes,
+            prompts=self._given(self.prompts, read_lines),
+            seeds=read_numbers(self.seeds.value),
+            steps=self._given(self.steps, lambda text: read_number(text, int)),
+            guidance=read_number(self.guidance.value, float),
+            size=self._given(self.size, read_size),
+            dtype=dtype,
+            device=device,
+            repeats=read_number(self.repeats.value, int),
+            compile=self.compile.value,
+            out=self.out.value.strip() or None,
+        )
+
+    def show(self, choice: Choice) -> None:
+        """Set every control, the model first; then tell of one change."""
+        with self._at_once():
+            if choice.model != self.model.model:
+                self.model.name.value = choice.model
+            self._show_recipes(choice.recipes)
+            for control, value in (
+                (self.prompts, choice.prompts and "\n".join(choice.prompts)),
+                (self.steps, choice.steps),
+                (self.size, choice.size and _size_text(choice.size)),
+            ):
+                default = self._defaults.get(control, "")
+                control.value = default if value is None else str(value)
+            self.seeds.value = ", ".join(map(str, choice.seeds))
+            self.guidance.value = "" if choice.guidance is None else f"{choice.guidance}"
+            self.repeats.value = str(choice.repeats)
+            _choose(self.recipe.dtype, choice.dtype)
+            _choose(self.recipe.device, choice.device)
+            self.compile.value = bool(choice.compile)
+            self.out.value = choice.out or ""
+
+    def _given(self, control: W.Widget, read: Callable[[str], Any]) -> Any:
+        """Return what is typed; None if that is what the model does by itself."""
+        return None if control.value == self._defaults.get(control) else read(control.value)
+
+    # --- the model ---
+
+    def _take_source(self) -> None:
+        """Offer the model's parts, and what it does by default where nothing else was typed."""
+        source = self.source
+        if source is None:
+            self._changed()
+            return
+        with self._at_once():
+            self._offer_parts(source)
+            for control, value in self._defaults_of(source).items():
+                if control.value in ("", self._defaults.get(control)):
+                    control.value = value
+                self._defaults[control] = value
+
+    def _offer_parts(self, source: Source) -> None:
+        if tuple(self.parts) == tuple(part.name for part in source.components):
+            return
+        self.parts = {p.name: _box(p.name, p.name == source.denoiser) for p in source.components}
+        for box in self.parts.values():
+            box.observe(lambda _: self._changed(), "value")
+        self._parts_row.children = _row("Quantize", tuple(self.parts.values())).children
+
+    def _defaults_of(self, source: Source) -> dict[W.Widget, str]:
+        size = default_size(source)
+        stand_in = (size_step(source),) * 2  # where its files don't say one
+        try:
+            workload = check_request(source, size=size or stand_in).workload
+        except ArgumentError:
+            return {}  # one component, say: the check of the form has the words for it
+        return {
+            self.prompts: "\n".join(workload.prompts),
+            self.steps: str(workload.steps),
+            self.size: _size_text(size) if size else "",
+        }
+
+    # --- recipes given by code ---
+
+    def _show_recipes(self, recipes: tuple[Recipe, ...]) -> None:
+        """Mark what stands for these recipes; those that marks can't express are listed."""
+        self._extras, self.more.value = {}, []
+        quantized = [recipe for recipe in recipes if not recipe.is_reference]
+        skip = max((recipe.skip for recipe in quantized), key=len, default=())
+        components = quantized[0].components if quantized else ()
+        known = set(components) <= set(self.parts)
+        self.recipe.picker.value = skip
+        self.both.value = bool(skip) and any(not recipe.skip for recipe in quantized)
+        for name, box in self.parts.items():
+            denoiser = self.source is not None and name == self.source.denoiser
+            box.value = name in components if components and known else denoiser
+        for word, box in self.weights.items():
+            box.value = any(recipe.weights == word for recipe in recipes)
+        if self.recipes != recipes:
+            for box in self.weights.values():
+                box.value = False
+            self.recipe.picker.value = ()
+            self._extras = {recipe.label: recipe for recipe in recipes}
+            self.more.allowed_tags = list(self._extras)
+            self.more.value = list(self._extras)
+
+    # --- telling ---
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Tell of many changes once, at the end."""
+        self._quiet += 1
+        try:
+            yield
+        finally:
+            self._quiet -= 1
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._quiet:
+            return
+        self._more_row.layout.display = None if self._extras else "none"
+        self._both_row.layout.display = None if self.recipe.skip else "none"
+        names = tuple(name for name, box in self.parts.items() if box.value)
+        if self.source is not None and names and self._listed != (self.source, names):
+            self._listed = (self.source, names)
+            self.recipe.set_model(self.model.model, names)
+        self._on_change()
+
+
+def _recipes(
+    words: Iterable[str], skip: tuple[str, ...], components: tuple[str, ...], both: bool
+) -> list[Recipe]:
+    """Recipes of marks; with `both`, each before its twin that keeps the listed layers."""
+    lists = ((), skip) if both else (skip,)
+    return [
+        recipe for word in words for s in lists for recipe in default_recipes([word], s, components)
+    ]
+
+
+def _size_text(size: Any) -> str:
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def _box(text: str, value: bool) -> W.Checkbox:
+    return W.Checkbox(
+        value=value,
+        description=text,
+        indent=False,
+        layout={"width": "auto", "margin": "2px 12px 2px 2px"},
+    )
+
+
+def _text(label: str, value: str, placeholder: str) -> W.Text:
+    return W.Text(
+        value=value,
+        description=label,
+        placeholder=placeholder,
+        continuous_update=False,
+        style=LABEL,
+        layout={"width": "220px"},
+    )
+
+
+def _row(label: str, controls: tuple[W.Widget, ...]) -> W.HBox:
+    name = W.Label(label, layout={"width": LABEL["description_width"]})
+    name.add_class("ql-row-label")
+    return W.HBox((name, *controls), layout=WRAP)
+
+
+def _choose(dropdown: W.Dropdown, value: str) -> None:
+    """Choose a value, one that isn't offered too ("cuda:1"); the check says if it is wrong."""
+    if value not in dropdown.options:
+        dropdown.options = (*dropdown.options, value)
+    dropdown.value = value

@@ -1,0 +1,127 @@
+"""Which model, and which of its components: two controls that panels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import ipywidgets as W
+import traitlets
+
+from ..models.source import DEMO, Source, find_model
+from .latest import Latest
+from .recent import recent_models
+
+LABEL = {"description_width": "90px"}
+"""How wide the labels of a panel's controls are, so that they stand in one line."""
+
+WRAP = {"flex_flow": "row wrap"}
+"""Layout of controls in a row, which goes on below where the page is narrow."""
+
+
+class ModelField(W.HBox):
+    """A model's name and one of its components.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id; by default what `empty` says.
+    show_error : callable
+        Takes the reason why a model can't be had, or None when that is over.
+    components : bool
+        Whether a component can be chosen; else the denoiser is meant.
+    label : str
+        What stands before the field.
+    empty : str, optional
+        The model that an empty field means; None means no model at all.
+    """
+
+    source = traitlets.Any(None, help="The `Source` that was found; None while it isn't known.")
+    chosen = traitlets.Tuple(help="(model, component) whose source is known, or (); observe it.")
+
+    def __init__(
+        self,
+        model=None,
+        *,
+        show_error: Callable[[BaseException | None], None],
+        components: bool = True,
+        label: str = "Model",
+        empty: str | None = DEMO,
+    ) -> None:
+        self._show_error = show_error
+        self._empty = empty
+        self._looking = Latest()
+        self.name = W.Combobox(
+            value=str((empty or "") if model is None else model),
+            options=_offered(empty),
+            description=label,
+            placeholder=f"{'demo, a' if empty == DEMO else 'a'} folder, or a Hub id",
+            continuous_update=False,
+            style=LABEL,
+            layout={"width": "min(420px, 100%)"},
+        )
+        self.component = W.Dropdown(
+            description="Component", style=LABEL, layout={"width": "280px"}, disabled=True
+        )
+        super().__init__(layout=WRAP)
+        self.children = (self.name, self.component) if components else (self.name,)
+        self.name.observe(lambda _: self.look(), "value")
+        self.component.observe(lambda _: self._tell(), "value")
+        self.look()
+
+    @property
+    def model(self) -> str | None:
+        """The model as it stands in the field."""
+        return self.name.value.strip() or self._empty
+
+    @property
+    def component_name(self) -> str | None:
+        """The chosen component; None for the denoiser, which is what calls take by default."""
+        name = self.component.value
+        return None if self.source is None or name == self.source.denoiser else name
+
+    def look(self) -> None:
+        """Find the model: at once if it is here, else in the background, as the Hub takes time."""
+        model = self.model
+        self._show_error(None)
+        self.source, self.component.disabled = None, True
+
+        def find() -> Source | None:
+            return None if model is None else find_model(model, weights=False)
+
+        self._looking.start(find, done=self._found, failed=self._not_found)
+        if model in (None, DEMO) or Path(model).expanduser().exists():
+            self._looking.wait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the model is found, or can't be; return whether that came true in time."""
+        return self._looking.wait(timeout)
+
+    def _found(self, source: Source | None) -> None:
+        if source is None:
+            self.chosen = ()
+            return
+        names, before = tuple(part.name for part in source.components), self.component.value
+        self.component.options = names  # nothing is told: the source isn't set yet
+        self.component.value = before if before in names else source.denoiser
+        self.component.disabled = False
+        self.source = source
+        self._tell()
+
+    def _not_found(self, error: BaseException) -> None:
+        self.chosen = ()
+        self._show_error(error)
+
+    def _tell(self) -> None:
+        if self.source is not None and self.component.value is not None:
+            self.chosen = (self.model, self.component.value)
+
+
+def _offered(empty: str | None) -> tuple[str, ...]:
+    """Return models to choose from: those of late, and those in the working directory."""
+    try:
+        files = [*Path().glob("*/model_index.json"), *Path().glob("*/config.json")]
+    except OSError:
+        files = []
+    here = sorted(file.parent.name for file in files)
+    return tuple(dict.fromkeys([*([empty] if empty else []), *recent_models(), *here]))

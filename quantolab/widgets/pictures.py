@@ -1,0 +1,247 @@
+"""The pictures of a comparison: a grid, and any two under a slider with their difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import anywidget
+import traitlets
+from PIL import Image
+
+from .. import units
+from ..errors import ArgumentError, QuantolabError, one_of
+from ..measure.quality import difference_map, picture_psnr, picture_quality
+from ..records import Comparison
+from ..report.heat import HeatScale, heat_colours, heat_picture, heat_scale
+from .sheet import Pictures, Sheet, make_sheet, png_file, sheet_html
+
+MODES = ("grid", "compare")
+
+
+def asset(*names: str) -> str:
+    """Return package files as one text: nothing is fetched from anywhere."""
+    folder = files(__package__)
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+
+
+# --- two pictures against each other ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """What can be said about two pictures of the same size."""
+
+    psnr_db: float
+    """Of one against the other, infinite for identical pictures; the order is of no account."""
+    ssim: float
+    scale: HeatScale
+    heat: Image.Image
+    """The difference map in colours."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The figures as text."""
+        if math.isinf(self.psnr_db):
+            return ("identical pictures",)
+        return (
+            f"PSNR {units.format_decibels(self.psnr_db)}",
+            f"SSIM {units.format_similarity(self.ssim)}",
+        )
+
+
+def pair_figures(one: Image.Image, other: Image.Image) -> PairFigures:
+    """Return figures and difference of two pictures.
+
+    Raises
+    ------
+    ArgumentError
+        If the sizes differ.
+    """
+    levels = difference_map(one, other)
+    scale = heat_scale(levels)
+    return PairFigures(*picture_quality(one, other), scale, heat_picture(levels, scale))
+
+
+def worst_place(comparison: Comparison, pair: tuple[str, str]) -> tuple[str, int]:
+    """Return prompt and seed at which two recipes' pictures are least alike, by PSNR.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no prompt and seed for which both have a picture.
+    """
+    images = comparison.images
+    found = {
+        place: picture_psnr(*(images[label, *place] for label in pair))
+        for place in comparison.workload.pairs
+        if all((label, *place) in images for label in pair)
+    }
+    if not found:
+        raise ArgumentError(f"{pair[0]} and {pair[1]} have no pictures of the same prompt and seed")
+    return min(found, key=found.get)
+
+
+# --- the widget -------------------------------------------------------------------------------
+
+
+class PictureViewer(anywidget.AnyWidget):
+    """Shows the pictures of a comparison, as a grid or two of them under a slider.
+
+    Parameters
+    ----------
+    comparison : Comparison, optional
+        What to show; `update` shows another one, or the same with more trials.
+
+    Examples
+    --------
+    >>> viewer = PictureViewer(load_comparison("run"))          # doctest: +SKIP
+    >>> viewer.mode, viewer.pair = "compare", ("none", "int4")  # doctest: +SKIP
+    """
+
+    _esm = asset("shared.js", "pictures.js")
+    _css = asset("pictures.css")
+
+    mode = traitlets.Enum(MODES, "grid").tag(sync=True)
+    """``"grid"`` or ``"compare"``."""
+    pair = traitlets.Tuple(
+        traitlets.Unicode(), traitlets.Unicode(), default_value=("", "")
+    ).tag(sync=True)  # fmt: skip
+    """Labels of the two recipes that are compared, left and right."""
+    place = traitlets.Tuple(traitlets.Unicode(), traitlets.Int(), default_value=("", 0))
+    """Prompt and seed at which they are compared."""
+    position = traitlets.Float(0.5, min=0.0, max=1.0).tag(sync=True)
+    """Share of the width that the left picture has."""
+    difference = traitlets.Bool(True).tag(sync=True)
+    """Whether the difference is shown beside the two."""
+
+    _row = traitlets.Int(0, min=0).tag(sync=True)  # the place: seeds are too long for JavaScript
+    _sheet = traitlets.Dict().tag(sync=True)
+    _small = traitlets.Dict().tag(sync=True)
+    _colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def __init__(self, comparison: Comparison | None = None) -> None:
+        self.comparison: Comparison | None = None
+        self._words = Sheet()
+        self._pictures = Pictures()
+        self._offered = ("", "")
+        super().__init__(_colours=list(heat_colours()))
+        self.add_class("ql-grid")
+        self.on_msg(self._hear)
+        if comparison is not None:
+            self.update(comparison)
+
+    def update(self, comparison: Comparison, waiting: Iterable[str] = ()) -> None:
+        """Show a comparison, or how far one has come; what the user chose stays as it is.
+
+        Parameters
+        ----------
+        comparison : Comparison
+            Its trials have ended; among its images there may be some of a trial under way.
+        waiting : iterable of str
+            Labels of trials that are still to come.
+        """
+        self._pictures.take(comparison.images)
+        self.comparison = comparison
+        self._words = make_sheet(comparison, self._pictures, waiting)
+        with self.hold_sync():
+            self._small = dict(self._pictures.small)
+            self._sheet = self._words.plain()
+            self._keep_choices()
+
+    def show_worst(self) -> None:
+        """Go to the prompt and seed at which the two recipes' pictures are least alike.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no prompt and seed for which both have a picture.
+        """
+        if self.comparison is None:
+            raise ArgumentError("there is no comparison to look at")
+        self.place = worst_place(self.comparison, self.pair)
+
+    def figures(self) -> PairFigures | None:
+        """Return figures of the chosen pair and place; None while a picture is missing."""
+        if self.comparison is None:
+            return None
+        pictures = [self.comparison.images.get((label, *self.place)) for label in self.pair]
+        return None if None in pictures else pair_figures(*pictures)
+
+    def static_html(self) -> str:
+        """Return the grid for places without a kernel: one piece of HTML, well under 1 MB."""
+        return sheet_html(self._words, self._pictures)
+
+    # --- choices ---
+
+    def _keep_choices(self) -> None:
+        """Choose for the user what is not chosen, or no longer there."""
+        offer = _offer(self._words)
+        chosen = self.pair != self._offered and set(self.pair) <= set(self._words.labels)
+        self._offered = offer
+        if not chosen:
+            self.pair = offer
+        places = self._words.places
+        if self.place in places:
+            self._row = places.index(self.place)
+        elif places:
+            self.place = places[0]
+
+    @traitlets.validate("pair")
+    def _known_pair(self, proposal: dict) -> tuple[str, str]:
+        for label in proposal["value"]:
+            if label:  # no label: nothing to compare yet
+                one_of("recipe", label, self._words.labels)
+        return proposal["value"]
+
+    @traitlets.validate("place")
+    def _known_place(self, proposal: dict) -> tuple[str, int]:
+        if proposal["value"] not in self._words.places:
+            raise ArgumentError(
+                f"there is no picture of {proposal['value']!r}; the prompts and seeds are "
+                + ", ".join(map(repr, self._words.places))
+            )
+        return proposal["value"]
+
+    @traitlets.observe("place")
+    def _move_row(self, change: dict) -> None:
+        self._row = self._words.places.index(change["new"])
+
+    @traitlets.observe("_row")
+    def _move_place(self, change: dict) -> None:
+        if change["new"] < len(self._words.places):
+            self.place = self._words.places[change["new"]]
+
+    # --- what the browser asks for ---
+
+    def _hear(self, _: Any, content: dict, buffers: list) -> None:
+        try:
+            self._answer(content)
+        except Exception as error:
+            said = str(error)
+            if not isinstance(error, QuantolabError):
+                said = f"{type(error).__name__}: {said}"
+            self.send({"answer": "error", "to": content, "text": said})
+
+    def _answer(self, content: dict) -> None:
+        if content["ask"] == "worst":
+            self.show_worst()
+        elif content["ask"] == "picture":
+            picture = self._pictures.get(content["key"])
+            if picture is not None:  # else it was replaced meanwhile, and the grid with it
+                self.send({"answer": "picture", "to": content}, [png_file(picture)])
+        elif content["ask"] == "pair":
+            pictures = [self._pictures.get(content[side]) for side in ("left", "right")]
+            if None not in pictures:
+                found = pair_figures(*pictures)
+                answer = {"lines": found.lines, "ticks": found.scale.ticks}
+                self.send({"answer": "pair", "to": content, **answer}, [png_file(found.heat)])
+
+
+def _offer(words: Sheet) -> tuple[str, str]:
+    """Return the most precise and the coarsest recipe that have pictures or may still get some."""
+    labels = [column.label for column in words.columns if column.reason is None]
+    return (labels[0], labels[-1]) if labels else ("", "")

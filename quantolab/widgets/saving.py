@@ -1,0 +1,317 @@
+"""The panel that saves a quantized component, proves what was saved, and loads it again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as W
+
+from ..errors import ArgumentError
+from ..recipes import COMPUTE_DTYPES, Recipe, slug
+from ..units import ABSENT, format_bytes, format_ratio, format_seconds
+from .calls import Code, call
+from .markup import bar, note, pairs, table
+from .model_field import LABEL, WRAP, ModelField
+from .recipe_field import RecipeField
+from .working import WorkingPanel, run_button
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends.quanto.verifying import VerifyReport
+
+_FILE_COLOUR, _MEMORY_COLOUR, _PLAIN_COLOUR = "#4c86c6", "#3f9b6c", "rgba(128,128,128,.8)"
+
+
+def save_panel(model=None) -> SavePanel:
+    """Return a panel that saves a quantized component and shows that it comes back unchanged.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id.
+
+    Examples
+    --------
+    >>> panel = save_panel("demo")
+    >>> panel                                              # in a cell of its own
+    >>> transformer = ql.load_saved(panel.saved)           # in the next one
+    """
+    return SavePanel(model)
+
+
+@dataclass(frozen=True)
+class SavedFacts:
+    """What saving gave."""
+
+    folder: Path
+    recipe: Recipe
+    dtype: str
+    plain_bytes: int
+    """What the component would hold unquantized, from its shapes."""
+    memory_bytes: int
+    """What it holds quantized."""
+    disk_bytes: int
+    """Of all files in the folder."""
+    load_seconds: float
+    """To read and quantize the original."""
+    save_seconds: float
+
+
+class SavePanel(WorkingPanel):
+    """Save, verify in fresh processes, load; see `save_panel`."""
+
+    def __init__(self, model=None) -> None:
+        super().__init__("save", "Save a quantized model")
+        self.saved: Path | None = None
+        self.facts: SavedFacts | None = None
+        self.report: VerifyReport | None = None
+        self.module: torch.nn.Module | None = None
+        self.load_seconds: float | None = None
+        self._proposed = ""
+        self.model_field = ModelField(model, show_error=self.show_error)
+        self.recipe_field = RecipeField()
+        self.folder = W.Text(
+            description="Folder", style=LABEL, layout={"width": "min(720px, 100%)"},
+            placeholder="where to; a model saved there before is replaced, anything else is not",
+        )  # fmt: skip
+        self.save_button = run_button("Save", "Loads, quantizes and saves the component")
+        self.verify_button = run_button(
+            "Verify", "Loads it in fresh processes and compares every weight", primary=False
+        )
+        self.load_button = run_button("Load", "Loads what was saved, into `module`", primary=False)
+        self.add_starter(self.save_button, self.run)
+        self.add_starter(self.verify_button, self.verify)
+        self.add_starter(self.load_button, self.load)
+        self.result = W.HTML()
+        buttons = (self.save_button, self.verify_button, self.load_button, self.cancel_button)
+        self.fill((
+            self.model_field, self.recipe_field, self.folder, W.HBox(buttons, layout=WRAP),
+            self.result,
+        ))  # fmt: skip
+        self.model_field.observe(self.guarded(lambda _: self._model_chosen()), "chosen")
+        self.recipe_field.observe(self.guarded(lambda _: self._propose()), "state")
+        self.on_change((self.folder,), self.refresh)
+        self._model_chosen()
+
+    # --- for programs ---
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the controls stand at; components are named by `component` instead."""
+        return self.recipe_field.recipe()
+
+    def run(self, wait: bool = False) -> None:
+        """Load and quantize the component and save it, in the background; then `saved` is there."""
+        arguments = (
+            self.model_field.model, self.recipe, self.model_field.component_name,
+            self.recipe_field.dtype.value, self.recipe_field.device.value, self._target(),
+        )  # fmt: skip
+        self.begin("Loading, quantizing and saving", lambda: _save(*arguments), self._show_saved)
+        if wait:
+            self.wait()
+
+    def verify(self, wait: bool = False) -> None:
+        """Reload the folder in fresh processes and compare; then `report` is there."""
+        folder, device = self._target(), self.recipe_field.device.value
+        model, component = self.model_field.model, self.model_field.component_name
+
+        def job() -> VerifyReport:
+            from ..backends.quanto import verify_saved
+
+            return verify_saved(
+                folder, model, component=component, device=device, cancel=self.work.cancel_asked
+            )
+
+        self.begin(
+            "Reloading in fresh processes and comparing", job, self._show_verified, can_cancel=True
+        )
+        if wait:
+            self.wait()
+
+    def load(self, wait: bool = False) -> None:
+        """Load what was saved, in the background; then `module` is there."""
+        folder, device = self._target(), self.recipe_field.device.value
+
+        def job() -> tuple[Any, float]:
+            from ..backends.quanto import load_saved
+
+            started = time.perf_counter()
+            module = load_saved(folder, device=device)
+            return module, time.perf_counter() - started
+
+        self.begin("Loading", job, self._show_loaded)
+        if wait:
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing runs; return whether that came true in `timeout` seconds."""
+        return self.model_field.wait(timeout) and super().wait(timeout)
+
+    # --- what a panel shows ---
+
+    @property
+    def call(self) -> str:
+        """The library calls that do the same."""
+        name = self.model_field.component.value or "transformer"
+        component = self.model_field.component_name
+        _, dtype, device, _ = self.recipe_field.state
+        device = None if device == "auto" else device
+        dtype = None if dtype == COMPUTE_DTYPES[0] else dtype
+        model, folder = self.model_field.model, self.folder.value.strip() or "saved-model"
+        loaded = call(
+            "ql.load", model, self.recipe, component=component, dtype=dtype, device=device
+        )
+        return "\n".join((
+            f"{name} = {loaded}",
+            f"folder = {call('ql.save', Code(name), folder)}",
+            call("ql.verify_saved", Code("folder"), model, component=component, device=device),
+            f"{name} = {call('ql.load_saved', Code('folder'), device=device)}",
+        ))  # fmt: skip
+
+    def static_html(self) -> str:
+        """Return sizes, times and differences."""
+        return self.result.value or super().static_html()
+
+    # --- what comes of it ---
+
+    def _target(self) -> Path:
+        if not self.folder.value.strip():
+            raise ArgumentError("no folder is named; write where the model is saved")
+        return Path(self.folder.value.strip()).expanduser()
+
+    def _model_chosen(self) -> None:
+        if self.model_field.source is not None:
+            self.recipe_field.set_model(self.model_field.model, self.model_field.component_name)
+        self._propose()
+
+    def _propose(self) -> None:
+        """Name a folder after model and recipe, unless somebody has written another one."""
+        if self.folder.value in ("", self._proposed):
+            model = Path(self.model_field.model).name
+            self._proposed = slug(f"{model} {self.model_field.component.value} {self.recipe}")
+            self.folder.value = self._proposed
+        self.refresh()
+
+    def _show_saved(self, facts: SavedFacts) -> None:
+        self.facts, self.saved, self.report = facts, facts.folder, None
+        self.module = self.load_seconds = None
+        self.say(f"Saved in {facts.folder}. Verify shows that it comes back unchanged.")
+        self._draw()
+
+    def _show_verified(self, report: VerifyReport) -> None:
+        self.report, self.saved = report, Path(report.folder)
+        self.say(
+            "Verified: everything that was compared is equal." if report.ok
+            else "What comes back differs from what was saved."
+        )  # fmt: skip
+        self._draw()
+
+    def _show_loaded(self, module: Any, seconds: float) -> None:
+        self.module, self.load_seconds = module, seconds
+        self.say(f"Loaded in {format_seconds(seconds)}. The panel's `module` is the model.")
+        self._draw()
+
+    def _draw(self) -> None:
+        parts = []
+        if self.facts is not None:
+            parts.append(_saved_html(self.facts))
+        if self.report is not None:
+            parts.append(_verified_html(self.report))
+        if self.module is not None:
+            parts.append(_loaded_html(self.module, self.load_seconds))
+        self.result.value = "".join(parts)
+
+
+def _save(
+    model: str, recipe: Recipe, component: str | None, dtype: str, device: str, folder: Path
+) -> SavedFacts:
+    """Load, quantize and save a component; nothing is loaded for a folder that can't be used."""
+    from ..backends.quanto import load, save, weight_bytes
+    from ..backends.quanto.saving import check_replaceable
+    from ..models.predict import predict_weight_bytes
+    from ..models.skeleton import build_skeleton
+    from ..models.source import find_model
+
+    check_replaceable(folder)
+    started = time.perf_counter()
+    module = load(model, recipe, component, dtype=dtype, device=device)
+    loaded = time.perf_counter()
+    save(module, folder)
+    saved = time.perf_counter()
+    part = find_model(model, weights=False).component(component)
+    return SavedFacts(
+        folder=folder,
+        recipe=recipe,
+        dtype=dtype,
+        plain_bytes=predict_weight_bytes(build_skeleton(part), "none", dtype),
+        memory_bytes=weight_bytes(module),
+        disk_bytes=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        load_seconds=loaded - started,
+        save_seconds=saved - loaded,
+    )
+
+
+def _saved_html(facts: SavedFacts) -> str:
+    sizes = (
+        ("unquantized, in memory", facts.plain_bytes, _PLAIN_COLOUR),
+        ("quantized, in memory", facts.memory_bytes, _MEMORY_COLOUR),
+        ("quantized, on disk", facts.disk_bytes, _FILE_COLOUR),
+    )
+    most = max(count for _, count, _ in sizes)
+    rows = [
+        (name, bar([(count / most, colour)], f"{name}: {format_bytes(count)}"),
+         format_bytes(count), format_ratio(count / facts.plain_bytes))
+        for name, count, colour in sizes
+    ]  # fmt: skip
+    took = (
+        f"Reading and quantizing took {format_seconds(facts.load_seconds)}, writing "
+        f"{format_seconds(facts.save_seconds)}."
+    )
+    caption = f"{facts.recipe}, {facts.dtype}, in {facts.folder}"
+    heads = ("", "", "bytes", "of unquantized")
+    return table(heads, rows, align="llrr", caption=caption) + note(took)
+
+
+def _verified_html(report: VerifyReport) -> str:
+    weights, outputs = report.weights_difference, report.output_difference
+    said = ABSENT if outputs is None else _difference(outputs)
+    rows = [
+        ("greatest difference of weights", _difference(weights)),  # 0 means equal to the bit
+        ("greatest difference of outputs", f"{said} ({report.output_reference})"),
+        ("time to load it", _times(report)),
+        ("plain Diffusers loads it", "yes" if report.diffusers_loads else "no"),
+    ]
+    if report.diffusers_output_difference is not None:
+        rows.append(("its outputs differ by", _difference(report.diffusers_output_difference)))
+    if report.diffusers_reason:
+        name = "to heed" if report.diffusers_loads else "why not"
+        rows.append((name, report.diffusers_reason))
+    return pairs(rows) + note(
+        "Found by loading in fresh processes; times are without imports, files in the system's "
+        "cache."
+    )
+
+
+def _loaded_html(module: Any, seconds: float) -> str:
+    report = getattr(module, "quantize_report", None)  # a pipeline has none
+    held = f", {format_bytes(report.weight_bytes)} of weights" if report is not None else ""
+    return pairs([("loaded here", f"{type(module).__name__}{held}, in {format_seconds(seconds)}")])
+
+
+def _difference(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def _times(report: VerifyReport) -> str:
+    text = format_seconds(report.load_seconds)
+    if report.quantize_seconds is None:
+        return text
+    anew, ratio = (
+        format_seconds(report.quantize_seconds),
+        report.quantize_seconds / report.load_seconds,
+    )
+    return f"{text}; quantizing anew: {anew}, {format_ratio(ratio)} as long"

@@ -1,0 +1,45 @@
+// What the scripts of all widgets use. Python puts this file in front of theirs.
+
+/** Make an element; text goes in as text, so a prompt can't become markup. */
+function make(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** Width in CSS pixels at which to show a picture: whole times enlarged, or reduced to fit. */
+function fittedWidth(width, height, roomAcross, roomDown) {
+  const times = Math.min(roomAcross / width, roomDown / height);
+  return width * (times >= 1 ? Math.floor(times) : times);
+}
+
+/** Keep keys from the notebook, where a plain letter is a command; saving still works. */
+function keepKeys(element) {
+  element.addEventListener("keydown", (event) => {
+    const command = event.ctrlKey || event.metaKey;
+    if (!command || event.key === "Enter") event.stopPropagation();
+  });
+}
+
+/** Address of the bytes that Python sent. */
+function addressOf(bytes, type) {
+  return URL.createObjectURL(new Blob([bytes], { type }));
+}
+
+/** Set an image's address once the new picture is decoded, so that it never flashes white. */
+async function swap(image, address) {
+  image.dataset.wanted = address;
+  const next = new Image();
+  next.src = address;
+  try {
+    await next.decode();
+  } catch {
+    return; // the address was withdrawn meanwhile: a newer picture is on its way
+  }
+  if (image.dataset.wanted === address) image.src = address;
+}

@@ -1,0 +1,298 @@
+"""What a picture viewer shows, before any browser is asked: cells, words, small pictures.
+
+Every figure comes written from `quantolab.report.grid`, so that no number is formatted twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import xxhash
+from PIL import Image
+
+from ..recipes import WEIGHTS
+from ..records import Comparison
+from ..report.grid import GridColumn, GridContent, GridRow, grid_content
+from ..report.tables import split_label
+
+WAITING = "waiting"
+_LONGEST = 160  # pixels of a small picture's longer side
+_LOSSY = 82  # WebP quality of reduced pictures; those that are small already stay exact
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid: a picture, or a word why there is none."""
+
+    key: str | None
+    """Digest of the picture's pixels."""
+    caption: str
+    """The picture's own PSNR."""
+    note: str
+    """Said in place of a picture."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Every word of the viewer, and which picture stands where."""
+
+    columns: tuple[GridColumn, ...] = ()
+    rows: tuple[GridRow, ...] = ()
+    cells: tuple[tuple[Cell, ...], ...] = ()
+    """A tuple a row, a cell a column."""
+    footer: str = ""
+    size: tuple[int, int] = (1, 1)
+    """Width and height of the pictures in pixels."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of the columns."""
+        return tuple(column.label for column in self.columns)
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Prompt and seed of the rows."""
+        return tuple((row.prompt, row.seed) for row in self.rows)
+
+    def plain(self) -> dict:
+        """Return plain values for the browser; seeds as text, as JavaScript's numbers are short."""
+        return {
+            "columns": [asdict(c) | {"facts": list(c.facts)} for c in self.columns],
+            "rows": [asdict(row) | {"seed": str(row.seed)} for row in self.rows],
+            "cells": [[asdict(cell) for cell in row] for row in self.cells],
+            "footer": self.footer,
+            "size": list(self.size),
+            "small": list(small_size(self.size)),
+        }
+
+
+class Pictures:
+    """The pictures of a comparison by digest, small copies made once each."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[str, str, int], tuple[Image.Image, str]] = {}
+        self._by_key: dict[str, Image.Image] = {}
+        self.small: dict[str, bytes] = {}
+        """WebP files by digest."""
+
+    def take(self, images: dict[tuple[str, str, int], Image.Image]) -> None:
+        """Hold these pictures and no others; what is known already isn't read again."""
+        keys, known = {}, self._keys
+        for place, picture in images.items():
+            seen = known.get(place)
+            key = seen[1] if seen is not None and seen[0] is picture else picture_key(picture)
+            keys[place] = (picture, key)
+        by_key = {key: picture for picture, key in keys.values()}
+        self.small = {k: self.small.get(k) or small_picture(p) for k, p in by_key.items()}
+        self._keys, self._by_key = keys, by_key
+
+    def key(self, label: str, prompt: str, seed: int) -> str | None:
+        """Return the digest of one picture; None if there is none."""
+        found = self._keys.get((label, prompt, seed))
+        return None if found is None else found[1]
+
+    def get(self, key: str | None) -> Image.Image | None:
+        """Return the picture of a digest; None if it isn't here (any more)."""
+        return self._by_key.get(key)
+
+
+def picture_key(picture: Image.Image) -> str:
+    """Return a digest of size and pixels: equal for equal pictures."""
+    digest = xxhash.xxh3_128(repr((picture.mode, picture.size)).encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def small_picture(picture: Image.Image) -> bytes:
+    """Return a picture as a WebP file, at most 160 pixels long; exact if it was no longer."""
+    picture = picture.convert("RGB")
+    buffer = io.BytesIO()
+    if max(picture.size) <= _LONGEST:
+        picture.save(buffer, "WEBP", lossless=True, method=1)
+    else:
+        picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture.save(buffer, "WEBP", quality=_LOSSY, method=2)
+    return buffer.getvalue()
+
+
+def png_file(picture: Image.Image, *, level: int = 1) -> bytes:
+    """Return a picture as a PNG file; at level 0 its length depends on the size alone."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG", compress_level=level)
+    return buffer.getvalue()
+
+
+# --- words and places -------------------------------------------------------------------------
+
+
+def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[str] = ()) -> Sheet:
+    """Return the sheet of a comparison.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        Finished trials; pictures of a trial under way may be among its images.
+    pictures : Pictures
+        Holding its images.
+    waiting : iterable of str
+        Labels of trials that are still to come.
+    """
+    known = [trial.label for trial in comparison.trials]
+    waiting = [label for label in dict.fromkeys(waiting) if label not in known]
+    pairs = comparison.workload.pairs
+    if not pairs or not (known or waiting):
+        return Sheet()
+    content = grid_content(comparison) if known else _nothing_yet(comparison)
+    columns = _in_order([*content.columns, *map(_waiting_column, waiting)], [*known, *waiting])
+    cells = tuple(
+        tuple(_cell(column, row, content, pictures) for column in columns) for row in content.rows
+    )
+    first = next(iter(comparison.images.values()), None)
+    size = comparison.workload.size if first is None else first.size
+    return Sheet(columns, content.rows, cells, content.footer, tuple(size))
+
+
+def is_waiting(column: GridColumn) -> bool:
+    """Whether a column's trial has not ended yet."""
+    return column.facts == (WAITING,)
+
+
+def _nothing_yet(comparison: Comparison) -> GridContent:
+    first = comparison.workload.seeds[0]
+    rows = tuple(GridRow(p, seed, first=seed == first) for p, seed in comparison.workload.pairs)
+    return GridContent((), rows, {}, "")
+
+
+def _waiting_column(label: str) -> GridColumn:
+    return GridColumn(label, *split_label(label), facts=(WAITING,))
+
+
+def _in_order(columns: list[GridColumn], labels: list[str]) -> tuple[GridColumn, ...]:
+    """Columns in the grid's order, so that a trial that ends doesn't move its column."""
+    recipes = [label.removesuffix(" compiled") for label in labels]
+    return tuple(
+        sorted(
+            columns,
+            key=lambda column: (
+                WEIGHTS.index(column.name.split()[0]),
+                recipes.index(column.label.removesuffix(" compiled")),
+                column.label.endswith(" compiled"),
+            ),
+        )
+    )
+
+
+def _cell(column: GridColumn, row: GridRow, content: GridContent, pictures: Pictures) -> Cell:
+    place = (column.label, row.prompt, row.seed)
+    key = pictures.key(*place)
+    if key is not None:
+        return Cell(key, content.captions.get(place, ""), "")
+    return Cell(None, "", WAITING if is_waiting(column) else "no picture")
+
+
+# --- where no kernel is alive -----------------------------------------------------------------
+
+_CELL = "padding:4px 8px;text-align:left;vertical-align:top;border:0"
+_BUDGET = 600_000  # bytes of pictures: a notebook that holds them stays quick to open
+
+
+def sheet_html(sheet: Sheet, pictures: Pictures) -> str:
+    """Return the grid as HTML that needs nothing else: no script, no style sheet, no file.
+
+    Colours are left to the page, so it reads on white and on black. Pictures are reduced and
+    lossy: for looking at, not for measuring. What would make it heavy is left out, and said.
+    """
+    if not sheet.rows:
+        return ""
+    files = _files_that_fit(sheet, pictures)
+    shown = [
+        (row, cells)
+        for row, cells in zip(sheet.rows, sheet.cells, strict=True)
+        if all(cell.key is None or cell.key in files for cell in cells)
+    ]
+    heads = "".join(_heading_html(column) for column in sheet.columns)
+    lines = [f"<tr><th style='{_CELL}'></th>{heads}</tr>"]
+    for i, (row, cells) in enumerate(shown):
+        prompt = f"{html.escape(row.prompt)}<br>" if row.first else ""
+        drawn = "".join(
+            _cell_html(cell, column, row, pictures, files)
+            if column.reason is None
+            else _failure_html(column, len(shown)) if i == 0 else ""
+            for column, cell in zip(sheet.columns, cells, strict=True)
+        )  # fmt: skip
+        lines.append(
+            f"<tr><th style='{_CELL};max-width:14em;font-weight:normal'>{prompt}"
+            f"<small>seed {row.seed}</small></th>{drawn}</tr>"
+        )
+    missing = len(sheet.rows) - len(shown)
+    more = f"{missing} more prompts and seeds are left out here. " if missing else ""
+    return (
+        "<div style='overflow-x:auto'><table style='border-collapse:collapse'>"
+        f"{''.join(lines)}</table></div>"
+        f"<p><small>{more}{html.escape(sheet.footer)}</small></p>"
+    )
+
+
+def _files_that_fit(sheet: Sheet, pictures: Pictures) -> dict[str, str]:
+    """Addresses of the pictures of as many rows as the budget allows, one row at least."""
+    files: dict[str, str] = {}
+    for cells in sheet.cells:
+        keys = {cell.key for cell in cells if cell.key} - files.keys()
+        more = {key: _data_address(pictures.get(key)) for key in keys}
+        if files and sum(map(len, (*files.values(), *more.values()))) > _BUDGET:
+            break
+        files |= more
+    return files
+
+
+def _heading_html(column: GridColumn) -> str:
+    rest = f"<br>{html.escape(column.rest)}" if column.rest else ""
+    facts = "".join(f"<br>{html.escape(fact)}" for fact in column.facts)
+    return (
+        f"<th style='{_CELL};font-weight:normal'><b>{html.escape(column.name)}</b>"
+        f"<small>{rest}{facts}</small></th>"
+    )
+
+
+def _failure_html(column: GridColumn, rows: int) -> str:
+    return f"<td rowspan='{rows}' style='{_CELL};max-width:12em'>{html.escape(column.reason)}</td>"
+
+
+def _cell_html(
+    cell: Cell, column: GridColumn, row: GridRow, pictures: Pictures, files: dict[str, str]
+) -> str:
+    if cell.key is None:
+        return f"<td style='{_CELL}'>{html.escape(cell.note)}</td>"
+    said = html.escape(f"{column.label}: {row.prompt}, seed {row.seed}", quote=True)
+    width, height = small_size(pictures.get(cell.key).size)
+    return (
+        f"<td style='{_CELL}'><img src='{files[cell.key]}' alt='{said}' width='{width}' "
+        f"height='{height}' style='image-rendering:pixelated'><br>"
+        f"<small>{html.escape(cell.caption)}</small></td>"
+    )
+
+
+def small_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size at which a picture is shown in a grid: small ones whole times enlarged.
+
+    Examples
+    --------
+    >>> small_size((32, 32)), small_size((1024, 512))
+    ((160, 160), (160, 80))
+    """
+    longest = max(size)
+    if longest <= _LONGEST:
+        return tuple(side * (_LONGEST // longest) for side in size)
+    return tuple(max(1, round(side * _LONGEST / longest)) for side in size)
+
+
+def _data_address(picture: Image.Image) -> str:
+    small = picture.convert("RGB")
+    small.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=_LOSSY, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

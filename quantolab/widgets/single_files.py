@@ -1,0 +1,241 @@
+"""The panel that loads one .safetensors file, after saying what is in it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as W
+
+from ..errors import ArgumentError, ModelNotFoundError
+from ..recipes import COMPUTE_DTYPES
+from ..units import format_bytes, format_ratio, format_seconds
+from .calls import call
+from .latest import Latest
+from .markup import alert, note, pairs
+from .model_field import LABEL, WRAP, ModelField
+from .recipe_field import RecipeField
+from .working import WorkingPanel, run_button
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..backends.quanto import QuantizeReport
+    from ..backends.quanto.single_file_facts import SingleFileFacts
+
+_SUFFIX = ".safetensors"
+
+
+def single_file_loader() -> SingleFileLoader:
+    """Return a panel that quantizes a model from one file, as models are often published.
+
+    Examples
+    --------
+    >>> panel = single_file_loader()
+    >>> panel                                              # in a cell of its own
+    >>> pipe = FluxPipeline.from_pretrained(folder, transformer=panel.module)
+    """
+    return SingleFileLoader()
+
+
+class SingleFileLoader(WorkingPanel):
+    """Says what a file holds as soon as it is chosen, and loads it; see `single_file_loader`."""
+
+    def __init__(self) -> None:
+        super().__init__("single-file", "Load a single file")
+        self.module: torch.nn.Module | None = None
+        self.seconds: float | None = None
+        self.facts: SingleFileFacts | None = None
+        self._looking = Latest()
+        self._make_controls()
+        self.fill((
+            self.path, W.HBox((self.files, self.open_button), layout=WRAP), self.config,
+            self.about, self.recipe_field, self.run_button, self.result,
+        ))  # fmt: skip
+        self.on_change((self.path,), self.look)
+        self.on_change((self.files,), self._take_listed)
+        self.on_click(self.open_button, lambda: self.show_folder(self.files.value))
+        self.config.observe(self.guarded(lambda _: self.look()), "chosen")
+        self.recipe_field.observe(self.guarded(lambda _: self.refresh()), "state")
+        self.show_folder(Path.cwd())
+
+    def _make_controls(self) -> None:
+        self.path = W.Text(
+            description="File",
+            placeholder=f"path of a {_SUFFIX} file, or of a folder to look in",
+            continuous_update=False,
+            style=LABEL,
+            layout={"width": "min(720px, 100%)"},
+        )
+        self.files = W.Select(
+            description="Choose", rows=6, style=LABEL, layout={"width": "min(600px, 100%)"}
+        )
+        self.files.add_class("ql-choices")
+        self.open_button = W.Button(description="Open folder", layout={"width": "auto"})
+        self.config = ModelField(show_error=self.show_error, label="Config from", empty=None)
+        self.config.name.placeholder = "the model's folder or Hub id; empty: beside the file"
+        self.recipe_field = RecipeField()
+        self.run_button = run_button("Load", "Reads the file and quantizes it meanwhile")
+        self.add_starter(self.run_button, self.run)
+        self.about, self.result = W.HTML(), W.HTML()
+        self.about.add_class("ql-about")
+
+    # --- for programs ---
+
+    @property
+    def file(self) -> str:
+        """The path as it stands in the field."""
+        return self.path.value.strip()
+
+    @property
+    def report(self) -> QuantizeReport | None:
+        """What became of each layer of `module`; None until something is loaded."""
+        return None if self.module is None else self.module.quantize_report
+
+    def run(self, wait: bool = False) -> None:
+        """Load the file in the background; then `module`, `seconds` and `report` are there."""
+        if not self.file:
+            raise ArgumentError(f"no file is chosen; choose a {_SUFFIX} file or write its path")
+        file, recipe, options = self.file, self.recipe_field.recipe(), self._options()
+
+        def job() -> tuple[torch.nn.Module, float]:
+            from ..backends.quanto import load_single_file
+
+            started = time.perf_counter()
+            module = load_single_file(file, recipe, **options)
+            return module, time.perf_counter() - started
+
+        if not self.work.running:
+            self.module = self.seconds = None  # the new one may need the memory
+            self.result.value = ""
+        self.begin("Loading", job, lambda loaded: self._show_loaded(file, *loaded))
+        if wait:
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for look-ups and for loading; return whether all ended in `timeout` seconds."""
+        looked = self.config.wait(timeout) and self._looking.wait(timeout)
+        return looked and super().wait(timeout)
+
+    def show_folder(self, folder: str | Path) -> None:
+        """List a folder's .safetensors files and its folders, to choose from."""
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise ModelNotFoundError(f"{str(folder)!r} is no folder")
+        folder = folder.resolve()
+        entries = sorted(folder.iterdir(), key=lambda path: path.name.casefold())
+        shown = [path for path in entries if not path.name.startswith(".")]
+        options = [("../", str(folder.parent))]
+        options += [(f"{path.name}/", str(path)) for path in shown if path.is_dir()]
+        options += [
+            (f"{path.name}  ·  {format_bytes(path.stat().st_size)}", str(path))
+            for path in shown
+            if path.suffix.casefold() == _SUFFIX and path.is_file()
+        ]
+        self.files.options, self.files.description = options, "Choose"
+        self.files.tooltip = str(folder)
+
+    def look(self) -> None:
+        """Read the chosen file's header, in the background."""
+        self.refresh()
+        self.show_error(None)
+        self.facts = None
+        if not self.file:
+            self.about.value = ""
+            return
+        if Path(self.file).expanduser().is_dir():
+            self.show_folder(self.file)
+            self.about.value = note(f"Folder {self.file}: choose one of its files in the list.")
+            return
+        file, config = self.file, self.config.model
+        component = self.config.component_name
+
+        def job() -> SingleFileFacts:
+            from ..backends.quanto.single_file_facts import single_file_facts
+
+            return single_file_facts(file, config, component)
+
+        self.about.value = note("Reading the header…")
+        self._looking.start(job, done=self._show_facts, failed=self._show_no_facts)
+
+    # --- what a panel shows ---
+
+    @property
+    def call(self) -> str:
+        """The library call that loads the same."""
+        name = self.config.component.value or "transformer"
+        path = self.file or "model.safetensors"
+        return f"{name} = " + call(
+            "ql.load_single_file", path, self.recipe_field.recipe(), **self._options()
+        )
+
+    def static_html(self) -> str:
+        """Return what the file holds and what became of it."""
+        return (self.about.value + self.result.value) or super().static_html()
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options that differ from what the library takes by itself."""
+        _, dtype, device, _ = self.recipe_field.state
+        options = {
+            "config": self.config.model,
+            "component": self.config.component_name,
+            "dtype": None if dtype == COMPUTE_DTYPES[0] else dtype,
+            "device": None if device == "auto" else device,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+    def _take_listed(self) -> None:
+        """Take the marked file; a marked folder waits for its button, as arrow keys pass by."""
+        path = self.files.value
+        is_folder = path is None or Path(path).is_dir()
+        self.open_button.disabled = path is None or not is_folder
+        if not is_folder:
+            self.path.value = path
+
+    def _show_facts(self, facts: SingleFileFacts) -> None:
+        self.facts = facts
+        if facts.component is not None:
+            self.recipe_field.set_model(str(facts.component.folder))
+        self.about.value = _facts_html(facts)
+        self.refresh_static()
+
+    def _show_no_facts(self, error: BaseException) -> None:
+        self.about.value = ""
+        self.show_error(error)
+
+    def _show_loaded(self, file: str, module: torch.nn.Module, seconds: float) -> None:
+        self.module, self.seconds = module, seconds
+        self.say(f"Loaded in {format_seconds(seconds)}. The panel's `module` is the model.")
+        self.result.value = _result_html(module, seconds, file)
+
+
+def _facts_html(facts: SingleFileFacts) -> str:
+    stored = ", ".join(f"{format_bytes(n)} in {name}" for name, n in facts.stored_bytes.items())
+    rows = [
+        ("file", f"{facts.path.name}, {format_bytes(facts.file_bytes)}"),
+        ("tensors", f"{facts.tensors}: {stored}"),
+        ("layout", facts.layout),
+    ]
+    if facts.component is not None:
+        part = facts.component
+        rows.append(("described as", f"{part.cls}, by {part.folder}"))
+    elif facts.published_as:
+        hint = f"Diffusers would take the configuration of {facts.published_as}"
+        rows.append(("looks like", hint))
+    wrong = alert(f"It can't be loaded so: {facts.problem}") if facts.problem else ""
+    return pairs(rows) + wrong
+
+
+def _result_html(module: torch.nn.Module, seconds: float, file: str) -> str:
+    report = module.quantize_report
+    held, stored = report.weight_bytes, Path(file).expanduser().stat().st_size
+    parameter = next(module.parameters())
+    rows = [
+        ("model", f"{type(module).__name__}, {report.recipe}, on {parameter.device}"),
+        ("weights in memory", f"{format_bytes(held)} ({format_ratio(held / stored)} the file)"),
+        ("loading took", f"{format_seconds(seconds)}, reading, converting and quantizing"),
+        ("layers", f"{len(report.quantized)} quantized, {len(report.kept)} kept"),
+        *(("note", text) for text in report.notes()),
+    ]
+    return pairs(rows)

@@ -1,0 +1,235 @@
+"""The panel about skip lists: what each hits, what that costs, what plain Diffusers would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as W
+
+from ..recipes import COMPUTE_DTYPES, Recipe
+from ..units import ABSENT, format_bytes, format_ratio
+from .calls import call
+from .markup import Raw, bar, code, note, table
+from .model_field import LABEL, ModelField
+from .panel import Panel
+from .skip_picker import QUANTIZED, SkipCost, SkipPicker
+from .work import Assistant
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["SkipExplorer", "SkipPicker", "skip_explorer"]
+
+_QUANTIZED_COLOUR, _KEPT_COLOUR = "#4c86c6", "#d98a29"
+_STATIC_ROWS = 60  # kept layers that are listed where no kernel is alive
+
+_ROWS = {
+    "all layers": lambda row: True,
+    "what is kept": lambda row: row["skipped"],
+    "where plain Diffusers differs": lambda row: row["skipped"] != row["diffusers_skips"],
+}
+
+
+def skip_explorer(model=None) -> SkipExplorer:
+    """Return a panel in which a skip list is put together, with its price, before any loading.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id (configuration files only).
+
+    Examples
+    --------
+    >>> panel = skip_explorer("demo")
+    >>> panel                                              # in a cell of its own
+    >>> ql.load("demo", panel.recipe)                      # in the next one
+    """
+    return SkipExplorer(model)
+
+
+class SkipExplorer(Panel):
+    """A skip picker and the whole report beneath it; see `skip_explorer`."""
+
+    def __init__(self, model=None) -> None:
+        super().__init__("skip-explorer", "Layers to keep unquantized")
+        # The picker says why a model can't be had: it looks for it too.
+        self.model_field = ModelField(model, show_error=lambda error: None)
+        self.weights = W.Dropdown(
+            description="Weights", options=QUANTIZED, value="int8", style=LABEL,
+            layout={"width": "190px"},
+        )  # fmt: skip
+        self.dtype = W.Dropdown(
+            description="Compute in", options=COMPUTE_DTYPES, style=LABEL, layout={"width": "220px"}
+        )
+        self.run_button = W.Button(
+            description="Read the layers", tooltip="Looks at the model's configuration again"
+        )
+        self.run_button.add_class("ql-run")
+        self.picker = SkipPicker(load=False, assistant=Assistant())
+        self.totals, self.table = W.HTML(), W.HTML()
+        self.rows = W.Dropdown(
+            description="Show", options=list(_ROWS), style=LABEL, layout={"width": "320px"}
+        )
+        self.fill((
+            self.model_field,
+            W.HBox((self.dtype, self.weights, self.run_button), layout={"flex_flow": "row wrap"}),
+            self.picker, self.totals, self.rows, self.table,
+        ))  # fmt: skip
+        self.on_click(self.run_button, self.run)
+        self.on_change((self.dtype,), self.run)
+        self.on_change((self.weights, self.rows), self._draw)
+        self.model_field.observe(self.guarded(lambda _: self.run()), "chosen")
+        self.picker.observe(self.guarded(lambda _: self._draw()), ["value", "loaded"])
+        self.run()
+
+    # --- for programs ---
+
+    def run(self, wait: bool = False) -> None:
+        """Read the model's layers, in the background; no weight is touched."""
+        name = self.model_field.component_name
+        self.picker.set_model(self.model_field.model, name, self.dtype.value)
+        self._draw()
+        if wait:
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the layers are known, or can't be; return whether that came true in time."""
+        return self.model_field.wait(timeout) and self.picker.wait(timeout)
+
+    @property
+    def skip(self) -> tuple[str, ...]:
+        """The patterns; set them to choose by program."""
+        return self.picker.value
+
+    @skip.setter
+    def skip(self, patterns: tuple[str, ...]) -> None:
+        self.picker.value = patterns
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the panel stands at."""
+        name = self.model_field.component_name
+        return Recipe(self.weights.value, self.skip, (name,) if name else ())
+
+    @property
+    def report(self) -> pandas.DataFrame | None:
+        """What `skip_report` returns for this model and these patterns; None until it is known.
+
+        Raises
+        ------
+        ArgumentError
+            If a pattern hits no layer.
+        """
+        return self.picker.report
+
+    # --- what a panel shows ---
+
+    @property
+    def call(self) -> str:
+        """The library calls that give `report` and `recipe`."""
+        options = {
+            "component": self.model_field.component_name,
+            "dtype": None if self.dtype.value == COMPUTE_DTYPES[0] else self.dtype.value,
+        }
+        skip = (list(self.skip),) if self.skip else ()
+        report = call("ql.skip_report", self.model_field.model, *skip, **options)
+        recipe = self.recipe
+        made = call(
+            "ql.Recipe", recipe.weights,
+            skip=recipe.skip or None, components=recipe.components or None,
+        )  # fmt: skip
+        return f"report = {report}\nrecipe = {made}"
+
+    def static_html(self) -> str:
+        """Return totals, patterns and kept layers."""
+        report = self._marked()
+        if report is None:
+            return super().static_html()
+        rows = [row for row in report.to_dict("records") if row["skipped"]]
+        more = len(rows) - _STATIC_ROWS
+        return "".join((
+            note(f"{self.model_field.model}: {self._sentence(report)}"),
+            _totals_table(report, self.picker.cost),
+            self.picker.costs_html(),
+            _layer_table(rows[:_STATIC_ROWS]) if rows else "",
+            note(f"And {more} more.") if more > 0 else "",
+        ))  # fmt: skip
+
+    # --- drawing ---
+
+    def _draw(self) -> None:
+        self.refresh()
+        report = self._marked()
+        if report is None:
+            self.say("" if self.picker.problem else "Reading the model's layers…")
+            self.totals.value = self.table.value = ""
+            return
+        self.say(self._sentence(report))
+        self.totals.value = _totals_table(report, self.picker.cost)
+        wanted = _ROWS[self.rows.value]
+        rows = [row for row in report.to_dict("records") if wanted(row)]
+        self.table.value = _layer_table(rows, "24em") if rows else note("No layer.")
+        self.refresh_static()
+
+    def _marked(self) -> pandas.DataFrame | None:
+        """Return the report, or None where there is none; the picker then shows why."""
+        return None if self.picker.problem else self.report
+
+    def _sentence(self, report: pandas.DataFrame) -> str:
+        weights, kept = self.weights.value, int(report["skipped"].sum())
+        added = self.picker.cost.added_bytes[weights]
+        total = report.attrs["totals"][weights]["bytes"]
+        said = f"At {weights}, {kept} of {len(report)} Linear layers stay unquantized"
+        if added:
+            said += (
+                f", which adds {format_bytes(added)}: their weights take {format_bytes(total)} "
+                f"instead of {format_bytes(total - added)}"
+            )
+        else:
+            said += f"; their weights take {format_bytes(total)}"
+        return f"{said} (unquantized {format_bytes(report['bytes_none'].sum())})."
+
+
+def _totals_table(report: pandas.DataFrame, cost: SkipCost) -> str:
+    """Return what the Linear weights take at each dtype, as a table with bars."""
+    plain = int(report["bytes_none"].sum())
+    rows = []
+    for weights in QUANTIZED:
+        total, added = report.attrs["totals"][weights]["bytes"], cost.added_bytes[weights]
+        shares = (((total - added) / plain, _QUANTIZED_COLOUR), (added / plain, _KEPT_COLOUR))
+        text = f"{weights}: {format_bytes(total)} of {format_bytes(plain)}"
+        rows.append((
+            weights, bar(shares, text), format_bytes(total),
+            f"+{format_bytes(added)}" if added else ABSENT, format_ratio(total / plain),
+        ))  # fmt: skip
+    return table(
+        ("weights", "", "all Linear weights", "of it for what is kept", "of unquantized"),
+        rows,
+        align="llrrr",
+        caption="What the Linear weights take; biases, norms and the rest come on top",
+    )
+
+
+def _layer_table(rows: list[dict[str, Any]], height: str = "") -> str:
+    several = len({row["component"] for row in rows}) > 1
+    return table(
+        ("layer", "in → out", "here", "plain Diffusers", "unquantized", *QUANTIZED),
+        [_layer_cells(row, several) for row in rows],
+        align="lrll" + "r" * (1 + len(QUANTIZED)),
+        height=height,
+    )
+
+
+def _layer_cells(row: dict[str, Any], several: bool) -> tuple[object, ...]:
+    path = f"{row['component']}.{row['path']}" if several else row["path"]
+    here = Raw(f"kept: {code(row['pattern'])}") if row["skipped"] else "quantized"
+    theirs = "keeps it" if row["diffusers_skips"] else "quantizes it"
+    differs = row["skipped"] != row["diffusers_skips"]
+    return (
+        code(path),
+        f"{row['in_features']} → {row['out_features']}",
+        here,
+        Raw(f"<b>{theirs}</b>") if differs else theirs,
+        format_bytes(row["bytes_none"]),
+        *(format_bytes(row[f"bytes_{weights}"]) for weights in QUANTIZED),
+    )

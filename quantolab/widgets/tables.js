@@ -1,0 +1,73 @@
+// The results table: headings are buttons, and rows stand in the order that Python keeps.
+
+const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
+
+function render({ model, el }) {
+  const head = make("thead");
+  const body = make("tbody");
+  const notes = make("div", { class: "ql-table-notes" });
+  keepKeys(el);
+  el.append(make("div", { class: "ql-scroll" }, make("table", {}, head, body)), notes);
+
+  const sortOf = (header) => {
+    if (model.get("sorted_by") !== header) return "none";
+    return model.get("descending") ? "descending" : "ascending";
+  };
+
+  function sortBy(header) {
+    const next = NEXT[sortOf(header)];
+    model.set("sorted_by", next === "none" ? "" : header);
+    model.set("descending", next === "descending");
+    model.save_changes();
+  }
+
+  function drawHead() {
+    const { headers, numbers } = model.get("content");
+    const cells = headers.map((header, i) => make(
+      "th", { scope: "col", class: numbers[i] ? "ql-number" : null },
+      make("button", { type: "button", title: `Sort by ${header}`, onclick: () => sortBy(header) },
+        header, make("span", { class: "ql-arrow", "aria-hidden": "true" })),
+    ));
+    head.replaceChildren(...(cells.length ? [make("tr", {}, ...cells)] : []));
+    markHead();
+  }
+
+  // Headings stay the same elements, so that the keyboard's place isn't lost.
+  function markHead() {
+    const { headers } = model.get("content");
+    headers.forEach((header, i) => {
+      head.rows[0].cells[i].setAttribute("aria-sort", sortOf(header));
+    });
+  }
+
+  function drawBody() {
+    const { rows, reasons, numbers } = model.get("content");
+    body.replaceChildren(...model.get("order").filter((i) => i < rows.length).map((i) => {
+      if (reasons[i]) return failedRow(rows[i], reasons[i]);
+      return make("tr", {}, ...rows[i].map((cell, column) => column === 0
+        ? make("th", { scope: "row" }, cell)
+        : make("td", { class: numbers[column] ? "ql-number" : null }, cell)));
+    }));
+  }
+
+  // Where the others have figures it says why it has none.
+  function failedRow(row, reason) {
+    const said = `${row[row.length - 1]}: ${reason}`;
+    return make("tr", { class: "ql-failed" },
+      make("th", { scope: "row" }, row[0]), make("td", { colspan: row.length - 1 }, said));
+  }
+
+  function drawNotes() {
+    notes.replaceChildren(...model.get("content").notes.map((text) => make("p", {}, text)));
+  }
+
+  model.on("change:content", () => { drawHead(); drawBody(); drawNotes(); });
+  model.on("change:order", drawBody);
+  model.on("change:sorted_by", markHead);
+  model.on("change:descending", markHead);
+  drawHead();
+  drawBody();
+  drawNotes();
+}
+
+export default { render };

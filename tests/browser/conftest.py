@@ -1,0 +1,327 @@
+"""A Jupyter server and Chromium, for tests that use a panel as a person does.
+
+A test takes `notebooks` and opens cells of its own::
+
+    @pytest.mark.browser
+    def test_x(notebooks):
+        page = notebooks.open(["from quantolab import widgets", "widgets.explorer()"])
+        page.locator(".ql-run button").click()
+        expect(page.locator(".ql-status")).to_have_text("done")
+
+Every cell has run when `open` returns. A test fails on any error in the page's scripts, and on any
+request that leaves the machine. Nothing sleeps: wait for what is to be seen, with `expect`.
+
+Environment variables: with QUANTOLAB_BROWSER=required a missing browser is a failure and not a
+skip; QUANTOLAB_SHOTS names a folder for screenshots.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PATIENCE = 240_000  # milliseconds: machines under load are slow, and patience costs nothing
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
+
+
+# --- what there must be -----------------------------------------------------------------------
+
+
+def _chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), "/usr/bin/chromium")
+    return found if Path(found).is_file() else None
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of Chromium; without it the test is skipped, or fails where a browser is required."""
+    path = _chromium()
+    missing = [] if path else ["Chromium (no chromium on the PATH)"]
+    missing += [n for n in ("playwright", "jupyterlab") if importlib.util.find_spec(n) is None]
+    if missing:
+        reason = f"browser tests need {' and '.join(missing)}"
+        if os.environ.get("QUANTOLAB_BROWSER") == "required":
+            pytest.fail(reason + ", and QUANTOLAB_BROWSER=required", pytrace=False)
+        pytest.skip(reason)
+    return path
+
+
+# --- the server -------------------------------------------------------------------------------
+
+
+class Server:
+    """One JupyterLab with folders of its own, which serves Notebook and Voila too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "notebooks"
+        self._config = folder / "config"
+        self.root.mkdir()
+        self._settings({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True})
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.token = secrets.token_hex(16)
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = (folder / "server.log").open("w+")
+        self._process = subprocess.Popen(
+            [
+                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+                "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}",
+                f"--ServerApp.root_dir={self.root}", "--LabApp.extension_manager=readonly",
+            ],
+            env=os.environ | self._folders(), stdout=self._log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _folders(self) -> dict[str, str]:
+        config = str(self._config)
+        return {
+            "JUPYTER_CONFIG_DIR": config,
+            "JUPYTER_DATA_DIR": f"{config}/data",
+            "JUPYTER_RUNTIME_DIR": f"{config}/run",
+            "IPYTHONDIR": f"{config}/ipython",
+            "JUPYTERLAB_SETTINGS_DIR": f"{config}/lab/user-settings",
+            "JUPYTERLAB_WORKSPACES_DIR": f"{config}/lab/workspaces",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+
+    def _settings(self, notification: dict) -> None:
+        self._folder = self._config / "lab/user-settings/@jupyterlab/apputils-extension"
+        self._folder.mkdir(parents=True)
+        text = json.dumps(notification)
+        (self._folder / "notification.jupyterlab-settings").write_text(text)
+
+    def _wait(self) -> None:
+        end = time.monotonic() + PATIENCE / 1000
+        while True:
+            with suppress(urllib.error.URLError, OSError):
+                self.ask("GET", "status")
+                return
+            if self._process.poll() is not None or time.monotonic() > end:
+                self._log.seek(0)
+                raise RuntimeError("Jupyter did not start:\n" + self._log.read()[-3000:])
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+
+    def ask(self, method: str, what: str) -> bytes:
+        """Return what the server's own interface answers."""
+        request = urllib.request.Request(
+            f"{self.url}/api/{what}",
+            method=method,
+            headers={"Authorization": f"token {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def use_theme(self, theme: str) -> None:
+        """Choose the theme of pages that are opened from now on."""
+        text = json.dumps({"theme": THEMES[theme]})
+        (self._folder / "themes.jupyterlab-settings").write_text(text)
+
+    def end_kernels(self) -> None:
+        """End every kernel: a notebook that is opened again would get its old one."""
+        for session in json.loads(self.ask("GET", "sessions")):
+            self.ask("DELETE", f"sessions/{session['id']}")
+        for kernel in json.loads(self.ask("GET", "kernels")):
+            self.ask("DELETE", f"kernels/{kernel['id']}")
+
+    def stop(self) -> None:
+        """End the server."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+@pytest.fixture(scope="session")
+def server(chromium, tmp_path_factory):
+    """One server for all browser tests: starting it takes longer than most of them."""
+    running = Server(tmp_path_factory.mktemp("jupyter"))
+    yield running
+    running.stop()
+
+
+# Not for the whole session: as long as Playwright runs, its event loop runs in this thread, and
+# tests elsewhere that start one of their own (notebooks through nbclient) could not.
+@pytest.fixture(scope="module")
+def browser(chromium):
+    """One Chromium for the tests of a file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=chromium, headless=True, args=list(FLAGS)
+        )
+        yield launched
+        launched.close()
+
+
+# --- notebooks --------------------------------------------------------------------------------
+
+
+class Notebooks:
+    """Opens notebooks in new windows and remembers what went wrong in them."""
+
+    def __init__(self, server: Server, browser) -> None:
+        self.server = server
+        self.troubles: list[str] = []
+        self._browser = browser
+        self._contexts = []
+
+    def open(
+        self,
+        cells: list[str],
+        *,
+        app: str = "lab",
+        theme: str = "light",
+        run: bool = True,
+        width: int = 1280,
+        height: int = 1000,
+        touch: bool = False,
+    ):
+        """Write a notebook, open it and run every cell; return Playwright's page.
+
+        Parameters
+        ----------
+        cells : list of str
+            Code. Hidden on the page, so that screenshots show what comes out.
+        app : str
+            ``"lab"``, ``"notebook"`` (Notebook 7) or ``"voila"``, which runs cells by itself.
+        theme : str
+            ``"light"`` or ``"dark"``.
+        run : bool
+            Whether to run the cells.
+        width, height : int
+            Of the window, in CSS pixels.
+        touch : bool
+            Whether the window is a touch screen.
+        """
+        name = self.write(cells)
+        self.server.use_theme(theme)
+        page = self._window(width, height, touch)
+        if app == "voila":
+            page.goto(self._address("voila/render", name, f"theme={theme}"))
+            return page
+        # A workspace of its own, so that nothing of an earlier test is restored.
+        place = f"doc/workspaces/auto-{Path(name).stem}/tree" if app == "lab" else "notebooks"
+        page.goto(self._address(place, name, "reset"), wait_until="domcontentloaded")
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+        wait_for_kernel(page)
+        if run:
+            run_all(page)
+        return page
+
+    def write(self, cells: list[str]) -> str:
+        """Write a notebook of these cells; return its name."""
+        made = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        for cell in made:
+            cell.metadata["jupyter"] = {"source_hidden": True}
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel})
+        name = f"{secrets.token_hex(4)}.ipynb"
+        nbformat.write(notebook, self.server.root / name)
+        return name
+
+    def close(self) -> None:
+        """Close all windows and end their kernels."""
+        for context in self._contexts:
+            context.close()
+        self.server.end_kernels()
+
+    def _address(self, place: str, name: str, query: str) -> str:
+        return f"{self.server.url}/{place}/{name}?token={self.server.token}&{query}"
+
+    def _window(self, width: int, height: int, touch: bool):
+        context = self._browser.new_context(
+            viewport={"width": width, "height": height}, has_touch=touch
+        )
+        context.set_default_timeout(PATIENCE)
+        self._contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.troubles.append(f"script error: {error}"))
+        page.on("request", self._watch)
+        return page
+
+    def _watch(self, request) -> None:
+        here = (self.server.url, self.server.url.replace("http", "ws"), "data:", "blob:")
+        if not request.url.startswith(here):
+            self.troubles.append(f"left the machine: {request.url[:100]}")
+
+
+@pytest.fixture
+def notebooks(server, browser):
+    """Open notebooks; fail if a script in them did, or asked for something from elsewhere."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    opened = Notebooks(server, browser)
+    yield opened
+    opened.close()
+    assert opened.troubles == []
+
+
+def wait_for_kernel(page) -> None:
+    """Wait until a kernel is there and idle.
+
+    The indicator says "idle" also while there is no kernel at all, and Run All is then dropped
+    without a word. So both are asked: a kernel's name, and idle.
+    """
+    page.wait_for_function("""() => {
+        const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
+        const name = panel?.querySelector('.jp-Toolbar-kernelName')?.textContent.trim();
+        const state = panel?.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
+        return name && name !== 'No Kernel' && state === 'idle' }""")
+
+
+def run_all(page) -> None:
+    """Run all cells through the menu, and wait until each has a number."""
+    page.locator(".jp-Notebook .jp-InputPrompt").first.click()
+    page.locator(".lm-MenuBar-item >> text=/^Run$/").click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    page.wait_for_function("""() => {
+        const cells = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+        return cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent)) }""")
+    wait_for_kernel(page)
+
+
+@pytest.fixture
+def shoot():
+    """Return a function that keeps a picture of a page or of one element, if asked for.
+
+    ``shoot(page.locator(".ql-grid"), "grid-dark")`` writes grid-dark.png into QUANTOLAB_SHOTS.
+    """
+    folder = os.environ.get("QUANTOLAB_SHOTS")
+
+    def keep(what, name: str) -> None:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            what.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+    return keep

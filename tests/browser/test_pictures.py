@@ -1,0 +1,136 @@
+"""The picture viewer and the blind test, used by mouse, by touch and by keyboard."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+expect = pytest.importorskip("playwright.sync_api").expect
+
+MADE = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1] / "report")!r})
+from conftest import make_comparison
+import dataclasses
+import ipywidgets as W
+from quantolab.widgets.blind import BlindTest
+from quantolab.widgets.pictures import PictureViewer
+"""
+
+VIEWER = """
+killed = {"int2": ("failed", "its process was killed for using 16.2 GB")}
+whole = make_comparison(failed=killed, size=SIZE)
+viewer = PictureViewer(whole)
+# What Python knows, for the test to read.
+state = W.HTML()
+state.add_class("t-state")
+def show(_=None):
+    state.value = f"{viewer.mode} | {viewer.pair} | {viewer.place} | {viewer.position:.2f}"
+viewer.observe(show, ["mode", "pair", "place", "position"])
+show()
+W.VBox([viewer, state])
+"""
+
+
+def state_of(page):
+    return page.locator(".t-state .widget-html-content")
+
+
+def all_drawn(page, selector, count):
+    """Wait until so many pictures are decoded."""
+    page.wait_for_function(
+        """([selector, count]) => {
+            const all = [...document.querySelectorAll(selector)];
+            return all.length === count && all.every(i => i.complete && i.naturalWidth > 0) }""",
+        arg=[selector, count],
+    )
+
+
+def test_the_grid(notebooks, shoot):
+    page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")])
+    grid = page.locator(".ql-grid")
+    all_drawn(page, ".ql-cell img", 20)
+    expect(grid.locator("thead th .ql-name")).to_have_text(
+        ["none", "float8", "int8", "int8 compiled", "int4", "int2"]
+    )
+    expect(grid.locator(".ql-reason")).to_have_text("its process was killed for using 16.2 GB")
+    expect(grid.locator(".ql-caption").nth(4)).to_have_text(re.compile(r"^\d\d\.\d dB$"))
+    shoot(page, "grid-light")
+
+    # By mouse: a click shows the whole picture, a click beside it closes it.
+    dialog = grid.locator("dialog")
+    first = "none: a red circle above a blue square · seed 0"
+    grid.get_by_role("button", name=first).click()
+    expect(dialog.locator("img")).to_have_attribute("alt", first)
+    all_drawn(page, ".ql-full img", 1)
+    page.mouse.click(5, 5)
+    expect(dialog).not_to_be_visible()
+
+    # By keyboard, from the cell that was shown last.
+    cells = page.locator(".jp-Cell").count()
+    for key in ("ArrowRight", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    second = "float8: a red circle above a blue square · seed 1"
+    expect(dialog.locator("img")).to_have_attribute("alt", second)
+    page.keyboard.press("ArrowRight")
+    expect(dialog.locator("img")).to_have_attribute("alt", second.replace("float8", "int8"))
+    expect(dialog.locator(".ql-name")).to_have_text("int8")
+    expect(dialog.get_by_role("status")).to_have_text("")
+    shoot(page, "full-light")
+    page.keyboard.press("Escape")
+    expect(dialog).not_to_be_visible()
+    third = second.replace("float8", "int8")
+    expect(grid.locator(".ql-cell:focus")).to_have_attribute("aria-label", re.compile(third))
+    # The failed column is one cell; letters are no commands for the notebook.
+    for key in ("End", "b", "d", "d", "x"):
+        page.keyboard.press(key)
+    expect(grid.locator(".ql-reason")).to_be_focused()
+    assert page.locator(".jp-Cell").count() == cells
+
+
+def test_compare(notebooks, shoot):
+    page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")])
+    grid = page.locator(".ql-grid")
+    grid.get_by_role("tab", name="Grid").press("ArrowRight")
+    expect(grid.get_by_role("tab", name="Compare")).to_be_focused()
+    all_drawn(page, ".ql-stages img", 3)
+    expect(state_of(page)).to_have_text(re.compile(r"^compare \| \('none', 'int4'\).*0\.50$"))
+    handle = grid.get_by_role("slider")
+    expect(handle).to_have_attribute("aria-valuetext", "50 % none, 50 % int4")
+
+    # The line by keyboard and by mouse.
+    handle.focus()
+    for key in ("ArrowRight", "ArrowRight", "PageUp"):
+        page.keyboard.press(key)
+    expect(handle).to_have_attribute("aria-valuenow", "62")
+    expect(state_of(page)).to_have_text(re.compile(r"0\.62$"))
+    box = grid.locator(".ql-slider .ql-stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 40, steps=4)
+    page.mouse.up()
+    expect(handle).to_have_attribute("aria-valuenow", "25")
+    expect(handle).to_be_focused()
+    page.mouse.move(box["x"], box["y"])
+    expect(handle).to_have_attribute("aria-valuenow", "25")
+
+    # The numbers of this pair, the scale of its difference, and the worst place.
+    heat = grid.locator(".ql-heat")
+    expect(heat.locator(".ql-fact").first).to_have_text(re.compile(r"^PSNR \d\d\.\d dB$"))
+    expect(heat.locator(".ql-ticks span")).to_have_text(["0", "16", "32 or more"])
+    shoot(page, "compare-light")
+    grid.get_by_label("Left recipe").select_option("float8")
+    expect(state_of(page)).to_have_text(re.compile(r"'float8', 'int4'"))
+    before = heat.locator(".ql-fact").first.inner_text()
+    grid.get_by_label("Prompt and seed").select_option(index=3)
+    expect(state_of(page)).to_have_text(re.compile(r"'two yellow stars on a green field', 1"))
+    grid.get_by_role("button", name="Worst pair").click()
+    expect(state_of(page)).to_have_text(re.compile(r"'a red circle above a blue square', 1"))
+    expect(heat.locator(".ql-fact").first).not_to_have_text(before)
+    grid.get_by_label("Difference", exact=True).uncheck()
+    expect(heat).not_to_be_visible()
+
+    # A recipe without pictures says why.
+    grid.get_by_label("Right recipe").select_option("int2")
+    expect(grid.locator(".ql-said")).to_have_text("int2: its process was killed for using 16.2 GB")

@@ -1,0 +1,99 @@
+"""Run notebooks from top to bottom and keep what they show.
+
+``python tests/notebooks/execute.py [NAME ...]`` renews the outputs of the notebooks in
+``notebooks/``, of all of them or of those named. What they write goes to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+CELL_SECONDS = 900
+
+
+def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nbformat.NotebookNode:
+    """Execute a notebook in a copy of its folder, offline, and return it with its outputs.
+
+    Parameters
+    ----------
+    name : str
+        Without ``.ipynb``.
+    place : Path
+        An empty folder for the copy.
+    replaced : mapping of str to str, optional
+        Lines of the first code cell to put others in place of.
+
+    Raises
+    ------
+    ValueError
+        If a line to replace is not in the first code cell.
+    nbclient.exceptions.CellExecutionError
+        If a cell fails.
+    """
+    folder = place / "notebooks"
+    shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns("out", ".ipynb_checkpoints"))
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    assignments = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    lines = assignments.source.splitlines()
+    for line, other in (replaced or {}).items():
+        if line not in lines:
+            raise ValueError(f"{name}: the first code cell has no line {line!r}")
+        lines[lines.index(line)] = other
+    assignments.source = "\n".join(lines)
+    client = NotebookClient(
+        notebook,
+        km=_kernel(place),
+        timeout=CELL_SECONDS,
+        resources={"metadata": {"path": str(folder)}},
+        store_widget_state=False,  # GitHub refuses a notebook with half a state
+        record_timing=False,
+        coalesce_streams=True,
+    )
+    client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return notebook
+
+
+def without_live_views(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what only a running kernel can show; a panel's static picture stays."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def _kernel(place: Path) -> AsyncKernelManager:
+    """Return a manager whose kernel is this very interpreter, whatever Jupyter has installed."""
+    spec = place / "kernels" / "running"
+    spec.mkdir(parents=True)
+    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    about = {"argv": words, "display_name": "Python 3", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(about))
+    specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
+    return AsyncKernelManager(kernel_spec_manager=specs, kernel_name="running")
+
+
+def main(names: list[str]) -> None:
+    """Renew the outputs of the named notebooks, or of all."""
+    for name in names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")):
+        print(name, flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            notebook = without_live_views(run(name, Path(place)))
+        nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
+
+
+if __name__ == "__main__":
+    main([Path(name).stem for name in sys.argv[1:]])

@@ -1,0 +1,95 @@
+"""The notebooks run, and what is committed of them is one clean run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+from execute import NOTEBOOKS, WIDGET_VIEW, run
+
+# For each notebook: lines of its first code cell, and smaller ones to run the tests with.
+SMALLER = {
+    "00_start_here": {
+        'WEIGHTS = ["none", "float8", "int8", "int4", "int2"]  # "none" is the unquantized reference': (
+            'WEIGHTS = ["none", "int4"]'
+        ),
+        "STEPS = 20  # denoising steps": "STEPS = 2",
+        "REPEATS = 5  # timed pictures of each recipe": "REPEATS = 1",
+    },
+}  # fmt: skip
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+LARGEST = 2_000_000  # bytes of a file that GitHub still shows at once
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|home|root|Users|private|usr|opt)/")
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+
+
+def test_every_notebook_is_listed():
+    assert NAMES == sorted(SMALLER)
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_it_runs(name, tmp_path):
+    notebook = run(name, tmp_path, SMALLER[name])
+    assert all(cell.execution_count for cell in code_cells(notebook))
+
+
+@pytest.fixture(params=NAMES)
+def committed(request):
+    return nbformat.read(NOTEBOOKS / f"{request.param}.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_assignments_come_first(committed):
+    """One cell of plain assignments, so that a real model is one change away."""
+    for statement in ast.parse(code_cells(committed)[0].source).body:
+        assert isinstance(statement, ast.Assign)
+        ast.literal_eval(statement.value)
+
+
+def test_outputs_are_of_one_run(committed):
+    cells = code_cells(committed)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert {"image/png", "text/html"} <= kinds, "it shows no picture, or no table"
+
+
+def test_outputs_need_no_kernel(committed):
+    assert "widgets" not in committed.metadata
+    for cell in code_cells(committed):
+        assert not [output for output in cell.outputs if WIDGET_VIEW in output.get("data", {})]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_can_be_shown_anywhere(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    assert path.stat().st_size < LARGEST
+    notebook = nbformat.read(path, as_version=4)
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            output.get("data", {}).pop("image/png", None)  # base64, in which any word may occur
+    text = PICTURE.sub("", json.dumps(notebook.cells).replace("\\n", "\n"))
+    assert not MACHINE_PATH.findall(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    links = re.findall(r"\]\(([^)#:]+)\)", "\n".join(texts))
+    assert links
+    for link in links:
+        assert (NOTEBOOKS / link).exists(), link

@@ -1,0 +1,85 @@
+"""The compile panel: rows arrive one by one, and say whether compiling pays; no browser."""
+
+import math
+
+import pytest
+
+from quantolab.report import compiled
+from quantolab.report.payback import payback, plot_payback
+from quantolab.widgets.compiling import compile_explorer
+
+ROW = {
+    "recipe": "int8", "way": "fullgraph", "status": "ok", "reason": None, "graphs": 1,
+    "graph_breaks": 0, "recompilations": 1, "compile_seconds": 30.0, "eager_seconds": 2.0,
+    "eager_low_seconds": 1.9, "eager_high_seconds": 2.1, "compiled_seconds": 1.0,
+    "compiled_low_seconds": 0.9, "compiled_high_seconds": 1.1, "speedup": 2.0,
+    "break_even_images": 30.0, "eager_samples": (1.9, 2.0, 2.1), "repeats": 3,
+    "compiled_samples": (0.9, 1.0, 1.1), "model": "demo", "device_name": "a processor",
+    "compute_dtype": "bfloat16", "steps": 4, "size": "64x64",
+    "torch": "2", "diffusers": "0", "quanto": "0",
+}  # fmt: skip
+SLOWER = {**ROW, "compiled_seconds": 3.0, "compiled_samples": (3.0, 3.0, 3.0),
+          "break_even_images": math.inf}  # fmt: skip
+UNCLEAR = {**ROW, "compiled_seconds": 1.95, "compiled_samples": (1.8, 1.95, 2.2),
+           "break_even_images": 600.0}  # fmt: skip
+FAILED = {"recipe": "int2", "way": "default", "status": "failed", "reason": "no <graph>"}
+
+
+def test_when_compiling_pays_in_words():
+    assert compiled.cells(ROW)[-2:] == ("2.00x faster", "after 30 pictures, 60.0 s")
+    assert compiled.cells(SLOWER)[-2:] == ("1.50x slower", "never: it isn't faster")
+    assert compiled.cells(UNCLEAR)[-2:] == ("no difference shown", "not shown to")
+    few = {**ROW, "eager_samples": (2.0,), "compiled_samples": (1.0,), "repeats": 1}
+    assert compiled.cells(few)[-2:] == ("2.00x as fast", "after 30 pictures, 60.0 s")
+    assert "Too few repeats" in compiled.notes([few])[-1]
+    assert [row["recipe"] for row in (ROW, SLOWER, UNCLEAR, FAILED) if compiled.pays(row)] == [
+        "int8"
+    ]
+    assert compiled.notes([FAILED]) == ["int2, default (failed): no <graph>"]
+
+
+def test_the_lines_cross_where_the_report_says():
+    values = payback(ROW)
+    assert values.eager(30) == values.compiled(30) == 60.0
+    assert values.pictures >= 30
+    axes = plot_payback(values)
+    crossing = next(line for line in axes.lines if line.get_marker() == "o")
+    assert crossing.get_xydata().tolist() == [[30.0, 60.0]]
+    assert payback(SLOWER).break_even is None
+    assert "never paid back" in plot_payback(payback(SLOWER), dark=True).get_title("left")
+
+
+@pytest.fixture(scope="module")
+def panel(pipeline_folder):
+    panel = compile_explorer(pipeline_folder)
+    for word, box in (*panel.weights.items(), *panel.ways.items()):
+        box.value = word in ("int8", "fullgraph", "dynamic")
+    panel.steps.value, panel.prompt.value, panel.repeats.value = "1", "a red cat", 1
+    panel.recipe_field.device.value = "cpu"
+    return panel
+
+
+def test_rows_arrive_one_by_one(panel):
+    arrived = []
+    panel.table.observe(lambda _: arrived.append(len(panel.rows)), "value")
+    panel.run(wait=True)
+    assert panel.error.value == ""
+    assert sorted(set(arrived)) == [0, 1, 2]
+    report = panel.report
+    assert list(report["way"]) == ["fullgraph", "dynamic"]
+    assert list(report["status"]) == ["ok", "ok"], list(report["reason"])
+    assert len(panel.shown.options) == 2
+    assert panel.plot.value.count("<img") == 2  # for light and for dark pages
+    assert "Too few repeats" in panel.static_html()
+
+
+def test_cancel_ends_it_and_the_panel_goes_on(panel):
+    panel.run()
+    assert panel.run_button.disabled and not panel.cancel_button.disabled
+    panel.cancel()
+    assert panel.wait(10)
+    assert "Cancelled" in panel.status.value
+    assert panel.report is None
+    panel.steps.value = "many"
+    panel.run(wait=True)
+    assert "steps must be a whole number of 1 or more, not &#x27;many&#x27;" in panel.error.value

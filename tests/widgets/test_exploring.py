@@ -1,0 +1,426 @@
+"""The explorer driven by program: its form, its run in the background, its table, its exports."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+import types
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+import quantolab as ql
+from quantolab.errors import ArgumentError, ModelNotFoundError
+from quantolab.records import Timing
+from quantolab.report.tables import read_table, results_table
+from quantolab.run import journal
+from quantolab.run.request import check_request
+from quantolab.widgets import explorer, recent
+from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
+from quantolab.widgets.estimating import Estimate, Prospect, fit_sentence, judged_seconds
+from quantolab.widgets.tabling import ResultsTable, order
+from quantolab.widgets.taking import EXPORTS, export
+
+PATIENCE = 600  # seconds; only a run that hangs takes so long
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def saved(comparison, tmp_path):
+    """Return the folder of a run in which int2 failed."""
+    return journal.save(comparison, tmp_path / "saved")
+
+
+# --- the form ------------------------------------------------------------------------------------
+
+INT4_TWICE = ("none", ql.Recipe("int4"), ql.Recipe("int4", ("proj_out",)))
+MIXED = (ql.Recipe("int8", ("proj_out",)), ql.Recipe("int4", (), ("text_encoder",)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"recipes": ("none", "int8"), "steps": 2, "repeats": 1, "seeds": 3},
+        {"prompts": ("a white house", 'the word "sun"'), "size": (64, 96), "guidance": 2.5},
+        {"recipes": INT4_TWICE, "dtype": "float32", "device": "cpu", "compile": True},
+        {"recipes": MIXED, "out": "somewhere", "seeds": (0, 7)},
+        {"recipes": (ql.Recipe("int8", (), ("transformer", "text_encoder_2")),)},
+    ],
+)
+def test_the_form_and_its_code_say_what_compare_takes(arguments):
+    panel = explorer()
+    panel.set(**arguments)
+    choice = panel.form.choice
+    wanted = dict(arguments)
+    if isinstance(wanted.get("seeds"), int):
+        wanted["seeds"] = (wanted["seeds"],)
+    for name, value in wanted.items():
+        if name == "recipes":
+            value = tuple(ql.Recipe(r) if isinstance(r, str) else r for r in value)
+        assert getattr(choice, name) == value
+    assert choice.arguments().keys() == arguments.keys()
+
+    said = {}
+    names = {
+        "ql": types.SimpleNamespace(
+            compare=lambda model, **options: said.update(model=model, **options),
+            results_table=lambda comparison: None,
+            Recipe=ql.Recipe,
+        )
+    }
+    exec(panel.call.removeprefix("import quantolab as ql"), names)
+    ours = check_request(panel.form.source, **_without(choice.arguments(), "out"))
+    theirs = check_request(**_without(said, "out"))
+    assert (ours.workload, ours.recipes) == (theirs.workload, theirs.recipes)
+
+
+def _without(arguments, name):
+    return {key: value for key, value in arguments.items() if key not in (name, "model")}
+
+
+@pytest.mark.parametrize(
+    ("control", "typed", "said"),
+    [
+        ("size", "127x128", "size 127x128 can't be made by 'demo': width and height must be "
+         "multiples of 16; did you mean 128x128?"),
+        ("size", "wide", "size 'wide' can't be made by 'demo'"),
+        ("steps", "two", "steps must be a whole number of 1 or more, not 'two'"),
+        ("seeds", "0, x", "seed must be a whole number of 0 or more, not 'x'"),
+        ("guidance", "-1", "guidance must be a number of 0 or more, not -1.0"),
+        ("repeats", "0", "repeats must be a whole number of 1 or more, not 0"),
+        ("prompts", " \n", "prompts must be one or more texts"),
+        ("out", "taken", "'taken' already holds a comparison"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_said_in_the_librarys_words(control, typed, said, comparison):
+    journal.write_run(journal.usable_folder("taken"), comparison)
+    panel = explorer()
+    assert not panel.run_button.disabled
+    field = getattr(panel.form, control)
+    before, field.value = field.value, typed
+    assert said in _unescaped(panel.problem.value)
+    assert panel.run_button.disabled
+    with pytest.raises(ArgumentError) as error:
+        panel.run()
+    assert said in str(error.value)
+    field.value = before
+    assert panel.problem.value == ""
+    assert not panel.run_button.disabled
+
+
+def _unescaped(text):
+    return text.replace("&#x27;", "'")
+
+
+def test_marks_choose_dtypes_and_parts():
+    panel = explorer()
+    panel.form.weights["int2"].value = panel.form.weights["float8"].value = False
+    panel.form.parts["text_encoder_2"].value = True
+    both = ("text_encoder_2", "transformer")
+    assert panel.form.choice.recipes == (
+        ql.Recipe("none"), ql.Recipe("int8", (), both), ql.Recipe("int4", (), both),
+    )  # fmt: skip
+    for box in panel.form.parts.values():
+        box.value = False
+    assert "no part of the model is marked; at least one of text_encoder" in panel.problem.value
+    for box in panel.form.weights.values():
+        box.value = False
+    assert "recipes is empty; at least one is needed" in panel.problem.value
+
+
+def test_another_model_brings_its_own_defaults(pipeline_folder):
+    panel = explorer()
+    panel.form.steps.value = "7"
+    panel.set(model=pipeline_folder)
+    assert (panel.form.steps.value, panel.form.size.value) == ("7", "32x32")
+    assert "red fox" in panel.form.prompts.value
+    panel.set(model="dmeo")
+    assert "did you mean 'demo'?" in _unescaped(panel.problem.value)
+    assert panel.run_button.disabled
+    panel.set(model=None)
+    assert panel.problem.value == ""
+    assert (panel.form.steps.value, panel.form.size.value) == ("7", "128x128")
+    with pytest.raises(ArgumentError, match="argument 'step' is not known; .*did you mean 'steps'"):
+        panel.set(step=3)
+
+
+def test_what_is_typed_is_read():
+    assert read_numbers("0, 7 x,") == (0, 7, "x")
+    assert [read_size(t) for t in ("64 x 32", "64×32", "64", "")] == [
+        (64, 32),
+        (64, 32),
+        "64",
+        None,
+    ]
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_the_table_of_compare(tmp_path):
+    arguments = {"recipes": ["none", "int8"], "prompts": "a white house", "steps": 2, "repeats": 1}
+    panel = explorer("demo")
+    panel.set(**arguments)
+    panel.run(wait=True)
+    assert panel.error.value == ""
+    theirs = ql.results_table(ql.compare("demo", watch=lambda progress: None, **arguments))
+    same = ["recipe", "status", "weight_bytes", "predicted_weight_bytes", "file_bytes",
+            "psnr_db", "ssim", "model", "steps", "seeds", "size", "prompts"]  # fmt: skip
+    pd.testing.assert_frame_equal(panel.table[same], theirs[same])
+    assert panel.table.recipe.tolist() == ["none", "int8"]
+    assert panel.comparison.images.keys() == {(r, "a white house", 0) for r in ("none", "int8")}
+    assert Path(panel.folder).parent == tmp_path / "quantolab-runs"
+    assert read_table(Path(panel.folder) / "results.csv").equals(panel.table)
+    assert "Done: 2 trials." in panel.status.value
+    assert "ql-table" in panel.static_html()
+    # Run once more it says how long it will take, and it knows the model's run.
+    assert panel.wait_for_estimate(PATIENCE)
+    assert "Time: about" in panel.estimate.value
+    assert recent.recent_runs() == (Path(panel.folder),)
+
+
+def test_killed_cancelled_and_resumed(pipeline_folder):
+    panel = explorer(pipeline_folder)
+    panel.set(recipes=["none", "int8", "int4"], prompts="a red cat", steps=2, repeats=60)
+    assert panel.wait_for_estimate(PATIENCE)
+    assert "60 more" not in panel.estimate.value
+    assert "3 pictures to compare and 180 more" in panel.estimate.value
+    panel.run()
+    with pytest.raises(ArgumentError, match="this panel is at work"):
+        panel.run()
+    panel.run_button.click()
+    assert "this panel is at work" in panel.error.value
+
+    _wait_until(lambda: "int8: timing" in panel.status.value, panel)
+    assert panel.table.recipe.tolist() == ["none"]  # shown before the run has ended
+    _job_of(panel).kill()
+    _wait_until(lambda: "int4: timing" in panel.status.value, panel)
+    panel.cancel()
+    assert panel.cancel_button.disabled
+    assert "Cancelling" in panel.status.value
+    assert panel.wait(PATIENCE)
+    assert "2 of 3 trials are kept" in panel.status.value
+    assert not _processes()
+
+    assert [trial.status for trial in panel.comparison.trials] == ["ok", "failed"]
+    assert "was killed (SIGKILL)" in panel.comparison.trials[1].reason
+    assert "was killed (SIGKILL)" in panel.shown_table.sheet.content["reasons"][1]
+    first = panel.comparison.trials[0]
+    assert panel.resume_button.layout.display is None
+    panel.resume(wait=True)
+    assert [trial.status for trial in panel.comparison.trials] == ["ok", "ok", "ok"]
+    assert panel.comparison.trials[0] == first
+    assert panel.resume_button.layout.display == "none"
+    panel.resume_button.click()
+    assert "there is no run to resume" in panel.error.value
+
+
+def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp_path):
+    panel, other = explorer(pipeline_folder), explorer(pipeline_folder)
+    panel.run()
+    other.run()  # in the same second: folders of their own
+    assert panel.folder != other.folder
+    for one in (panel, other):
+        one.cancel()
+    for one in (panel, other):
+        assert one.wait(PATIENCE)
+        assert "Cancelled before the first trial" in one.status.value
+        assert one.comparison is one.table is None
+    assert list((tmp_path / "quantolab-runs").iterdir()) == []
+    assert not _processes()
+
+
+def _wait_until(came_true, panel):
+    end = time.monotonic() + PATIENCE
+    while not came_true():
+        assert time.monotonic() < end and panel.work.running, panel.status.value + panel.error.value
+        time.sleep(0.005)
+
+
+def _processes():
+    """Return the servers that this process has started, which fork the jobs."""
+    return [p for p in psutil.Process().children() if "quantolab.run.server" in p.cmdline()]
+
+
+def _job_of(panel):
+    jobs = [job for server in _processes() for job in server.children()]
+    assert len(jobs) == 1
+    return jobs[0]
+
+
+# --- an earlier run ------------------------------------------------------------------------------
+
+
+def test_an_earlier_run_opens_without_torch(saved):
+    code = (
+        "import sys\n"
+        "from quantolab import widgets\n"
+        f"panel = widgets.explorer(run={str(saved)!r})\n"
+        "assert panel.static_html() and panel.table is not None\n"
+        "print(len(panel.comparison.images), *panel.table.recipe)\n"
+        "print(*{m.partition('.')[0] for m in sys.modules} & {'torch', 'diffusers', 'optimum'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["20 none float8 int8 int8 compiled int4 int2", ""]
+
+
+def test_an_unfinished_run_says_what_is_missing(comparison, saved):
+    run = json.loads((saved / "run.json").read_text())
+    run["asked"].append({"recipe": ql.Recipe("int8", ("proj_out",)).to_dict(), "compiled": False})
+    (saved / "run.json").write_text(json.dumps(run))
+    panel = explorer(run=saved)
+    assert "Missing: int2, int8, keeping proj_out." in panel.status.value
+    assert panel.form.choice.recipes == (
+        *dict.fromkeys(trial.recipe for trial in comparison.trials),
+        ql.Recipe("int8", ("proj_out",)),
+    )
+    assert panel.form.compile.value
+    with pytest.raises(ModelNotFoundError, match="holds no comparison"):
+        explorer(run=saved.parent / "nowhere")
+
+
+def test_a_run_of_an_earlier_version_opens_too(comparison, saved):
+    run = json.loads((saved / "run.json").read_text())
+    del run["asked"]
+    (saved / "run.json").write_text(json.dumps(run))
+    assert journal.read_asked(saved) == comparison.trials
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+
+def test_the_table_sorts_and_keeps_the_absent_last(comparison):
+    shown = ResultsTable(results_table(comparison))
+    asked = ("none", "float8", "int8", "int8 compiled", "int4", "int2")
+    assert shown.recipes == asked
+    shown.sort("PSNR")
+    assert shown.recipes == ("int4", "float8", "int8 compiled", "int8", "none", "int2")
+    shown.sort("PSNR", descending=True)
+    assert shown.recipes == ("int8", "int8 compiled", "float8", "int4", "none", "int2")
+    shown.update(results_table(dataclasses.replace(comparison, trials=comparison.trials[:3])))
+    assert shown.recipes == ("int8", "float8", "none")  # the order stays when rows come
+    shown.all_columns.value = True
+    assert "weight_bytes" in shown.sheet.content["headers"]
+    assert "6620160" in shown.sheet.content["rows"][0]
+    with pytest.raises(ArgumentError, match="heading 'psnr' is not known"):
+        shown.sort("psnr")
+    assert order([2, None, 1, 2], True) == [0, 3, 2, 1]
+
+
+# --- before the start ----------------------------------------------------------------------------
+
+
+def test_time_is_judged_by_runs_alike_only(comparison):
+    """Worked out by hand: 20 steps measured, 10 asked for."""
+    machine = comparison.trials[0].conditions.device_name
+    timed = tuple(
+        dataclasses.replace(t, timing=Timing((4.0, 4.0), (4.0,)), load_seconds=1.0)
+        for t in comparison.trials[:2]
+    )  # none and float8: 13 s each, so of 60 s other things took 34, 17 a trial
+    run = dataclasses.replace(comparison, trials=timed, folder="run")
+    size = {"size": (128, 128), "dtype": "float32", "device": "cpu", "steps": 10, "repeats": 3}
+    request = check_request("demo", ["none", "int4"], "a sun", **size)
+    seconds, by = judged_seconds(request, machine, [run])
+    assert (seconds, by) == (2 * (1 + 2.0 * 4 + 17), "run")
+    assert judged_seconds(request, "another machine", [run]) is None
+    assert judged_seconds(request, machine, []) is None
+    smaller = check_request("demo", ["none"], "a sun", **{**size, "size": (64, 64)})
+    assert judged_seconds(smaller, machine, [run]) is None
+    compiled = check_request("demo", ["none"], "a sun", **size, compile=True)
+    assert judged_seconds(compiled, machine, [run]) is None
+
+
+def test_what_does_not_fit_is_named():
+    request = check_request("demo", ["none", "int8", "int4"])
+    needs = {"none": 30_000_000_000, "int8": 15_000_000_000, "int4": 8_000_000_000}
+    prospect = Prospect("cuda", "NVIDIA H100", 16_000_000_000, needs)
+    said = "none: too large for the 16.0 GB of memory free on NVIDIA H100."
+    assert fit_sentence(Estimate(request, prospect)) == said
+    request = check_request("demo", ["int8", "int4"])
+    said = "int8: little would be left of the 16.0 GB of memory free on NVIDIA H100."
+    assert fit_sentence(Estimate(request, prospect)) == said
+    request = check_request("demo", ["int4"])
+    said = "Fits: 16.0 GB of memory free on NVIDIA H100."
+    assert fit_sentence(Estimate(request, prospect)) == said
+    unknown = dataclasses.replace(prospect, free_bytes=None)
+    assert "doesn't say how much" in fit_sentence(Estimate(request, unknown))
+
+
+def test_recent_models_and_runs(tmp_path, pipeline_folder):
+    recent.remember("demo", tmp_path / "gone")
+    recent.remember("owner/name", tmp_path)
+    recent.remember(str(pipeline_folder), tmp_path)
+    assert recent.recent_models() == (str(pipeline_folder), "owner/name")
+    assert recent.recent_runs() == (tmp_path,)
+    assert {"demo", "owner/name", str(pipeline_folder)} <= set(explorer().form.model.name.options)
+    (tmp_path / "cache/quantolab/recent.json").write_text("[")
+    assert recent.recent_models() == ()
+
+
+# --- taking along --------------------------------------------------------------------------------
+
+
+def test_exports_are_what_they_say(saved, comparison, tmp_path):
+    run = journal.read(saved)
+    written = {kind: export(kind, run) for kind in EXPORTS}
+    table = results_table(comparison)
+    assert read_table(written["CSV"]).equals(table)
+    assert read_table(written["Parquet"]).equals(table)
+    assert written["grid"].read_bytes()[:4] == b"\x89PNG"
+    assert written["Markdown"].read_text().startswith("| recipe")
+    assert written["whole run"] == tmp_path / "saved.zip"
+    with zipfile.ZipFile(written["whole run"]) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    again = journal.read(tmp_path / "unpacked" / "saved")
+    assert again.trials == comparison.trials
+    assert len(again.images) == len(comparison.images)
+    assert (tmp_path / "unpacked/saved/results.csv").read_bytes() == written["CSV"].read_bytes()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    elsewhere = export("CSV", run, tmp_path / "elsewhere")
+    assert elsewhere == tmp_path / "elsewhere" / "results.csv"
+    with pytest.raises(ArgumentError, match="export 'csv' is not known"):
+        export("csv", run)
+    with pytest.raises(ArgumentError, match="lies in no folder"):
+        export("CSV", comparison)
+
+
+def test_an_export_says_where_it_is_and_offers_it(saved):
+    panel = explorer(run=saved)
+    panel.take_away.export("CSV", wait=True)
+    said = panel.take_away.written.value
+    assert f"<code>{saved / 'results.csv'}</code>" in said
+    assert "download='results.csv' href='data:text/csv;base64," in said
+    panel.take_away.folder.value = str(saved / "run.json" / "inside")
+    panel.take_away.export("CSV", wait=True)
+    assert "results can't be written to" in _unescaped(panel.take_away.written.value)
+
+
+def test_the_script_and_the_call_belong_to_the_run(saved, comparison):
+    panel = explorer(run=saved)
+    assert panel.take_away.call.code == choice_of(comparison).code()
+    assert choice_of(comparison) == Choice(
+        recipes=tuple(dict.fromkeys(t.recipe for t in comparison.trials)),
+        prompts=comparison.workload.prompts,
+        seeds=(0, 1), steps=20, size=(128, 128), dtype="float32", device="cpu", repeats=7,
+        compile=True,
+    )  # fmt: skip
+    panel.take_away.recipe.value = "int4"
+    panel.take_away.make_script(wait=True)
+    assert panel.take_away.script.code == ql.diffusers_code(
+        "int4", "demo", dtype="float32", prompt=comparison.workload.prompts[0], seed=0, steps=20,
+        size=(128, 128),
+    )  # fmt: skip
+    panel.take_away.recipe.value = "int8"
+    assert panel.take_away.script.code == ""
+    panel.close()

@@ -1,0 +1,318 @@
+"""The picture viewer without a browser: what it sends, what it keeps, what it answers."""
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quantolab.errors import ArgumentError
+from quantolab.measure.quality import difference_map, picture_quality
+from quantolab.report.grid import grid_content
+from quantolab.report.heat import heat_picture, heat_scale
+from quantolab.widgets import sheet as sheets
+from quantolab.widgets.pictures import PictureViewer
+from quantolab.widgets.sheet import small_size
+
+RED, YELLOW = "a red circle above a blue square", "two yellow stars on a green field"
+
+
+def asked(viewer, **question):
+    """Return what the browser would get for a question: (content, buffers) of each message."""
+    sent = []
+    viewer.send = lambda content, buffers=None: sent.append((content, buffers))
+    viewer._handle_custom_msg(question, [])
+    del viewer.send
+    return sent
+
+
+def partly(comparison, finished):
+    """Return the comparison as it was after the first trials had ended."""
+    trials = comparison.trials[:finished]
+    labels = {trial.label for trial in trials}
+    images = {key: picture for key, picture in comparison.images.items() if key[0] in labels}
+    return dataclasses.replace(comparison, trials=trials, images=images)
+
+
+# --- what is shown ------------------------------------------------------------------------------
+
+
+def test_every_word_is_the_image_grids(comparison):
+    content = grid_content(comparison)
+    viewer = PictureViewer(comparison)
+    shown = viewer._sheet
+    assert shown["footer"] == content.footer
+    assert [
+        (c["label"], c["name"], c["rest"], tuple(c["facts"]), c["reason"]) for c in shown["columns"]
+    ] == [dataclasses.astuple(column) for column in content.columns]
+    assert [(r["prompt"], r["seed"]) for r in shown["rows"]] == [
+        (RED, "0"), (RED, "1"), (YELLOW, "0"), (YELLOW, "1"),
+    ]  # fmt: skip
+    captions = {
+        (column["label"], row["prompt"], int(row["seed"])): cell["caption"]
+        for row, cells in zip(shown["rows"], shown["cells"], strict=True)
+        for column, cell in zip(shown["columns"], cells, strict=True)
+        if cell["caption"]
+    }
+    assert captions == content.captions
+
+
+def test_small_pictures_are_exact_and_big_ones_are_reduced(make):
+    for size, expected in (((128, 128), (128, 128)), ((640, 320), (160, 80))):
+        found = make(["none", "int4"], compiled=(), size=size)
+        viewer = PictureViewer(found)
+        assert len(viewer._small) == 8
+        key = viewer._sheet["cells"][1][1]["key"]
+        small = Image.open(io.BytesIO(viewer._small[key]))
+        assert (small.format, small.size) == ("WEBP", expected)
+        if size == expected:
+            whole = np.asarray(found.images["int4", RED, 1])
+            np.testing.assert_array_equal(np.asarray(small.convert("RGB")), whole)
+        else:
+            assert len(viewer._small[key]) < 10_000
+    assert viewer._sheet["size"] == [640, 320] and viewer._sheet["small"] == [160, 80]
+
+
+def test_equal_pictures_are_sent_once(make):
+    found = make(["none", "int8"], compiled=(), seeds=(0,))
+    same = {("int8", p, s): found.images["none", p, s].copy() for p, s in found.workload.pairs}
+    viewer = PictureViewer(dataclasses.replace(found, images=found.images | same))
+    assert len(viewer._small) == 2
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((32, 32), (160, 160)), ((128, 96), (128, 96)), ((1024, 512), (160, 80)),
+        ((1, 900), (1, 160)),
+    ],
+)  # fmt: skip
+def test_small_pictures_are_enlarged_whole_times(size, shown):
+    assert small_size(size) == shown
+
+
+def test_nothing_to_show(comparison):
+    viewer = PictureViewer()
+    assert (viewer.pair, viewer._sheet, viewer.static_html()) == (("", ""), {}, "")
+    assert viewer.figures() is None
+    with pytest.raises(ArgumentError, match="there is no comparison to look at"):
+        viewer.show_worst()
+    viewer.update(partly(comparison, 0))
+    assert viewer._sheet["columns"] == []
+    assert "ql-grid" in viewer._dom_classes
+
+
+# --- while trials arrive ------------------------------------------------------------------------
+
+
+def test_finished_trials_appear_and_the_rest_is_waited_for(comparison):
+    labels = [trial.label for trial in comparison.trials]
+    viewer = PictureViewer()
+    order = []
+    for finished in range(len(labels) + 1):
+        viewer.update(partly(comparison, finished), waiting=labels[finished:])
+        order.append([column["label"] for column in viewer._sheet["columns"]])
+        notes = [cell["note"] for cell in viewer._sheet["cells"][0]]
+        failed = finished == len(labels)
+        assert notes == [""] * min(finished, 5) + ["waiting"] * (6 - finished - failed) + (
+            ["no picture"] if finished == 6 else []
+        )
+    # A column stays where it is from the first moment on.
+    assert order == [["none", "float8", "int8", "int8 compiled", "int4", "int2"]] * 7
+
+
+def test_columns_keep_the_grids_order_whatever_order_trials_run_in(make):
+    found = make(["int2", "none", "int8"], compiled=("int8",))
+    for finished in range(5):
+        viewer = PictureViewer()
+        labels = [trial.label for trial in found.trials]
+        viewer.update(partly(found, finished), waiting=labels[finished:])
+        assert viewer._words.labels == ("none", "int8", "int8 compiled", "int2")
+
+
+def test_pictures_of_a_trial_under_way_are_shown(comparison):
+    key = ("float8", RED, 0)
+    early = partly(comparison, 1)
+    early = dataclasses.replace(early, images=early.images | {key: comparison.images[key]})
+    viewer = PictureViewer()
+    viewer.update(early, waiting=["float8"])
+    column = [row[1] for row in viewer._sheet["cells"]]
+    assert [bool(cell["key"]) for cell in column] == [True, False, False, False]
+    assert [cell["note"] for cell in column] == ["", "waiting", "waiting", "waiting"]
+
+
+def test_choices_survive_updates(comparison):
+    labels = [trial.label for trial in comparison.trials]
+    viewer = PictureViewer()
+    viewer.update(partly(comparison, 3), waiting=labels[3:])
+    viewer.mode, viewer.pair, viewer.place = "compare", ("float8", "int8"), (YELLOW, 1)
+    viewer.position = 0.25
+    for finished in (4, 5, 6):
+        viewer.update(partly(comparison, finished), waiting=labels[finished:])
+    assert (viewer.mode, viewer.pair, viewer.place, viewer.position, viewer._row) == (
+        "compare", ("float8", "int8"), (YELLOW, 1), 0.25, 3,
+    )  # fmt: skip
+
+
+def test_without_a_choice_the_ends_of_the_range_are_compared(comparison, make):
+    viewer = PictureViewer()
+    labels = [trial.label for trial in comparison.trials]
+    viewer.update(partly(comparison, 1), waiting=labels[1:])
+    assert viewer.pair == ("none", "int2")
+    viewer.update(comparison)  # int2 has failed
+    assert viewer.pair == ("none", "int4")
+    viewer.update(make(["none", "float8"], compiled=(), prompts=("another",), seeds=(7,)))
+    assert (viewer.pair, viewer.place) == (("none", "float8"), ("another", 7))
+
+
+def test_a_picture_is_reduced_once(comparison, monkeypatch):
+    made = []
+    small_picture = sheets.small_picture
+    monkeypatch.setattr(
+        sheets, "small_picture", lambda picture: made.append(1) or small_picture(picture)
+    )
+    viewer = PictureViewer(partly(comparison, 2))
+    viewer.update(partly(comparison, 3))
+    viewer.update(comparison)
+    assert len(made) == len(comparison.images) == 20
+
+
+# --- choices ------------------------------------------------------------------------------------
+
+
+def test_wrong_choices(comparison):
+    viewer = PictureViewer(comparison)
+    with pytest.raises(ArgumentError, match="recipe 'float9' is not known"):
+        viewer.pair = ("float9", "int4")
+    with pytest.raises(ArgumentError, match="there is no picture of"):
+        viewer.place = (RED, 5)
+    assert (viewer.pair, viewer.place) == (("none", "int4"), (RED, 0))
+
+
+def test_the_row_chosen_in_the_browser_is_the_place(make):
+    seeds = (0, 2**63 - 1)  # more digits than JavaScript's numbers have
+    viewer = PictureViewer(make(["none", "int4"], compiled=(), seeds=seeds))
+    viewer.set_state({"_row": 3})
+    assert viewer.place == (YELLOW, 2**63 - 1)
+    viewer.place = (RED, 2**63 - 1)
+    assert viewer._row == 1
+    viewer.set_state({"pair": ["int4", "none"]})
+    assert viewer.pair == ("int4", "none")
+
+
+def test_the_worst_place_is_the_tables(comparison):
+    viewer = PictureViewer(comparison)
+    for label in ("float8", "int4"):
+        trial = next(trial for trial in comparison.trials if trial.label == label)
+        worst = min(trial.quality, key=lambda q: q.psnr_db)
+        viewer.pair = ("none", label)
+        assert asked(viewer, ask="worst") == []
+        assert viewer.place == (worst.prompt, worst.seed)
+
+
+# --- what the browser asks for ------------------------------------------------------------------
+
+
+def test_a_whole_picture_is_sent_without_loss(make):
+    found = make(["none", "int4"], compiled=(), size=(400, 300))
+    viewer = PictureViewer(found)
+    question = {"ask": "picture", "key": viewer._sheet["cells"][2][1]["key"]}
+    [(content, [data])] = asked(viewer, **question)
+    assert content == {"answer": "picture", "to": question}
+    whole = np.asarray(found.images["int4", YELLOW, 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), whole)
+    assert asked(viewer, ask="picture", key="replaced meanwhile") == []
+
+
+def test_the_difference_of_a_pair(comparison):
+    viewer = PictureViewer(comparison)
+    viewer.pair, viewer.place = ("float8", "int4"), (YELLOW, 1)
+    pictures = [comparison.images[label, YELLOW, 1] for label in viewer.pair]
+    psnr_db, ssim = picture_quality(*pictures)
+    levels = difference_map(*pictures)
+    figures = viewer.figures()
+    assert (figures.psnr_db, figures.ssim, figures.scale) == (psnr_db, ssim, heat_scale(levels))
+    cells = viewer._sheet["cells"][3]
+    [(content, [data])] = asked(viewer, ask="pair", left=cells[1]["key"], right=cells[4]["key"])
+    assert content["lines"] == (f"PSNR {psnr_db:.1f} dB", f"SSIM {ssim:.3f}")
+    assert content["ticks"] == figures.scale.ticks
+    expected = np.asarray(heat_picture(levels, figures.scale))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+
+
+def test_the_same_picture_twice(comparison):
+    viewer = PictureViewer(comparison)
+    viewer.pair = ("int4", "int4")
+    assert viewer.figures().lines == ("identical pictures",)
+
+
+def test_an_error_reaches_the_browser(make):
+    found = make(["none", "int4"], compiled=(), seeds=(0,))
+    odd = {("int4", p, s): Image.new("RGB", (9, 9)) for p, s in found.workload.pairs}
+    viewer = PictureViewer(dataclasses.replace(found, images=found.images | odd))
+    cells = viewer._sheet["cells"][0]
+    question = {"ask": "pair", "left": cells[0]["key"], "right": cells[1]["key"]}
+    [(content, _)] = asked(viewer, **question)
+    assert (content["answer"], content["to"]) == ("error", question)
+    assert content["text"].startswith("two pictures can be compared only at the same size")
+    [(content, _)] = asked(viewer, ask="picture")
+    assert content["text"] == "KeyError: 'key'"
+
+
+# --- where no kernel is alive -------------------------------------------------------------------
+
+
+class Seen(HTMLParser):
+    """Tags, pictures and words of a piece of HTML."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.pictures, self.words = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "img":
+            self.pictures.append(dict(attributes))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_static_twin(make):
+    prompts = ("<script>alert(1)</script> & 'quotes'", "a second")
+    found = make(prompts=prompts, failed={"int2": ("failed", "killed <here>")}, compiled=())
+    text = PictureViewer(found).static_html()
+    seen = Seen(text)
+    assert seen.tags == {"div", "table", "tr", "th", "td", "b", "br", "small", "img", "p"}
+    assert "killed <here>" in seen.words and prompts[0] in seen.words
+    assert len(seen.pictures) == 16
+    content = grid_content(found)
+    assert {fact for column in content.columns for fact in column.facts} - {"failed"} <= set(
+        seen.words
+    )
+    for picture in seen.pictures:
+        head, _, data = picture["src"].partition(",")
+        assert head == "data:image/webp;base64"
+        opened = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert opened.size == (int(picture["width"]), int(picture["height"])) == (128, 128)
+    assert not re.search(r"color|http|url\(", re.sub(r"base64,[^']+", "", text))
+    assert len(text) < 300_000
+
+
+def test_a_long_comparison_is_cut_and_says_so(make):
+    noisy = make(["none", "int2"], compiled=(), seeds=range(60), prompts=("x",), size=(160, 160))
+    noise = np.random.default_rng(0)
+    images = {
+        key: Image.fromarray(noise.integers(0, 256, (160, 160, 3), dtype=np.uint8))
+        for key in noisy.images
+    }
+    text = PictureViewer(dataclasses.replace(noisy, images=images)).static_html()
+    assert len(text) < 800_000
+    shown = text.count("<img") // 2
+    assert 5 < shown < 60
+    assert f"{60 - shown} more prompts and seeds are left out here." in text
