@@ -91,9 +91,6 @@ def test_the_model_starts_still():
 
 def test_the_card_tells_all(tmp_path):
     _train(tmp_path, 1, 1)
-    # Each state of the model is taught its own guidance.
-    guided = [torch.load(tmp_path / "work" / f"guided-{steps}.pt") for steps in (2, 3)]
-    assert [state["step"] for state in guided] == [2, 2]
     record = json.loads((tmp_path / "work" / "record.json").read_text())
     scores = {
         "prompts": 60,
