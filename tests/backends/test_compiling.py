@@ -6,6 +6,7 @@ from torch import nn
 
 import quantolab as ql
 from quantolab.backends.quanto.kernels import PLAIN, TinyGemmProduct, kernel_of
+from quantolab.models.sample_inputs import first_output, sample_inputs
 
 QUANTIZED = ("float8", "int8", "int4", "int2")
 DTYPES = ("bfloat16", "float32")
@@ -96,3 +97,34 @@ def test_kernels_are_named(weights, dtype, in_features, expected):
     if weights != "none":
         layer, _ = ql.quantize(layer, weights)
     assert kernel_of(layer[0]) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", QUANTIZED)
+@pytest.mark.parametrize("name", ("sd3", "pixart"))
+def test_whole_denoisers_are_one_graph(architectures, name, weights, dtype):
+    """As tests/benchmarks/compiling.py, traced and not turned into machine code."""
+    architecture, distances = architectures[name], {}
+    for word in ("none", weights):
+        torch._dynamo.reset()
+        module = architecture.make().to(getattr(torch, dtype))
+        if word != "none":
+            module, _ = ql.quantize(module, word)
+        inputs = architecture.inputs(getattr(torch, dtype))
+        with torch.no_grad():
+            eager = module(**inputs, return_dict=False)[0].double()
+            graph = torch.compile(module, fullgraph=True, backend="aot_eager")
+            compiled = graph(**inputs, return_dict=False)[0].double()
+        distances[word] = ((compiled - eager).norm() / eager.norm()).item()
+    assert distances[weights] <= max(3 * distances["none"], ROUNDING)
+
+
+def test_a_compiled_model_is_saved_and_reloaded(flux_folder, tmp_path):
+    module = ql.load(flux_folder, "int4", device="cpu")
+    inputs = sample_inputs(module, torch.bfloat16)
+    expected = first_output(module, inputs)
+    module.compile(backend="aot_eager", fullgraph=True)
+    assert torch.allclose(first_output(module, inputs), expected, rtol=0.05, atol=0.05)
+    ql.save(module, tmp_path / "saved")
+    again = ql.load_saved(tmp_path / "saved", device="cpu")
+    assert torch.equal(first_output(again, inputs), expected)
