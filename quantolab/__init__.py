@@ -33,12 +33,15 @@ _ROOMS = {
     # look
     "weight_bytes": "backends.quanto",
     "skip_report": "models.skips",
+    "plan": "models.plan",
     "diffusers_code": "report.code",
     # what works here
     "path_matrix": "doctor",
     # compare and show
     "compare": "comparing",
     "compile_report": "compiling",
+    "sensitivity": "sensing",
+    "advise": "sensing",
     "results_table": "report.tables",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
@@ -66,6 +69,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .demo import demo_model
     from .doctor import path_matrix
     from .errors import QuantolabError
+    from .models.plan import plan
     from .models.skips import skip_report
     from .recipes import Recipe
     from .records import Comparison, Trial
@@ -73,6 +77,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison
     from .report.tables import results_table
+    from .sensing import advise, sensitivity
 
 
 def __getattr__(name: str):

@@ -70,6 +70,8 @@ def _parser() -> _Parser:
         title="commands", required=True, metavar="COMMAND", dest="command", parser_class=_Parser
     )
     _add_compare(commands)
+    _add_plan(commands)
+    _add_lab(commands)
     _add_doctor(commands)
     return parser
 
@@ -195,6 +197,100 @@ def _show(comparison, out: str) -> None:
     print(f"grid    {Path(out) / 'grid.png'}")
     print(f"plot    {Path(out) / 'tradeoff.png'}")
     print(f"all     {Path(out) / 'run.json'}, {Path(out) / 'images'}{os.sep}")
+
+
+def _add_plan(commands) -> None:
+    p = commands.add_parser(
+        "plan",
+        help="say what a model would take in each dtype, before it is downloaded",
+        description="Say how many bytes each component of a model takes in each weights dtype, "
+        "and what fits. Reads configuration files only; those of well-known models are built in.",
+    )
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a folder in Diffusers layout, a Hub id, 'demo', or a name such as FLUX.1-dev",
+    )
+    p.add_argument(
+        "--weights",
+        type=_listed,
+        default=WEIGHTS,
+        metavar="LIST",
+        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
+    )
+    p.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="part of the pipeline to quantize; may be repeated (default: every part by itself, "
+        "and in the sums the denoiser)",
+    )
+    p.add_argument("--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ...")
+    p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
+    p.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.csv:
+        _check_writable(arguments.csv)
+    from .models.plan import plan
+    from .report.planned import plan_text
+
+    components = arguments.component or None
+    table = plan(arguments.model, arguments.weights, components=components, vram=arguments.vram)
+    print(plan_text(table), end="")
+    if arguments.csv:
+        table.to_csv(arguments.csv, index=False)
+        print(f"table   {arguments.csv}")
+    return OK
+
+
+def _add_lab(commands) -> None:
+    from .lab import FOLDER
+
+    p = commands.add_parser(
+        "lab",
+        help="copy the tutorials into a folder and open JupyterLab on them",
+        description="Copy the tutorials into FOLDER and open JupyterLab there, for this machine "
+        "alone. A tutorial that you changed is never overwritten: a newer version of it goes "
+        "beside it.",
+    )
+    p.add_argument(
+        "folder",
+        nargs="?",
+        default=FOLDER,
+        metavar="FOLDER",
+        help=f"where the tutorials go (default: {FOLDER})",
+    )
+    p.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
+    p.add_argument(
+        "--port", type=_whole, metavar="N", help="that port or none (default: the next free one)"
+    )
+    p.set_defaults(run=_lab)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    from .lab import copy_notebooks, jupyter_command, serve
+
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise ArgumentError(f"--port must be a whole number from 1 to 65535, not {arguments.port}")
+    copied = copy_notebooks(arguments.folder)
+    for what, names in (
+        ("copied", copied.new),
+        ("brought up to date", copied.updated),
+        ("changed by you, kept as it is", copied.kept),
+        ("newer version", copied.beside),
+    ):
+        for name in names:
+            print(f"{what}: {copied.folder / name}")
+    command = jupyter_command(
+        copied.folder,
+        browser=not arguments.no_browser,
+        port=arguments.port,
+        first=next(iter(copied.notebooks), None),
+    )
+    return serve(command)
 
 
 def _add_doctor(commands) -> None:

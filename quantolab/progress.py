@@ -11,9 +11,16 @@ from .units import format_bytes, format_decibels, format_seconds
 
 
 class ProgressBar:
-    """Shows the events it is called with on standard error (or in a notebook)."""
+    """Shows the events it is called with on standard error (or in a notebook).
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    unit : str
+        What is counted, in the plural.
+    """
+
+    def __init__(self, unit: str = "pictures") -> None:
+        self._unit = unit
         self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar: tqdm | None = None
         self._stage = None
@@ -25,9 +32,9 @@ class ProgressBar:
         if self._plain:
             return
         if self._bar is None:
-            self._bar = tqdm(
-                total=progress.total, unit="picture", leave=False, bar_format=_BAR, smoothing=0
-            )
+            form = _BAR.replace("UNIT", self._unit)
+            self._bar = tqdm(total=progress.total, leave=False, bar_format=form, smoothing=0)
+        self._bar.total = progress.total  # it may become known only on the way
         rest = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
         what = progress.stage if progress.label is None else f"{progress.label}: {progress.stage}"
         self._bar.set_description_str(what, refresh=False)
@@ -48,7 +55,7 @@ class ProgressBar:
             sys.stderr.flush()
 
 
-_BAR = "{desc:<32.32} |{bar}| {n_fmt}/{total_fmt} pictures  {postfix}"
+_BAR = "{desc:<32.32} |{bar}| {n_fmt}/{total_fmt} UNIT  {postfix}"
 
 
 def _trial_line(trial) -> str:

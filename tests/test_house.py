@@ -25,7 +25,7 @@ RANKS = {
     "run": 6,
     "report": 7,
     "progress": 8,
-    "comparing": 9, "compiling": 9, "doctor": 9, "full_size": 9,
+    "comparing": 9, "compiling": 9, "doctor": 9, "lab": 9, "sensing": 9, "full_size": 9,
     "widgets": 10,
     "cli": 11, "__main__": 12,
 }  # fmt: skip

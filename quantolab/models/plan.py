@@ -25,6 +25,8 @@ _COLUMNS = (
     "model", "component", "recipe", "weights", "quantized", "quantized_layers", "parameters",
     "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
 )  # fmt: skip
+_PER_BYTE = {"int4": 2, "int2": 4}
+_SCRATCH = 1 << 22  # bytes; what a few rows take while they are quantized
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
 
 
@@ -76,21 +78,19 @@ def plan(
     -----
     Activations, the accelerator's own context and anything else that runs are not counted.
 
-    ``load_peak_bytes`` is the most that tensors take while `load` reads and quantizes the
-    component: an upper bound, whatever the order of the file. With W the bytes of a layer's
-    weight in the compute dtype, N the number of its weights and Q its bytes when quantized,
-    quantizing one layer takes T on top of its weight: ``2 W + Q`` for 8 bits; ``2 W + N`` and
-    the scales for 4 and 2 bits; ``5 N + Q`` for int4 in bfloat16 in groups of 128 (repacked
-    for the kernel). These are exact: what torch allocates (tests/models/test_plan.py).
+    ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
+    the component: an upper bound, whatever the order of the file. Quantizing a layer takes a few
+    rows at a time, 4 MB, beside what it makes; `quantizing_bytes` has the exceptions.
 
-    - A Diffusers component is read layer by layer: all quantized weights, and the largest
-      ``W + T - Q`` of any layer. W is there because a file in another dtype is cast.
+    - A Diffusers component is read layer by layer: all quantized weights, and what the largest
+      layer takes beside its own.
     - A transformers component (text encoders) is read whole before it is quantized: all
-      unquantized weights, and the largest T.
+      unquantized weights, and what the largest layer takes.
 
-    Conditions: safetensors whose names are the class's own; on a CPU, where mapped pages of the
-    file and the C library's heap come on top (freed memory is given back every 64 MB). Sums over
-    several components assume that the one with the largest extra is loaded last.
+    Conditions: safetensors whose names are the class's own. Mapped pages of the file come on
+    top; they are the system's to take back. What an accelerator needs while loading has not been
+    measured: there, Quanto's own arithmetic takes up to three times a layer's unquantized weight.
+    Sums over several components assume that the one which needs most is loaded last.
 
     Examples
     --------
@@ -227,34 +227,32 @@ def _row(source: Source, part: _Part, recipe: Recipe, dtype: str) -> dict:
 
 def _load_peak(part: _Part, quantized: list[Layer], weights: str, dtype: str, held: int) -> int:
     if part.read_whole:
-        unquantized = predict_weight_bytes(part.module, REFERENCE, dtype)
-        return unquantized + max(
-            (quantizing_bytes(q, weights, dtype) for q in quantized), default=0
-        )
-    extra = (
-        layer_bytes(q, REFERENCE, dtype)
-        + quantizing_bytes(q, weights, dtype)
-        - layer_bytes(q, weights, dtype)
-        for q in quantized
+        largest = max((quantizing_bytes(q, weights, dtype) for q in quantized), default=0)
+        return predict_weight_bytes(part.module, REFERENCE, dtype) + largest
+    beside = (
+        quantizing_bytes(q, weights, dtype) - layer_bytes(q, weights, dtype) for q in quantized
     )
-    return held + max(extra, default=0)
+    return held + max(beside, default=0)
 
 
 def quantizing_bytes(layer: Layer, weights: str, dtype: str) -> int:
-    """Return the most that quantizing one layer allocates at a time, its result included.
+    """Return the most that quantizing one layer takes on a CPU, its result included.
 
-    Source: what optimum-quanto 0.2.7 computes, ``library/quantize.py`` (two tensors of the
-    compute dtype and one of bytes are alive at the end of the rounding) and
-    ``tensor/weights/tinygemm/packed.py`` (int4 through 32-bit integers).
+    The arithmetic goes a few rows at a time (`quantolab.backends.quanto.row_wise`), except for
+    weights of one row and those whose rows don't fill whole bytes: Quanto computes these in
+    whole tensors, two in the compute dtype and one of bytes at the end of its rounding. int4 in
+    bfloat16 in groups of 128 is then repacked for its kernel: into a second copy, or, where
+    out_features is no multiple of 128, through 32-bit integers.
     """
-    count, unquantized = layer.parameters, layer_bytes(layer, REFERENCE, dtype)
-    result = layer_bytes(layer, weights, dtype)
-    if weights in ("int8", "float8"):
-        return 2 * unquantized + result
-    if weights == "int4" and dtype == "bfloat16" and group_size(layer.in_features) == 128:
-        return 5 * count + result
-    packed = -(-count // (2 if weights == "int4" else 4))
-    return 2 * unquantized + count + (result - packed)
+    count, result = layer.parameters, layer_bytes(layer, weights, dtype)
+    group = group_size(layer.in_features) if weights in _PER_BYTE else None
+    rows = layer.out_features if group is None else count // group
+    needed = result + _SCRATCH
+    if layer.out_features == 1 or rows % _PER_BYTE.get(weights, 1):
+        needed += 2 * layer_bytes(layer, REFERENCE, dtype) + count
+    if weights == "int4" and dtype == "bfloat16" and group == 128:
+        needed += result if layer.out_features % 128 == 0 else 6 * count
+    return needed
 
 
 def _sum(source: Source, rows: list[dict], recipe: Recipe, meant: tuple[str, ...]) -> dict:

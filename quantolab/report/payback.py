@@ -11,12 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import units
-from .lettering import ShownAxes, ShownFigure
+from .compiled import name, pays
+from .lettering import ShownAxes, ShownFigure, wrapped
 
 EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
 _ON_DARK = {EAGER_COLOUR: "#E69F00", COMPILED_COLOUR: "#56B4E9"}
 _BEYOND = 2.0  # the plot ends after so many times the break-even
 _LEAST, _WITHOUT = 4, 50  # pictures on the axis: at least, and where nothing is ever paid back
+
+_TITLE_SIZE, _TITLE_WIDTH = 9.5, 5.5  # points, inches
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Payback:
     """Seconds a picture."""
     compiled_seconds: float
     break_even: int | None
-    """After how many pictures compiling has paid for itself; None if it never does."""
+    """After how many pictures compiling has paid for itself; None if it isn't shown to."""
+    says: str
+    """When it has, in words."""
     pictures: int
     """How far the horizontal axis goes."""
 
@@ -47,21 +52,26 @@ def payback(row: Mapping[str, Any]) -> Payback:
 
     Examples
     --------
-    >>> row = {"recipe": "int8", "way": "default", "compile_seconds": 10.0,
-    ...        "eager_seconds": 2.0, "compiled_seconds": 1.0, "break_even_images": 10.0}
-    >>> payback(row).break_even, payback(row).eager(10), payback(row).compiled(10)
-    (10, 20.0, 20.0)
+    >>> row = compile_report("demo", ["int8"], ways=["fullgraph"]).to_dict("records")[0]
+    >>> payback(row).says
+    'paid back after 38 pictures'
     """
-    paid = row["break_even_images"]
-    break_even = None if math.isinf(paid) else int(paid)
-    far = _WITHOUT if break_even is None else max(_LEAST, math.ceil(_BEYOND * break_even))
+    count = row["break_even_images"]
+    if math.isinf(count):
+        break_even, says = None, "never paid back, compiled isn't faster"
+    elif not pays(row):
+        break_even, says = None, "not shown to be paid back, repeats differ as much"
+    else:
+        break_even = int(count)
+        says = f"paid back after {break_even} picture{'' if break_even == 1 else 's'}"
     return Payback(
-        f"{row['recipe']}, {row['way']}",
-        row["compile_seconds"],
-        row["eager_seconds"],
-        row["compiled_seconds"],
-        break_even,
-        far,
+        title=name(row),
+        compile_seconds=row["compile_seconds"],
+        eager_seconds=row["eager_seconds"],
+        compiled_seconds=row["compiled_seconds"],
+        break_even=break_even,
+        says=says,
+        pictures=_WITHOUT if break_even is None else max(_LEAST, math.ceil(_BEYOND * break_even)),
     )
 
 
@@ -84,16 +94,16 @@ def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False)
     if ax is None:
         ax = _own_axes("#dddddd" if dark else "#222222")
     colours = _ON_DARK if dark else {colour: colour for colour in _ON_DARK}
-    counts = (0, values.pictures)
-    for seconds, name, colour in (
-        (values.eager, "eager", EAGER_COLOUR),
-        (values.compiled, "compiled", COMPILED_COLOUR),
+    end = values.pictures
+    eager_is_above = values.eager(end) > values.compiled(end)
+    for seconds, label, colour, above in (
+        (values.eager, "eager", EAGER_COLOUR, eager_is_above),
+        (values.compiled, "compiled", COMPILED_COLOUR, not eager_is_above),
     ):
-        heights = [seconds(count) for count in counts]
-        ax.plot(counts, heights, color=colours[colour], linewidth=2)
+        ax.plot((0, end), (seconds(0), seconds(end)), color=colours[colour], linewidth=2)
         ax.annotate(
-            name, (counts[1], heights[1]), xytext=(5, 0), textcoords="offset points",
-            va="center", fontsize=9, color=colours[colour], annotation_clip=False,
+            label, (end, seconds(end)), xytext=(5, 5 if above else -5), va="center",
+            textcoords="offset points", fontsize=9, color=colours[colour], annotation_clip=False,
         )  # fmt: skip
     ax.set_xlim(0, values.pictures)
     ax.set_ylim(0, None)
@@ -106,20 +116,22 @@ def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False)
 
 def _draw_crossing(ax: Axes, values: Payback) -> None:
     ink = ax.xaxis.label.get_color()
-    if values.break_even is None:
-        said = "compiled isn't faster: never paid back"
-    else:
-        said = f"paid back after {values.break_even} pictures"
+    if values.break_even is not None:
         # Where the lines meet, which may lie between two whole pictures.
         meet = values.compile_seconds / (values.eager_seconds - values.compiled_seconds)
         ax.axvline(meet, color=ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.6, zorder=0)
         ax.plot([meet], [values.eager(meet)], "o", markersize=7, color=ink, zorder=3)
+    compiling, compiled, eager = map(
+        units.format_seconds,
+        (values.compile_seconds, values.compiled_seconds, values.eager_seconds),
+    )
+    lines = (
+        *wrapped(f"{values.title}: {values.says}", _TITLE_WIDTH, _TITLE_SIZE, most=2),
+        f"compiling {compiling}, then {compiled} a picture instead of {eager}",
+    )
     ax.set_title(
-        f"{values.title}: {said}\ncompiling {units.format_seconds(values.compile_seconds)}, then "
-        f"{units.format_seconds(values.compiled_seconds)} a picture instead of "
-        f"{units.format_seconds(values.eager_seconds)}",
-        loc="left", fontsize=9.5, color=ink, pad=8, parse_math=False,
-    )  # fmt: skip
+        "\n".join(lines), loc="left", fontsize=_TITLE_SIZE, color=ink, pad=8, parse_math=False
+    )
 
 
 def _own_axes(ink: str) -> Axes:

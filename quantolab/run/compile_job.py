@@ -5,9 +5,11 @@ Eager and compiled pictures alternate in one process, so that a machine that dri
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,8 +58,8 @@ def measure_compiled(request: dict, emit: Callable[[dict], None]) -> dict:
     import torch._dynamo
     import torch._inductor.config
 
-    # A cache that an earlier process filled would hide what compiling costs.
     torch._inductor.config.force_disable_caches = True
+    use_own_cache(request)
     emit({"event": "stage", "stage": "loading"})
     prepared = workload.prepare({**request, "compiled": False})
     denoiser, device = prepared.denoiser, request["device"]
@@ -81,6 +83,15 @@ def measure_compiled(request: dict, emit: Callable[[dict], None]) -> dict:
         "difference": _relative_difference(output, eager),
         "conditions": describe_conditions(device, None),
     }
+
+
+def use_own_cache(request: dict) -> None:
+    """Make this process compile into its job's own folder.
+
+    A cache that an earlier process filled would hide what compiling costs, and one that was killed
+    while it compiled leaves a cut library there, which breaks every later run.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(request["folder"]) / "inductor")
 
 
 def _first_inputs(denoiser: torch.nn.Module, make: Callable[[], Any]) -> tuple[tuple, dict]:

@@ -147,6 +147,10 @@ def trial(request: dict, emit: Emit) -> dict:
 
     device = request["device"]
     folder = Path(request["folder"])
+    if request["compiled"]:
+        from .compile_job import use_own_cache
+
+        use_own_cache(request)
     emit({"event": "stage", "stage": "loading"})
     prepared = workload.prepare(request)
     images = folder / "images"

@@ -82,7 +82,7 @@ class Session:
         self.request = request
         self.stage, self.label = "starting", None
         self.done = 0
-        self._total = total
+        self.total = total
         self._watch = watch
         self._cancel = cancel
         self._stall_seconds = stall_seconds
@@ -111,9 +111,9 @@ class Session:
         eta = None
         if self._since_first and self._first_picture is not None:
             each = (time.monotonic() - self._first_picture) / self._since_first
-            eta = max(0.0, each * (self._total - self.done))
+            eta = max(0.0, each * (self.total - self.done))
         self._watch(
-            Progress(self.stage, self.label, self.done, self._total, self.elapsed, eta, trial)
+            Progress(self.stage, self.label, self.done, self.total, self.elapsed, eta, trial)
         )
 
     def enter_stage(self, stage: str, label: str | None = None) -> None:

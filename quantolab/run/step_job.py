@@ -27,7 +27,7 @@ from ..models.sample_inputs import first_output, sample_inputs
 from ..models.skeleton import build_skeleton
 from ..models.source import Component
 from ..recipes import Recipe
-from .compile_job import compile_denoiser
+from .compile_job import compile_denoiser, use_own_cache
 
 _WARMUP = 3
 _SPREAD = 0.02  # standard deviation of the drawn weights; activations stay finite
@@ -79,6 +79,7 @@ def measure_steps(request: dict, emit: Callable[[dict], None]) -> dict:
     emit({"event": "stage", "stage": "quantizing"})
     device, dtype = resolve_device(request["device"]), getattr(torch, request["dtype"])
     request = {**request, "device": device}
+    use_own_cache(request)
     recipe = Recipe.from_dict(request["recipe"])
     skeleton = _skeleton(request)
     started = time.perf_counter()

@@ -33,7 +33,7 @@ class Question {
 
   answer(which) {
     if (this.busy) return;
-    this.busy = true; // until the next two pictures are there
+    this.setBusy(true); // until the next two pictures are there
     this.model.send({ answer: which, turn: this.model.get("_shown").turn });
   }
 
@@ -43,7 +43,7 @@ class Question {
     this.pair.hidden = shown.pictures.length < 2;
     this.root.firstChild.hidden = this.pair.hidden;
     if (this.pair.hidden) {
-      this.busy = false;
+      this.setBusy(false);
       return;
     }
     const addresses = shown.pictures.map((bytes) => addressOf(bytes, "image/png"));
@@ -66,7 +66,12 @@ class Question {
     });
     addresses.forEach((address) => URL.revokeObjectURL(address));
     this.fit();
-    this.busy = false;
+    this.setBusy(false);
+  }
+
+  setBusy(busy) {
+    this.busy = busy;
+    this.pair.classList.toggle("ql-busy", busy);
   }
 
   fit() {

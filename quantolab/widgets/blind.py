@@ -196,7 +196,8 @@ class BlindTest(W.VBox):
         right = which == score.side
         score.answers += 1
         score.right += right
-        self._last = f"{'Right' if right else 'Wrong'}: it was picture {score.side}."
+        said = f"{'right' if right else 'wrong'}: picture {score.side} was {self.recipe.value}."
+        self._last = f"Your last answer was {said}"
         self._deal()
         self._show()
         return right

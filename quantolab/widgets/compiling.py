@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
@@ -53,14 +54,19 @@ class CompileExplorer(WorkingPanel):
         self._planned: tuple[tuple[str, str], ...] = ()
         self._running: tuple[str, str] = ("", "")
         self._make_controls(model)
-        self.fill((
-            self.model_field,
-            _row("Weights", self.weights.values()), _row("Ways", self.ways.values()),
-            self.recipe_field,
-            W.HBox((self.steps, self.size, self.repeats), layout=WRAP), self.prompt,
-            self.cost, W.HBox((self.run_button, self.cancel_button), layout=WRAP),
-            self.table, self.shown, self.plot,
-        ))  # fmt: skip
+        self.fill(
+            (
+                self.model_field,
+                _row("Weights", self.weights.values()),
+                _row("Ways", self.ways.values()),
+                self.recipe_field,
+                W.HBox((self.steps, self.size, self.repeats), layout=WRAP),
+                self.prompt,
+                self.cost,
+                W.HBox((self.run_button, self.cancel_button), layout=WRAP),
+            ),
+            (self.table, self.shown, self.plot),
+        )
         controls = (*self.weights.values(), *self.ways.values(), *self._texts, self.repeats)
         self.on_change(controls, self._draw_cost)
         self.recipe_field.observe(self.guarded(lambda _: self._draw_cost()), "state")
@@ -103,13 +109,13 @@ class CompileExplorer(WorkingPanel):
     def run(self, wait: bool = False) -> None:
         """Compile and time all that is chosen, in the background; rows arrive one by one."""
         options = self._options()
-        recipes, ways = list(self.recipes), options.pop("ways")
+        model, recipes, ways = self.model_field.model, list(self.recipes), options.pop("ways")
         if not recipes or not ways:
             raise ArgumentError("nothing is chosen: mark at least one weights dtype and one way")
 
         def job() -> pandas.DataFrame:
             return compile_report(
-                self.model_field.model,
+                model,
                 recipes,
                 ways=ways,
                 **options,
@@ -251,14 +257,14 @@ def _plot_html(row: dict[str, Any]) -> str:
     from ..report.lettering import png
     from ..report.payback import payback, plot_payback
 
-    values, images, says = payback(row), [], compiled.payback_words(row)
+    values, images = payback(row), []
     for dark, style in ((False, "background:#fff;border-radius:4px"), (True, "display:none")):
         figure = plot_payback(values, dark=dark).get_figure(root=True)
         data = base64.b64encode(png(figure)).decode()
         images.append(
             f"<img class='ql-on-{'dark' if dark else 'light'}' style='width:640px;max-width:100%;"
             f"{style}' src='data:image/png;base64,{data}' "
-            f"alt='Seconds after so many pictures, eager and compiled: {says}'>"
+            f"alt='Seconds after so many pictures, eager and compiled: {html.escape(values.says)}'>"
         )
     return "".join(images)
 

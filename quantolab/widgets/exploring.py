@@ -13,7 +13,7 @@ import ipywidgets as W
 
 from ..comparing import compare
 from ..errors import ArgumentError, OutputError, QuantolabError
-from ..models.source import DEMO, find_model
+from ..models.source import DEMO
 from ..records import Comparison, Trial
 from ..report.tables import results_table
 from ..run.children import JobFailed
@@ -173,7 +173,9 @@ class Explorer(Panel):
         request = self._request(choice)
         folder, self._own_folder = _claimed_folder(choice), choice.out is None
         self._asked, self._ran = request.trials, dataclasses.replace(choice, out=str(folder))
-        self._begin(request, resume=False)
+        self.comparison = None
+        self._show_results(Comparison(request.workload, (), folder=self._ran.out))
+        self._begin(resume=False)
         if wait:
             self.wait()
 
@@ -188,7 +190,7 @@ class Explorer(Panel):
         self._refuse_if_running()
         if not self._missing():
             raise ArgumentError("there is no run to resume: nothing is missing or failed")
-        self._begin(self._ran.request(find_model(self._ran.model, weights=False)), resume=True)
+        self._begin(resume=True)
         if wait:
             self.wait()
 
@@ -281,14 +283,17 @@ class Explorer(Panel):
         if self.work.running:
             raise ArgumentError("this panel is at work; cancel it or wait until it has finished")
 
-    def _begin(self, request: Request, *, resume: bool) -> None:
+    def _begin(self, *, resume: bool) -> None:
         self._estimator.stop()  # the processors are needed
+        self._running = True
+        self._show_buttons()
         self.show_error(None)
-        self._show_started(request, resume)
+        self.say("Starting: a process imports torch and Diffusers…")
+        self.show_progress(0, 1)
         choice, cancel = self._ran, self.work.cancel_asked
 
         def job() -> Comparison:
-            if not _is_here(request):
+            if not _is_here(choice.model):
                 self.say("Fetching the model's weights from the Hub, as far as they aren't here…")
                 self._assistant.do(
                     "quantolab.widgets.estimating:fetch",
@@ -306,15 +311,6 @@ class Explorer(Panel):
 
         remember(choice.model, choice.out)
         self.work.start(job, done=self._done, failed=self._failed, cancelled=self._cancelled)
-
-    def _show_started(self, request: Request, resume: bool) -> None:
-        self._running = True
-        self._show_buttons()
-        self.say("Starting: a process imports torch and Diffusers…")
-        self.show_progress(0, 1)
-        if not resume:
-            self.comparison = None
-            self._show_results(Comparison(request.workload, (), folder=self._ran.out))
 
     def _hear(self, progress: Progress) -> None:
         """Show one event; called in the thread of the run."""
@@ -356,16 +352,19 @@ class Explorer(Panel):
     def _end(self, said: str) -> None:
         self._running = False
         self.show_progress(0, 0)
+        self.say(said)
+        self._show_buttons()
         if self.comparison is not None:
-            self._estimator.own = (self.comparison, *self._estimator.own)
+            known = dataclasses.replace(self.comparison, images={})
+            self._estimator.own = (known, *self._estimator.own)
             self._show_results(self.comparison, ended=True)
         else:
             if self._own_folder:
                 _discard(Path(self._ran.out))
             self.results.value, self.tabs.layout.display = "", "none"
-        self.say(said)
-        self._show_buttons()
         self.refresh_static()
+        if self._displayed:
+            self._estimate()  # there is something to judge the time by now
 
     def _missing(self) -> list[str]:
         """Labels of trials that the shown run asks for and that haven't ended well."""
@@ -481,9 +480,8 @@ def _discard(folder: Path) -> None:
         pass  # there is something in it: it stays
 
 
-def _is_here(request: Request) -> bool:
+def _is_here(model: str) -> bool:
     """Whether a model's weights lie in a folder of the user's, not on the Hub."""
-    model = request.source.model
     return model == DEMO or Path(model).expanduser().is_dir()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as W
 
 from ..errors import ArgumentError
+from ..models.known import known_models
 from ..models.source import Source, default_size, size_step
 from ..recipes import REFERENCE, WEIGHTS, Recipe, default_recipes
 from ..run.journal import RUNS
@@ -45,7 +46,8 @@ class Form(W.VBox):
         self._extras: dict[str, Recipe] = {}
         self._listed: tuple = ()  # whose layers the skip picker offers
         self.model = ModelField(model, show_error=show_error, components=False)
-        names = (*self.model.name.options, *recent_models())
+        known = (model.hub_ids[0] for model in known_models())  # to plan with, before any download
+        names = (*self.model.name.options, *recent_models(), *known)
         self.model.name.options = tuple(dict.fromkeys(names))
         self.parts: dict[str, W.Checkbox] = {}
         self.weights = {word: _box(word, True) for word in WEIGHTS}

@@ -119,6 +119,7 @@ class Grid {
       make("thead", {}, make("tr", {}, make("td", { class: "ql-corner" }), ...heads)),
       make("tbody", {}, ...body));
     table.addEventListener("keydown", (event) => this.move(event));
+    table.addEventListener("focusin", (event) => this.follow(event.target));
     this.scroller.replaceChildren(table);
     this.footer.textContent = sheet.footer;
     this.rove(kept.row, kept.column, hadFocus);
@@ -160,9 +161,10 @@ class Grid {
 
   drawCell(column, row, r, c) {
     const { key, caption, note } = this.sheet.cells[r][c];
+    const [width, height] = this.sheet.small;
     if (!key) {
       return make("td", { role: "gridcell", tabindex: -1, class: "ql-empty", "data-note": note },
-        make("div", {}, note));
+        make("div", { style: `width: ${width}px; height: ${height}px` }, note));
     }
     const open = () => { this.rove(r, c, false); this.viewer.full.open(r, c); };
     return make("td", { role: "gridcell" },
@@ -189,6 +191,13 @@ class Grid {
     const place = this.places[row]?.[column];
     place?.setAttribute("tabindex", "0");
     if (focus) place?.focus();
+  }
+
+  /** Take note of a cell that got the focus in another way: by pointer, by a screen reader. */
+  follow(element) {
+    if (this.places[this.focused.row]?.[this.focused.column] === element) return;
+    const row = this.places.findIndex((places) => places.includes(element));
+    if (row >= 0) this.rove(row, this.places[row].indexOf(element), false);
   }
 
   move(event) {
@@ -476,7 +485,7 @@ class Compare {
     await swap(this.heatImage, found.address);
     this.heat.classList.remove("ql-loading");
     this.heatImage.alt = `Difference between ${this.under.alt} and ${this.over.alt}`;
-    this.heatHead.replaceChildren(make("div", { class: "ql-name" }, "Difference of the two"),
+    this.heatHead.replaceChildren(make("div", { class: "ql-name" }, "Difference of these two pictures"),
       ...found.lines.map((line) => make("div", { class: "ql-fact" }, line)));
     this.ticks.replaceChildren(...found.ticks.map((tick) => make("span", {}, tick)));
     this.fit();

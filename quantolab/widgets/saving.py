@@ -87,11 +87,11 @@ class SavePanel(WorkingPanel):
         self.add_starter(self.verify_button, self.verify)
         self.add_starter(self.load_button, self.load)
         self.result = W.HTML()
-        buttons = (self.save_button, self.verify_button, self.load_button, self.cancel_button)
-        self.fill((
-            self.model_field, self.recipe_field, self.folder, W.HBox(buttons, layout=WRAP),
-            self.result,
-        ))  # fmt: skip
+        buttons = W.HBox(
+            (self.save_button, self.verify_button, self.load_button, self.cancel_button),
+            layout=WRAP,
+        )
+        self.fill((self.model_field, self.recipe_field, self.folder, buttons), (self.result,))
         self.model_field.observe(self.guarded(lambda _: self._model_chosen()), "chosen")
         self.recipe_field.observe(self.guarded(lambda _: self._propose()), "state")
         self.on_change((self.folder,), self.refresh)
@@ -143,7 +143,7 @@ class SavePanel(WorkingPanel):
             module = load_saved(folder, device=device)
             return module, time.perf_counter() - started
 
-        self.begin("Loading", job, self._show_loaded)
+        self.begin("Loading", job, lambda loaded: self._show_loaded(*loaded))
         if wait:
             self.wait()
 

@@ -49,10 +49,11 @@ class SingleFileLoader(WorkingPanel):
         self.facts: SingleFileFacts | None = None
         self._looking = Latest()
         self._make_controls()
-        self.fill((
-            self.path, W.HBox((self.files, self.open_button), layout=WRAP), self.config,
-            self.about, self.recipe_field, self.run_button, self.result,
-        ))  # fmt: skip
+        listing = W.HBox((self.files, self.open_button), layout=WRAP)
+        self.fill(
+            (self.path, listing, self.config, self.about, self.recipe_field, self.run_button),
+            (self.result,),
+        )
         self.on_change((self.path,), self.look)
         self.on_change((self.files,), self._take_listed)
         self.on_click(self.open_button, lambda: self.show_folder(self.files.value))

@@ -78,6 +78,7 @@ def list_layers(request: dict, emit: Callable[[dict], None]) -> list[dict]:
     return report.to_dict("records")
 
 
+_INDENTED = "0 2px 0 94px"  # where the fields begin, behind their labels
 _SINGLE = "single layers"
 _VIEWS: dict[str, Callable[[Layer], Iterable[str]]] = {
     _SINGLE: lambda layer: [layer.path],
@@ -239,12 +240,16 @@ class SkipPicker(W.VBox):
         self.add_chosen = W.Button(
             description="Keep the marked ones",
             tooltip="They stay unquantized",
-            layout={"width": "auto", "margin": "2px 2px 2px 96px"},
+            layout={"width": "auto", "align_self": "flex-start", "margin": _INDENTED},
         )
-        self.preview, self.costs, self.error = W.HTML(), W.HTML(), W.HTML()
+        self.preview, self.costs, self.error = (
+            W.HTML(layout={"margin": _INDENTED}),
+            W.HTML(),
+            W.HTML(),
+        )
         self.preview.add_class("ql-preview")
         self.error.add_class("ql-error")
-        self.suggestions = W.HBox(layout={"flex_flow": "row wrap"})
+        self.suggestions = W.HBox(layout={"flex_flow": "row wrap", "margin": _INDENTED})
         self.chips = W.HBox(layout={"flex_flow": "row wrap"})
         self.chips.add_class("ql-chips")
         self.on_click(self.add, lambda: self._add(self.search.value))

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 
+from ..models.layers import KEEP_FP32
 from ..recipes import COMPUTE_DTYPES, Recipe
 from ..units import ABSENT, format_bytes, format_ratio
 from .calls import call
 from .markup import Raw, bar, code, note, table
-from .model_field import LABEL, ModelField
+from .model_field import LABEL, WRAP, ModelField
 from .panel import Panel
 from .skip_picker import QUANTIZED, SkipCost, SkipPicker
 from .work import Assistant
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SkipExplorer", "SkipPicker", "skip_explorer"]
 
 _QUANTIZED_COLOUR, _KEPT_COLOUR = "#4c86c6", "#d98a29"
+_KEPT_MARK = f"<span style='color:{_KEPT_COLOUR}'>■</span>"
 _STATIC_ROWS = 60  # kept layers that are listed where no kernel is alive
 
 _ROWS = {
@@ -70,11 +72,8 @@ class SkipExplorer(Panel):
         self.rows = W.Dropdown(
             description="Show", options=list(_ROWS), style=LABEL, layout={"width": "320px"}
         )
-        self.fill((
-            self.model_field,
-            W.HBox((self.dtype, self.weights, self.run_button), layout={"flex_flow": "row wrap"}),
-            self.picker, self.totals, self.rows, self.table,
-        ))  # fmt: skip
+        row = W.HBox((self.dtype, self.weights, self.run_button), layout=WRAP)
+        self.fill((self.model_field, row, self.picker), (self.totals, self.rows, self.table))
         self.on_click(self.run_button, self.run)
         self.on_change((self.dtype,), self.run)
         self.on_change((self.weights, self.rows), self._draw)
@@ -203,7 +202,13 @@ def _totals_table(report: pandas.DataFrame, cost: SkipCost) -> str:
             f"+{format_bytes(added)}" if added else ABSENT, format_ratio(total / plain),
         ))  # fmt: skip
     return table(
-        ("weights", "", "all Linear weights", "of it for what is kept", "of unquantized"),
+        (
+            "weights",
+            "",
+            "all Linear weights",
+            Raw(f"{_KEPT_MARK} for what is kept"),
+            "of unquantized",
+        ),
         rows,
         align="llrrr",
         caption="What the Linear weights take; biases, norms and the rest come on top",
@@ -222,7 +227,11 @@ def _layer_table(rows: list[dict[str, Any]], height: str = "") -> str:
 
 def _layer_cells(row: dict[str, Any], several: bool) -> tuple[object, ...]:
     path = f"{row['component']}.{row['path']}" if several else row["path"]
-    here = Raw(f"kept: {code(row['pattern'])}") if row["skipped"] else "quantized"
+    here = "quantized"
+    if row["skipped"]:
+        here = (
+            row["pattern"] if row["pattern"] == KEEP_FP32 else Raw(f"kept: {code(row['pattern'])}")
+        )
     theirs = "keeps it" if row["diffusers_skips"] else "quantizes it"
     differs = row["skipped"] != row["diffusers_skips"]
     return (

@@ -147,9 +147,12 @@ def report(weights, saved, found):
         spread = f"{min(every):.3f}-{max(every):.3f}"
         print(f"  {name:30} {seconds[way]:8.3f} {spread:>15} {peaks[way] / 1e6:8.0f}")
     print(
-        f"  load_saved / quantizing {seconds['load_saved'] / seconds['quantize']:.3f}"
-        f"   reading / load_saved {seconds['read'] / seconds['load_saved']:.2f}"
-        f"   peak, quantolab / Diffusers {peaks['quantize'] / peaks['diffusers']:.2f}"
+        f"  load_saved / quantizing: {seconds['load_saved'] / seconds['quantize']:.3f} of "
+        f"quantolab's, {seconds['load_saved'] / seconds['diffusers']:.3f} of Diffusers'\n"
+        f"  reading / load_saved: {seconds['read'] / seconds['load_saved']:.2f}\n"
+        f"  quantizing, quantolab / Diffusers: seconds "
+        f"{seconds['quantize'] / seconds['diffusers']:.2f}, peak "
+        f"{peaks['quantize'] / peaks['diffusers']:.2f}"
     )
 
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
-expect = pytest.importorskip("playwright.sync_api").expect
 
 MADE = f"""
 import sys
@@ -134,3 +134,123 @@ def test_compare(notebooks, shoot):
     # A recipe without pictures says why.
     grid.get_by_label("Right recipe").select_option("int2")
     expect(grid.locator(".ql-said")).to_have_text("int2: its process was killed for using 16.2 GB")
+
+
+ARRIVING = """
+whole = make_comparison(["none", "int8", "int4"], size=(640, 480), seeds=(0,))
+labels = [trial.label for trial in whole.trials]
+viewer, more, state = PictureViewer(), W.Button(description="More"), W.HTML()
+more.add_class("t-more")
+state.add_class("t-state")
+finished = 0
+def arrive(_=None):
+    global finished
+    finished += 1
+    here = labels[:finished]
+    images = {key: picture for key, picture in whole.images.items() if key[0] in here}
+    part = dataclasses.replace(whole, trials=whole.trials[:finished], images=images)
+    viewer.update(part, waiting=labels[finished:])
+    state.value = f"{finished} finished"
+more.on_click(arrive)
+arrive()
+W.VBox([more, viewer, state])
+"""
+
+
+def test_trials_arrive(notebooks, shoot):
+    page = notebooks.open([MADE, ARRIVING], theme="dark", touch=True)
+    grid = page.locator(".ql-grid")
+    more = page.locator(".t-more")
+    all_drawn(page, ".ql-cell img", 2)
+    expect(grid.locator("[data-note=waiting]")).to_have_count(6)
+    expect(grid.locator("thead th .ql-name")).to_have_text(
+        ["none", "int8", "int8 compiled", "int4"]
+    )
+    grid.locator(".ql-cell").nth(1).focus()
+    shoot(page, "waiting-dark")
+    page.evaluate("() => { window.kept = document.querySelector('.ql-cell img') }")
+    # Pressed by script, which leaves the focus where the user has it.
+    more.evaluate("button => button.click()")
+    all_drawn(page, ".ql-cell img", 4)
+    focused = grid.locator(".ql-cell:focus")
+    expect(focused).to_have_attribute("aria-label", re.compile("^none: two yellow stars"))
+    assert page.evaluate("() => window.kept === document.querySelector('.ql-cell img')")
+
+    # Two are compared while the one is still waited for; then it comes, and touch moves the line.
+    grid.get_by_role("tab", name="Compare").tap()
+    expect(grid.locator(".ql-said")).to_have_text("int4: waiting")
+    expect(grid.get_by_label("Right recipe")).to_have_value("int4")
+    more.tap()
+    expect(state_of(page)).to_have_text("3 finished")
+    more.tap()
+    all_drawn(page, ".ql-stages img", 3)
+    expect(grid.locator(".ql-said")).to_have_text("")
+    box = grid.locator(".ql-slider .ql-stage").bounding_box()
+    page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    expect(grid.get_by_role("slider")).to_have_attribute("aria-valuenow", "75")
+    expect(grid.locator(".ql-heat .ql-name")).to_have_text("Difference of these two pictures")
+    shoot(page, "compare-dark")
+    grid.get_by_role("tab", name="Grid").tap()
+    all_drawn(page, ".ql-cell img", 8)
+    grid.locator(".ql-cell").nth(3).tap()
+    expect(grid.locator("dialog").get_by_role("status")).to_have_text("")
+    shoot(page, "full-dark")
+    grid.get_by_role("button", name="Compare with none").tap()
+    expect(grid.get_by_label("Left recipe")).to_have_value("none")
+    expect(grid.get_by_label("Right recipe")).to_have_value("int4")
+
+
+BLIND = """
+test = BlindTest(make_comparison(), seed=1)
+sides = W.HTML()
+sides.add_class("t-state")
+def tell(_=None):
+    sides.value = str(test._score.side)
+test.said.observe(tell, "value")
+tell()
+W.VBox([test, sides])
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_blind_test(notebooks, shoot, theme):
+    page = notebooks.open([MADE, BLIND], theme=theme)
+    blind = page.locator(".ql-blind")
+    said = blind.locator(".ql-blind-sentence")
+    all_drawn(page, ".ql-answer img", 2)
+    assert {image.get_attribute("alt") for image in blind.locator("img").all()} == {
+        "Picture 1", "Picture 2",
+    }  # fmt: skip
+    expect(said).to_have_text(re.compile("^No answers yet"))
+    blind.get_by_role("group", name=re.compile("Which of these two")).focus()
+    right = 0
+    for turn, key in enumerate(["1", "2", "ArrowLeft", "ArrowRight", "Enter", "click"], 1):
+        if key == "Enter":
+            blind.locator(".ql-answer-2").focus()
+        side = state_of(page).inner_text()
+        answer = "1" if key in ("1", "ArrowLeft") else "2"
+        right += side == answer
+        if key == "click":
+            blind.locator(".ql-answer-2").click()
+        else:
+            page.keyboard.press(key)
+        word = "right" if side == answer else "wrong"
+        expect(blind.locator(".ql-blind-last")).to_have_text(
+            f"Your last answer was {word}: picture {side} was int2."
+        )
+        expect(said).to_have_text(re.compile(f"{right} of {turn} right"))
+        # The next two are there: only then is an answer taken.
+        expect(blind.locator(".ql-two")).not_to_have_class(re.compile("ql-busy"))
+    shoot(page, f"blind-{theme}")
+    blind.get_by_label("Recipe").select_option("float8")
+    expect(said).to_have_text(re.compile("float8 can be told"))
+
+
+@pytest.mark.parametrize("app", ["notebook", "voila"])
+def test_elsewhere(notebooks, shoot, app):
+    page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")], app=app)
+    all_drawn(page, ".ql-cell img", 20)
+    page.get_by_role("tab", name="Compare").click()
+    all_drawn(page, ".ql-stages img", 3)
+    expect(page.locator(".ql-heat .ql-name")).to_have_text("Difference of these two pictures")
+    shoot(page, f"compare-{app}")

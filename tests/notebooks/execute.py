@@ -60,9 +60,10 @@ def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nb
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,  # GitHub refuses a notebook with half a state
         record_timing=False,
-        coalesce_streams=True,
     )
-    client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    # Libraries' advice about what isn't installed here would only distract.
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    client.execute(env={**os.environ, **quiet, "HF_HUB_OFFLINE": "1"})
     return notebook
 
 
@@ -70,9 +71,25 @@ def without_live_views(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode
     """Take out what only a running kernel can show; a panel's static picture stays."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+            kept = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+            cell.outputs = _joined(kept)
     notebook.metadata.language_info = {"name": "python"}
     return notebook
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join what was printed in several goes, as Jupyter does, if nothing else lies between."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if (
+            joined
+            and output.output_type == "stream"
+            and output.get("name") == joined[-1].get("name")
+        ):
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _kernel(place: Path) -> AsyncKernelManager:

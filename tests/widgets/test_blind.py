@@ -73,8 +73,8 @@ def test_answers_are_counted_against_what_was_shown(comparison):
         wins = (left, other)[answer - 1][0] == "int4"
         assert test.answer(answer) is wins
         right += wins
-        said = "Right" if wins else "Wrong"
-        assert f"{said}: it was picture {1 if left[0] == 'int4' else 2}." in test.said.value
+        said = f"{'right' if wins else 'wrong'}: picture {1 if left[0] == 'int4' else 2} was int4."
+        assert f"Your last answer was {said}" in test.said.value
     assert (test.result.recipe, test.result.right, test.result.answers) == ("int4", right, 12)
     assert test.result.sentence.replace("'", "&#x27;") in test.said.value
 

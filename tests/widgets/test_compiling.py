@@ -46,6 +46,7 @@ def test_the_lines_cross_where_the_report_says():
     crossing = next(line for line in axes.lines if line.get_marker() == "o")
     assert crossing.get_xydata().tolist() == [[30.0, 60.0]]
     assert payback(SLOWER).break_even is None
+    assert payback(UNCLEAR).break_even is None
     assert "never paid back" in plot_payback(payback(SLOWER), dark=True).get_title("left")
 
 

@@ -150,7 +150,7 @@ def test_another_model_brings_its_own_defaults(pipeline_folder):
     panel.set(model=None)
     assert panel.problem.value == ""
     assert (panel.form.steps.value, panel.form.size.value) == ("7", "128x128")
-    with pytest.raises(ArgumentError, match="argument 'step' is not known; .*did you mean 'steps'"):
+    with pytest.raises(ArgumentError, match=r"'step' is not known; .*did you mean 'steps'"):
         panel.set(step=3)
 
 

@@ -36,6 +36,7 @@ def test_verify_then_load(panel):
     assert panel.report.quantize_seconds > 0
     assert "quantizing anew" in panel.result.value
     panel.load(wait=True)
+    assert panel.error.value == ""
     assert type(panel.module).__name__ == "FluxTransformer2DModel"
     assert ql.weight_bytes(panel.module) == panel.facts.memory_bytes
 

@@ -63,7 +63,8 @@ def declare(module: torch.nn.Module, quantized: dict[str, str], kept: Iterable[s
     form = diffusers_form(module, quantized, kept, library)
     note = ""
     if not form.loads:
-        note = f"the saved {type(module).__name__} can't be loaded without quantolab: {form.reason}"
+        name = type(module).__name__
+        note = f"what save_pretrained writes of this {name} needs quantolab to load: {form.reason}"
     elif "int8" in quantized.values() and _computes_in_bfloat16(module, quantized):
         note = _UNALIGNED
     declared = Declared(form.quantization_config, note)

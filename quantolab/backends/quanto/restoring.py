@@ -334,7 +334,9 @@ def _word(part: torch.nn.Module) -> str:
 
 def ties_of(module: torch.nn.Module, saved: SavedFolder) -> dict[str, str]:
     """Return which names are the same tensor, by the class or by the record: name to first name."""
-    recorded = saved.record.tied if saved.record is not None else {}
+    # On the meta device tied parameters are two; transformers keeps a list of them.
+    of_class = getattr(module, "all_tied_weights_keys", None) or {}
+    recorded = saved.record.tied if saved.record is not None else of_class
     own = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     known = {n: first for n, first in recorded.items() if n in own and first in own}
     return {**known, **tied_names(module)}
@@ -345,7 +347,7 @@ def _tie(module: torch.nn.Module, saved: SavedFolder, ties: dict[str, str]) -> N
     held = saved.entries
     for name, first in ties.items():
         source, target = (first, name) if first in held else (name, first)
-        if source not in held:
+        if source not in held or target in held:
             continue
         owner_path, _, leaf = source.rpartition(".")
         shared = getattr(module.get_submodule(owner_path), leaf)

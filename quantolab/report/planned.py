@@ -1,0 +1,197 @@
+"""A plan as people read it: bytes by part and dtype, and what fits into a budget."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..models.plan import PIPELINE
+from ..recipes import REFERENCE
+from ..units import ABSENT, format_bytes
+
+if TYPE_CHECKING:
+    import pandas
+
+_GAP = "  "
+NOT_COUNTED = "Not counted: activations, the accelerator's own context, and whatever else is on it."
+
+
+def plan_text(table: pandas.DataFrame, *, width: int = 100) -> str:
+    """Return a plan for the terminal: a line a part, a column a recipe, then what fits.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `plan`.
+    width : int
+        Characters that sentences may take.
+    """
+    recipes = list(dict.fromkeys(table["recipe"]))
+    rows = [("component", *recipes)]
+    for name, part in table.groupby("component", sort=False):
+        rows.append((_title(name, part), *_cells(part, recipes, "weight_bytes")))
+    whole = table[table["component"] == PIPELINE]
+    last = whole if len(whole) else table
+    rows.append(("while loading, on a CPU", *_cells(last, recipes, "load_peak_bytes")))
+    first = table.iloc[0]
+    said = [
+        f"{first['model']} in {first['compute_dtype']}: bytes of the weights, predicted from its "
+        "configuration; no weights were read."
+    ]
+    lines = [*_wrapped(said, width), "", *_aligned(rows)]
+    lines += ["", *_wrapped(fit_sentences(table), width)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def fit_sentences(table: pandas.DataFrame) -> list[str]:
+    """Return what fits into the plan's budget, and what isn't counted."""
+    sentences = []
+    budget = table.attrs["vram"]
+    if budget is not None:
+        sentences += [_alone(table, budget), *_together(table, budget)]
+    sentences.append(NOT_COUNTED)
+    if table.attrs["not_counted"]:
+        names = ", ".join(table.attrs["not_counted"])
+        sentences.append(f"Not counted either, since their class is unknown here: {names}.")
+    return sentences
+
+
+@dataclass(frozen=True)
+class Together:
+    """The denoiser in one dtype beside all other parts that can be quantized in another."""
+
+    denoiser: str
+    others: str
+    weight_bytes: int
+
+
+def combinations(table: pandas.DataFrame) -> list[Together]:
+    """Return the denoiser and the other parts in every pair of recipes, from the most precise."""
+    denoiser = table.attrs["denoiser"]
+    parts = table[table["component"] != PIPELINE]
+    held = {(row.component, row.recipe): row.weight_bytes for row in parts.itertuples(index=False)}
+    names = dict.fromkeys(parts["component"])
+    recipes = dict.fromkeys(parts["recipe"])
+    optional = {name for name, recipe in held if recipe != REFERENCE and name != denoiser}
+    if not optional:
+        return []
+    found = []
+    for own in recipes:
+        for other in recipes:
+            chosen = {
+                name: own if name == denoiser else other if name in optional else REFERENCE
+                for name in names
+            }
+            if all(pair in held for pair in chosen.items()):
+                total = sum(held[pair] for pair in chosen.items())
+                found.append(Together(own, other, int(total)))
+    return found
+
+
+def _alone(table: pandas.DataFrame, budget: int) -> str:
+    denoiser = table.attrs["denoiser"]
+    rows = table[table["component"] == denoiser]
+    fits = [row.recipe for row in rows.itertuples() if row.fits]
+    least = rows["weight_bytes"].min()
+    if not fits:
+        return (
+            f"Of the {denoiser} alone nothing fits into {format_bytes(budget)}: the least is "
+            f"{format_bytes(least)}."
+        )
+    return f"Into {format_bytes(budget)} the {denoiser} alone fits as {_either(fits)}."
+
+
+def _together(table: pandas.DataFrame, budget: int) -> list[str]:
+    whole = table[table["component"] == PIPELINE]
+    if not len(whole):
+        return []
+    denoiser = table.attrs["denoiser"]
+    fits = [row.recipe for row in whole.itertuples() if row.fits]
+    sentences = []
+    if fits:
+        sentences.append(f"The whole pipeline at once fits with {_either(fits)}.")
+    else:
+        least = format_bytes(whole["weight_bytes"].min())
+        sentences.append(f"The whole pipeline at once does not fit; the least is {least}.")
+    best = _best(combinations(table), budget, set(fits))
+    if best:
+        names = _others(table)
+        pairs = "; ".join(
+            f"{denoiser} {_either(own)} with {names} {_either(others)} ({format_bytes(held)})"
+            for own, others, held in best
+        )
+        sentences.append(f"With {names} quantized too: {pairs}.")
+    elif not fits and (pairs := combinations(table)):
+        least = min(pairs, key=lambda pair: pair.weight_bytes)
+        sentences.append(
+            f"With {_others(table)} quantized too it takes at least "
+            f"{format_bytes(least.weight_bytes)}."
+        )
+    return sentences
+
+
+def _best(
+    pairs: Sequence[Together], budget: int, done: set[str]
+) -> list[tuple[list[str], list[str], int]]:
+    """Return, for each dtype of the denoiser, the most precise others that fit; equals as one."""
+    best: list[tuple[list[str], list[str], int]] = []
+    for own in dict.fromkeys(pair.denoiser for pair in pairs):
+        fitting = [p for p in pairs if p.denoiser == own and p.weight_bytes <= budget]
+        if own in done or not fitting:
+            continue
+        most = max(p.weight_bytes for p in fitting)
+        others = [p.others for p in fitting if p.weight_bytes == most]
+        if best and best[-1][1:] == (others, most):
+            best[-1][0].append(own)
+        else:
+            best.append(([own], others, most))
+    return best
+
+
+def _others(table: pandas.DataFrame) -> str:
+    denoiser = table.attrs["denoiser"]
+    rows = table[(table["quantized_layers"] > 0) & ~table["component"].isin((PIPELINE, denoiser))]
+    names = list(dict.fromkeys(rows["component"]))
+    if all(name.startswith("text_encoder") for name in names):
+        return "the text encoders" if len(names) > 1 else "the text encoder"
+    return _and(names)
+
+
+def _title(name: str, part: pandas.DataFrame) -> str:
+    if name != PIPELINE:
+        return name
+    quantized = dict.fromkeys(word for word in part["quantized"] if word)
+    return f"all, {' or '.join(quantized)} quantized" if quantized else "all"
+
+
+def _cells(part: pandas.DataFrame, recipes: list[str], column: str) -> list[str]:
+    values = dict(zip(part["recipe"], part[column], strict=True))
+    return [format_bytes(values[recipe]) if recipe in values else ABSENT for recipe in recipes]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        _GAP.join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, width)]
+
+
+def _either(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -1,0 +1,199 @@
+"""The explorer as a person uses it: chosen, run, watched, cancelled, looked at, taken along."""
+
+import re
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.browser
+expect = pytest.importorskip("playwright.sync_api").expect
+
+# The user's own list of recent runs is left alone.
+MADE = "import os\nos.environ['XDG_CACHE_HOME'] = os.path.abspath('cache')"
+PANEL = "from quantolab import widgets\npanel = widgets.explorer('demo')\npanel"
+SMALL = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=2, repeats=1)"
+LONG = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=3, repeats=400)"
+
+
+def fill(page, label, text):
+    """Type into a field and leave it, as the keyboard does."""
+    field = page.get_by_label(label, exact=True)
+    field.fill(text)
+    field.press("Tab")
+
+
+def status(page):
+    return page.locator(".ql-status")
+
+
+def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
+    page = notebooks.open([MADE, PANEL, "panel.table.recipe.tolist()"], run=False)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    run_cells(page, 2)
+    panel = page.locator(".ql-panel")
+
+    # Chosen by keyboard and by mouse; what is wrong is said at once.
+    expect(page.locator(".ql-estimate")).to_contain_text("Predicted from shapes")
+    expect(page.locator(".ql-estimate")).to_contain_text("Fits:")
+    shoot(panel, "explorer-form-light")
+    for word in ("float8", "int4", "int2"):
+        panel.get_by_label(word, exact=True).press("Space")
+    fill(page, "Prompts", "a white house with a red roof")
+    fill(page, "Size", "127x128")
+    expect(page.locator(".ql-problem")).to_contain_text("did you mean 128x128?")
+    expect(page.locator(".ql-run")).to_be_disabled()
+    fill(page, "Size", "128x128")
+    expect(page.locator(".ql-problem")).to_have_text("")
+    fill(page, "Steps", "2")
+    fill(page, "Repeats", "1")
+    expect(page.locator(".ql-estimate")).to_contain_text("2 trials: 2 pictures to compare and 2")
+
+    # Run by keyboard; results stand beside those that are still to come.
+    page.locator(".ql-run").press("Enter")
+    expect(page.locator(".ql-grid")).to_contain_text("waiting")
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
+    expect(status(page)).to_contain_text("Done: 2 trials")
+    shoot(page, "explorer-grid-light")
+
+    # The table sorts by mouse and by keyboard.
+    panel.get_by_role("tab", name="Table").click()
+    rows = panel.locator(".ql-table tbody th")
+    expect(rows).to_have_text(["none", "int8"])
+    heading = panel.locator(".ql-table thead th").nth(1)
+    heading.get_by_role("button").click()
+    expect(heading).to_have_attribute("aria-sort", "ascending")
+    expect(rows).to_have_text(["int8", "none"])
+    page.keyboard.press("Enter")
+    expect(heading).to_have_attribute("aria-sort", "descending")
+    expect(rows).to_have_text(["none", "int8"])
+    expect(heading.get_by_role("button")).to_be_focused()
+    panel.get_by_label("all columns").check()
+    expect(panel.locator(".ql-table thead")).to_contain_text("predicted_weight_bytes")
+
+    panel.get_by_role("tab", name="Trade-off").click()
+    expect(panel.locator("img.ql-on-light")).to_be_visible()
+    expect(panel.locator("img.ql-on-dark")).not_to_be_visible()
+
+    # What is taken along is read back.
+    panel.get_by_role("tab", name="Take away").click()
+    panel.locator(".ql-export").get_by_role("button", name="CSV").press("Enter")
+    link = panel.locator(".ql-download")
+    with page.expect_download() as got:
+        link.click()
+    got.value.save_as(tmp_path / "results.csv")
+    table = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
+    assert table.recipe.tolist() == ["none", "int8"]
+    said = panel.locator(".ql-export code").inner_text()
+    assert pd.read_csv(said, keep_default_na=False).equals(table)
+    panel.get_by_role("button", name="Copy: The call that repeats this run").click()
+    expect(panel.get_by_text("Copied")).to_be_visible()
+    code = page.evaluate("navigator.clipboard.readText()")
+    assert 'recipes=["none", "int8"]' in code
+    panel.get_by_role("button", name="Diffusers script").click()
+    expect(panel.locator(".ql-code-box pre").last).to_contain_text("from optimum.quanto import")
+    shoot(page, "explorer-take-light")
+
+    # The next cell has the Python objects.
+    page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt").click()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".jp-CodeCell").nth(2)).to_contain_text("['none', 'int8']")
+
+    # A reloaded page shows what there was.
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-NotebookPanel-toolbar")).to_be_visible()
+    page.wait_for_function(
+        "() => !document.querySelector('.lm-TabBar-tab.jp-mod-current.jp-mod-dirty')"
+    )
+    page.reload()
+    expect(status(page)).to_contain_text("Done: 2 trials")
+    page.locator(".ql-panel").get_by_role("tab", name="Table").click()
+    expect(page.locator(".ql-table tbody th")).to_have_text(["none", "int8"])
+
+
+def test_cancelled_and_resumed_while_other_cells_run(notebooks):
+    page = notebooks.open([MADE, PANEL, LONG, "6 * 7"], run=False)
+    run_cells(page, 3)
+    page.locator(".ql-run").click()
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
+    expect(status(page)).to_contain_text("int8: timing")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    page.locator(".jp-CodeCell").nth(3).locator(".jp-InputPrompt").click()
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".jp-CodeCell").nth(3)).to_contain_text("42")
+    expect(status(page)).to_contain_text("int8: timing")  # it ran meanwhile
+
+    page.locator(".ql-cancel").press("Enter")
+    expect(status(page)).to_contain_text("1 of 2 trials are kept")
+    expect(page.locator(".ql-cancel")).to_be_disabled()
+    expect(page.locator(".ql-run")).to_be_enabled()
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
+    page.locator(".ql-resume").click()
+    expect(status(page)).to_contain_text("int8: timing")
+    page.locator(".ql-cancel").click()
+    expect(status(page)).to_contain_text("1 of 2 trials are kept")
+
+
+@pytest.mark.parametrize("app", ["voila", "notebook"])
+def test_in_other_places(notebooks, shoot, app):
+    page = notebooks.open([MADE, f"{PANEL}\n{SMALL}".replace("panel\npanel.set", "panel.set"),
+                           "panel"], app=app)  # fmt: skip
+    expect(page.locator(".ql-estimate")).to_contain_text("Fits:")
+    page.locator(".ql-run").click()
+    expect(status(page)).to_contain_text("Done: 2 trials")
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
+    page.get_by_role("tab", name="Table").click()
+    expect(page.locator(".ql-table tbody th")).to_have_text(["none", "int8"])
+    shoot(page, f"explorer-{app}")
+
+
+def test_an_earlier_run_in_the_dark(notebooks, shoot):
+    page = notebooks.open(
+        [MADE, _SAVED, "from quantolab import widgets\nwidgets.explorer(run='saved')"],
+        theme="dark",
+    )
+    panel = page.locator(".ql-panel")
+    expect(panel.locator(".ql-grid .ql-cell img")).to_have_count(20)
+    panel.get_by_role("tab", name="Table").click()
+    expect(panel.locator(".ql-failed td")).to_have_text("failed: killed for using 16.2 GB")
+    shoot(page, "explorer-table-dark")
+    panel.get_by_role("tab", name="Trade-off").click()
+    expect(panel.locator("img.ql-on-dark")).to_be_visible()
+    expect(panel.locator("img.ql-on-light")).not_to_be_visible()
+    shoot(page, "explorer-tradeoff-dark")
+    panel.get_by_role("tab", name="Blind test").click()
+    expect(panel.locator(".ql-question")).to_be_visible()
+    expect(panel.locator(".ql-resume")).to_be_visible()
+
+
+def test_two_panels_do_not_disturb_each_other(notebooks):
+    other = "other = widgets.explorer('demo')\nother"
+    page = notebooks.open([MADE, PANEL, other])
+    panels = page.locator(".ql-panel")
+    expect(panels).to_have_count(2)
+    steps = [panels.nth(i).get_by_label("Steps", exact=True) for i in range(2)]
+    steps[0].fill("none")
+    steps[0].press("Tab")
+    expect(panels.nth(0).locator(".ql-problem")).to_contain_text("steps must be a whole number")
+    expect(panels.nth(1).locator(".ql-problem")).to_have_text("")
+    expect(steps[1]).to_have_value("20")
+    expect(panels.nth(1).locator(".ql-run")).to_be_enabled()
+
+
+_SAVED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, FOLDER)
+from conftest import make_comparison
+from quantolab.run import journal
+journal.save(make_comparison(failed={"int2": ("failed", "killed for using 16.2 GB")}), "saved")
+""".replace("FOLDER", repr(str(__import__("pathlib").Path(__file__).parents[1] / "report")))
+
+
+def run_cells(page, count):
+    """Run the first cells; those after them are for later."""
+    for number in range(count):
+        cell = page.locator(".jp-CodeCell").nth(number)
+        cell.locator(".jp-InputPrompt").click()
+        page.keyboard.press("Control+Enter")
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]"))
