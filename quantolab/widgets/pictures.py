@@ -180,7 +180,7 @@ class PictureViewer(anywidget.AnyWidget):
     def _keep_choices(self) -> None:
         """Choose for the user what is not chosen, or no longer there."""
         offer = _offer(self._words)
-        chosen = False and set(self.pair) <= set(self._words.labels)
+        chosen = self.pair != self._offered and set(self.pair) <= set(self._words.labels)
         self._offered = offer
         if not chosen:
             self.pair = offer

@@ -12,6 +12,7 @@ from PIL import Image
 
 from quantolab.errors import ArgumentError
 from quantolab.measure.quality import difference_map, picture_quality
+from quantolab.recipes import Recipe
 from quantolab.report.grid import grid_content
 from quantolab.report.heat import heat_picture, heat_scale
 from quantolab.widgets import sheet as sheets
@@ -126,12 +127,14 @@ def test_finished_trials_appear_and_the_rest_is_waited_for(comparison):
 
 
 def test_columns_keep_the_grids_order_whatever_order_trials_run_in(make):
-    found = make(["int2", "none", "int8"], compiled=("int8",))
-    for finished in range(5):
+    skipping = Recipe("int8", ("proj_out",))
+    found = make(["int2", "none", "int8", skipping], compiled=("int8",), seeds=(0,))
+    order = ("none", "int8", "int8 compiled", str(skipping), f"{skipping} compiled", "int2")
+    for finished in range(7):
         viewer = PictureViewer()
         labels = [trial.label for trial in found.trials]
         viewer.update(partly(found, finished), waiting=labels[finished:])
-        assert viewer._words.labels == ("none", "int8", "int8 compiled", "int2")
+        assert viewer._words.labels == order
 
 
 def test_pictures_of_a_trial_under_way_are_shown(comparison):
@@ -169,16 +172,15 @@ def test_without_a_choice_the_ends_of_the_range_are_compared(comparison, make):
     assert (viewer.pair, viewer.place) == (("none", "float8"), ("another", 7))
 
 
-def test_a_picture_is_reduced_once(comparison, monkeypatch):
-    made = []
-    small_picture = sheets.small_picture
-    monkeypatch.setattr(
-        sheets, "small_picture", lambda picture: made.append(1) or small_picture(picture)
-    )
+def test_a_picture_is_read_and_reduced_once(comparison, monkeypatch):
+    done = []
+    for name in ("picture_key", "small_picture"):
+        was = getattr(sheets, name)
+        monkeypatch.setattr(sheets, name, lambda p, was=was, name=name: done.append(name) or was(p))
     viewer = PictureViewer(partly(comparison, 2))
     viewer.update(partly(comparison, 3))
     viewer.update(comparison)
-    assert len(made) == len(comparison.images) == 20
+    assert done.count("picture_key") == done.count("small_picture") == 20
 
 
 # --- choices ------------------------------------------------------------------------------------
