@@ -160,9 +160,9 @@ def advise(
 
     For each weights dtype whose smallest form fits, layers are taken out of quantization in the
     order of error removed for each byte that this costs, as long as bytes are left. Errors of
-    layers are taken for independent of each other and of rounding, so squares add up. The best of each dtype, and every
-    plain dtype that fits, is then run on the inputs that the table was measured with, and the one
-    with the smallest error of the output is returned.
+    layers are taken for independent of each other and of rounding, so squares add up. The best
+    of each dtype, and every plain dtype that fits, is then run on the inputs that the table was
+    measured with, and the one with the smallest error of the output is returned.
 
     Parameters
     ----------
@@ -565,7 +565,7 @@ def skip_patterns(paths: Iterable[str], layers: Sequence[Layer]) -> tuple[str, .
         for count in range(1, len(parts) + 1):
             name = ".".join(parts[:count])
             under = {la.path for la in layers if la.path == name or la.path.startswith(name + ".")}
-            if under <= wanted:
+            if under <= wanted and (len(under) > 1 or count == len(parts)):
                 exact = set(match_layers((name,), layers)) == under
                 found.append(name if exact else f"[{name[0]}]{name[1:]}")
                 left -= under

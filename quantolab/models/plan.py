@@ -26,7 +26,7 @@ _COLUMNS = (
     "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
 )  # fmt: skip
 _PER_BYTE = {"int4": 2, "int2": 4}
-_SCRATCH = 1 << 22  # bytes; what a few rows take while they are quantized
+_SCRATCH = 1 << 24  # bytes; more than some rows take while they are quantized
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
 
 
@@ -79,8 +79,8 @@ def plan(
     Activations, the accelerator's own context and anything else that runs are not counted.
 
     ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
-    the component: an upper bound, whatever the order of the file. Quantizing a layer takes a few
-    rows at a time, 4 MB, beside what it makes; `quantizing_bytes` has the exceptions.
+    the component: an upper bound, whatever the order of the file. A layer is quantized some rows
+    at a time, which takes up to 16 MB beside what is made; `quantizing_bytes` has the exceptions.
 
     - A Diffusers component is read layer by layer: all quantized weights, and what the largest
       layer takes beside its own.
@@ -241,8 +241,8 @@ def quantizing_bytes(layer: Layer, weights: str, dtype: str) -> int:
     The arithmetic goes a few rows at a time (`quantolab.backends.quanto.row_wise`), except for
     weights of one row and those whose rows don't fill whole bytes: Quanto computes these in
     whole tensors, two in the compute dtype and one of bytes at the end of its rounding. int4 in
-    bfloat16 in groups of 128 is then repacked for its kernel: into a second copy, or, where
-    out_features is no multiple of 128, through 32-bit integers.
+    bfloat16 in groups of 128 is then repacked for its kernel, if out_features is a multiple of
+    16: into a second copy, or, where it is none of 128, through 32-bit integers.
     """
     count, result = layer.parameters, layer_bytes(layer, weights, dtype)
     group = group_size(layer.in_features) if weights in _PER_BYTE else None
@@ -250,7 +250,8 @@ def quantizing_bytes(layer: Layer, weights: str, dtype: str) -> int:
     needed = result + _SCRATCH
     if layer.out_features == 1 or rows % _PER_BYTE.get(weights, 1):
         needed += 2 * layer_bytes(layer, REFERENCE, dtype) + count
-    if weights == "int4" and dtype == "bfloat16" and group == 128:
+    has_kernel = group == 128 and layer.out_features % 16 == 0
+    if weights == "int4" and dtype == "bfloat16" and has_kernel:
         needed += result if layer.out_features % 128 == 0 else 6 * count
     return needed
 

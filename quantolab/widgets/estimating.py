@@ -278,11 +278,12 @@ def classes_of(source: Source) -> tuple[tuple[str, str], ...]:
 
 def estimate_html(estimate: Estimate) -> str:
     """Return an estimate as HTML: sentences, and a bar for each recipe's bytes."""
-    said = [pictures_sentence(estimate), time_sentence(estimate)]
+    said = note(pictures_sentence(estimate))
     if estimate.prospect is None:
-        return note(" ".join([*said, "Reading the shapes of the model for its bytes…"]))
-    said.append(fit_sentence(estimate))
-    return note(" ".join(filter(None, said))) + _bytes_table(estimate)
+        return said + note("Reading the shapes of the model for its bytes…")
+    return (
+        said + note(time_sentence(estimate)) + note(fit_sentence(estimate)) + _bytes_table(estimate)
+    )
 
 
 def pictures_sentence(estimate: Estimate) -> str:
@@ -299,8 +300,6 @@ def time_sentence(estimate: Estimate) -> str:
     if estimate.seconds is not None:
         by = Path(estimate.judged_by).name if estimate.judged_by else "an earlier run"
         return f"Time: {format_roughly(estimate.seconds)}, judged by {by}."
-    if estimate.prospect is None:
-        return ""
     return "Time: the first trial will tell; no run of this kind was measured here before."
 
 
@@ -308,16 +307,16 @@ def fit_sentence(estimate: Estimate) -> str:
     """Return whether it fits into memory."""
     prospect = estimate.prospect
     if prospect.free_bytes is None:
-        return f"{prospect.device_name} doesn't say how much of its memory is free."
-    free = f"{format_bytes(prospect.free_bytes)} of memory free on {prospect.device_name}"
+        return f"Memory: {prospect.device_name} doesn't say how much of it is free."
+    free = f"{format_bytes(prospect.free_bytes)} free on {prospect.device_name}"
     recipes = estimate.request.recipes
     too_large = [r.label for r in recipes if estimate.fits(r) is False]
     tight = [r.label for r in recipes if estimate.is_tight(r)]
     if too_large:
-        return f"{', '.join(too_large)}: too large for the {free}."
+        return f"Memory: {', '.join(too_large)} doesn't fit into the {free}."
     if tight:
-        return f"{', '.join(tight)}: little would be left of the {free}."
-    return f"Fits: {free}."
+        return f"Memory: {', '.join(tight)} would leave little of the {free}."
+    return f"Memory: fits; {free}."
 
 
 def _bytes_table(estimate: Estimate) -> str:
@@ -334,7 +333,8 @@ def _bytes_table(estimate: Estimate) -> str:
             format_ratio(need / reference) if reference else "", verdict,
         ))  # fmt: skip
     headers = ("recipe", "", "weights", "of unquantized", "")
-    return table(headers, rows, align="llrrl", caption="Predicted from shapes; no weight is read")
+    caption = "Predicted from shapes; no weight is read"
+    return table(headers, rows, align="llrrl", caption=caption, css="ql-predicted")
 
 
 _COLOUR = "#4c86c6"

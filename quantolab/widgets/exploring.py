@@ -94,9 +94,11 @@ class Explorer(Panel):
             on_change=self.guarded(self._form_changed),
             show_error=self._show_problem,
         )
-        self.fill(
-            (self.form, self.problem, self.estimate, self._buttons), (self.results, self.tabs)
-        )
+        side = W.VBox((self.problem, self.estimate, self._buttons))
+        side.add_class("ql-side")
+        choose = W.HBox((self.form, side))
+        choose.add_class("ql-choose")
+        self.fill((choose,), (self.results, self.tabs))
         self._earlier = earlier is not None  # is looked at: nothing is estimated for it
         if earlier is not None:
             self._open(*earlier)
@@ -335,7 +337,7 @@ class Explorer(Panel):
         said = f"Done: {len(comparison.trials)} trials"
         if failed:
             said += f", of which {', '.join(failed)} didn't end well; the table says why"
-        self._end(f"{said}. All of it is in {comparison.folder}.")
+        self._end(f"{said}.")
 
     def _cancelled(self) -> None:
         done = self.comparison.trials if self.comparison is not None else ()

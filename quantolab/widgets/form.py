@@ -19,6 +19,8 @@ from .model_field import LABEL, WRAP, ModelField
 from .recent import recent_models
 from .recipe_field import RecipeField
 
+_FIELD = "204px"  # three of them beside the estimate
+
 
 class Form(W.VBox):
     """Everything that `compare` can be asked for.
@@ -64,6 +66,8 @@ class Form(W.VBox):
     def _make_fields(self) -> None:
         self.more = W.TagsInput(allow_duplicates=False)
         self.recipe = RecipeField(weights=False)  # compute dtype, device and the skip picker
+        self.recipe.dtype.layout.width = self.recipe.device.layout.width = _FIELD
+        self.recipe.more.layout.margin = "0 0 0 84px"  # under the marks
         self.prompts = W.Textarea(
             description="Prompts",
             placeholder="one a line",
@@ -96,8 +100,10 @@ class Form(W.VBox):
             self._more_row,
             self.recipe.more, self._both_row,
             self.prompts,
-            W.HBox((self.seeds, self.steps, self.guidance, self.size), layout=WRAP),
-            W.HBox((self.repeats, self.recipe.dtype, self.recipe.device), layout=WRAP),
+            W.HBox((
+                self.seeds, self.steps, self.guidance, self.size, self.repeats,
+                self.recipe.dtype, self.recipe.device,
+            ), layout=WRAP),
             self.out,
         )  # fmt: skip
 
@@ -310,7 +316,7 @@ def _text(label: str, value: str, placeholder: str) -> W.Text:
         placeholder=placeholder,
         continuous_update=False,
         style=LABEL,
-        layout={"width": "220px"},
+        layout={"width": _FIELD},
     )
 
 

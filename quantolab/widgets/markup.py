@@ -37,8 +37,9 @@ def table(
     caption: str = "",
     foot: Sequence[object] | None = None,
     height: str = "",
+    css: str = "ql-table",
 ) -> str:
-    """Return an HTML table of class ``ql-table``.
+    """Return an HTML table.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ def table(
         Cells of a last row that sums up.
     height : str
         Where given, the most that the table takes, as CSS says it; the rest scrolls.
+    css : str
+        Its class: a panel has one ``ql-table``, its main one.
     """
     head = "".join(
         f"<th scope='col' style='{_cell(a)}border-bottom:{LINE};{_STICKY if height else ''}'>"
@@ -66,7 +69,7 @@ def table(
         body += f"<tr>{_cells(foot, align, strong)}</tr>"
     above = f"<caption style='{_CAPTION}'>{escaped(caption)}</caption>" if caption else ""
     text = (
-        f"<table class='ql-table' style='{_TABLE}'>{above}"
+        f"<table class='{css}' style='{_TABLE}'>{above}"
         f"<thead><tr style='background:none'>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
     # Focusable, so that the keyboard scrolls it.

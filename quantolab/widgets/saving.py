@@ -212,7 +212,7 @@ class SavePanel(WorkingPanel):
 
     def _show_loaded(self, module: Any, seconds: float) -> None:
         self.module, self.load_seconds = module, seconds
-        self.say(f"Loaded in {format_seconds(seconds)}. The panel's `module` is the model.")
+        self.say(f"Loaded in {format_seconds(seconds)}; in code it is this panel's .module.")
         self._draw()
 
     def _draw(self) -> None:
@@ -280,7 +280,10 @@ def _verified_html(report: VerifyReport) -> str:
     weights, outputs = report.weights_difference, report.output_difference
     said = ABSENT if outputs is None else _difference(outputs)
     rows = [
-        ("greatest difference of weights", _difference(weights)),  # 0 means equal to the bit
+        (
+            "greatest difference of weights",
+            _difference(weights) if weights else "0, equal to the last bit",
+        ),
         ("greatest difference of outputs", f"{said} ({report.output_reference})"),
         ("time to load it", _times(report)),
         ("plain Diffusers loads it", "yes" if report.diffusers_loads else "no"),

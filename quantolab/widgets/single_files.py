@@ -50,8 +50,9 @@ class SingleFileLoader(WorkingPanel):
         self._looking = Latest()
         self._make_controls()
         listing = W.HBox((self.files, self.open_button), layout=WRAP)
+        buttons = W.HBox((self.run_button,))
         self.fill(
-            (self.path, listing, self.config, self.about, self.recipe_field, self.run_button),
+            (self.path, listing, self.config, self.about, self.recipe_field, buttons),
             (self.result,),
         )
         self.on_change((self.path,), self.look)
@@ -207,7 +208,7 @@ class SingleFileLoader(WorkingPanel):
 
     def _show_loaded(self, file: str, module: torch.nn.Module, seconds: float) -> None:
         self.module, self.seconds = module, seconds
-        self.say(f"Loaded in {format_seconds(seconds)}. The panel's `module` is the model.")
+        self.say(f"Loaded in {format_seconds(seconds)}; in code it is this panel's .module.")
         self.result.value = _result_html(module, seconds, file)
 
 

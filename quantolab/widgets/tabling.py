@@ -195,4 +195,5 @@ def table_html(frame: pandas.DataFrame) -> str:
             cells if reason is None else (*cells[:-1], Raw(f"{cells[-1]}: {escaped(reason)}"))
         )
     align = "".join("r" if number else "l" for number in content.numbers)
-    return table(content.headers, rows, align=align) + "".join(map(note, content.notes))
+    made = table(content.headers, rows, align=align, css="ql-static-table")
+    return made + "".join(map(note, content.notes))

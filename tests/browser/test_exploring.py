@@ -34,7 +34,7 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
 
     # Chosen by keyboard and by mouse; what is wrong is said at once.
     expect(page.locator(".ql-estimate")).to_contain_text("Predicted from shapes")
-    expect(page.locator(".ql-estimate")).to_contain_text("Fits:")
+    expect(page.locator(".ql-estimate")).to_contain_text("fits;")
     shoot(panel, "explorer-form-light")
     for word in ("float8", "int4", "int2"):
         panel.get_by_label(word, exact=True).press("Space")
@@ -138,7 +138,7 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
 def test_in_other_places(notebooks, shoot, app):
     page = notebooks.open([MADE, f"{PANEL}\n{SMALL}".replace("panel\npanel.set", "panel.set"),
                            "panel"], app=app)  # fmt: skip
-    expect(page.locator(".ql-estimate")).to_contain_text("Fits:")
+    expect(page.locator(".ql-estimate")).to_contain_text("fits;")
     page.locator(".ql-run").click()
     expect(status(page)).to_contain_text("Done: 2 trials")
     expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)

@@ -182,7 +182,7 @@ def test_a_run_gives_the_table_of_compare(tmp_path):
     assert Path(panel.folder).parent == tmp_path / "quantolab-runs"
     assert read_table(Path(panel.folder) / "results.csv").equals(panel.table)
     assert "Done: 2 trials." in panel.status.value
-    assert "ql-table" in panel.static_html()
+    assert "<table" in panel.static_html()
     # Run once more it says how long it will take, and it knows the model's run.
     assert panel.wait_for_estimate(PATIENCE)
     assert "Time: about" in panel.estimate.value
@@ -345,13 +345,13 @@ def test_what_does_not_fit_is_named():
     request = check_request("demo", ["none", "int8", "int4"])
     needs = {"none": 30_000_000_000, "int8": 15_000_000_000, "int4": 8_000_000_000}
     prospect = Prospect("cuda", "NVIDIA H100", 16_000_000_000, needs)
-    said = "none: too large for the 16.0 GB of memory free on NVIDIA H100."
+    said = "Memory: none doesn't fit into the 16.0 GB free on NVIDIA H100."
     assert fit_sentence(Estimate(request, prospect)) == said
     request = check_request("demo", ["int8", "int4"])
-    said = "int8: little would be left of the 16.0 GB of memory free on NVIDIA H100."
+    said = "Memory: int8 would leave little of the 16.0 GB free on NVIDIA H100."
     assert fit_sentence(Estimate(request, prospect)) == said
     request = check_request("demo", ["int4"])
-    said = "Fits: 16.0 GB of memory free on NVIDIA H100."
+    said = "Memory: fits; 16.0 GB free on NVIDIA H100."
     assert fit_sentence(Estimate(request, prospect)) == said
     unknown = dataclasses.replace(prospect, free_bytes=None)
     assert "doesn't say how much" in fit_sentence(Estimate(request, unknown))
