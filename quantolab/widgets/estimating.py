@@ -332,7 +332,7 @@ def _bytes_table(estimate: Estimate) -> str:
             recipe.label, bar(((need / largest, _COLOUR),), text), format_bytes(need),
             format_ratio(need / reference) if reference else "", verdict,
         ))  # fmt: skip
-    headers = ("recipe", "", "weights", "of unquantized", "")
+    headers = ("recipe", "", "weights", "of none", "")
     caption = "Predicted from shapes; no weight is read"
     return table(headers, rows, align="llrrl", caption=caption, css="ql-predicted")
 

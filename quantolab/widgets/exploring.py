@@ -94,11 +94,14 @@ class Explorer(Panel):
             on_change=self.guarded(self._form_changed),
             show_error=self._show_problem,
         )
-        side = W.VBox((self.problem, self.estimate, self._buttons))
+        side = W.VBox((
+            self.problem, self.estimate, self._buttons, self.status, self.progress, self.error,
+        ))  # fmt: skip
         side.add_class("ql-side")
         choose = W.HBox((self.form, side))
         choose.add_class("ql-choose")
-        self.fill((choose,), (self.results, self.tabs))
+        # Other than in other panels, what is going on stands beside the form.
+        self.children = (self.heading, choose, self.results, self.tabs, self._code)
         self._earlier = earlier is not None  # is looked at: nothing is estimated for it
         if earlier is not None:
             self._open(*earlier)

@@ -67,7 +67,10 @@ class Form(W.VBox):
         self.more = W.TagsInput(allow_duplicates=False)
         self.recipe = RecipeField(weights=False)  # compute dtype, device and the skip picker
         self.recipe.dtype.layout.width = self.recipe.device.layout.width = _FIELD
-        self.recipe.more.layout.margin = "0 0 0 84px"  # under the marks
+        # A button, since the keyboard doesn't reach the heading of an Accordion.
+        self.skips = W.ToggleButton(layout={"width": "auto"})
+        self.picker = W.Box((self.recipe.picker,), layout={"display": "none"})
+        self.picker.add_class("ql-picker")
         self.prompts = W.Textarea(
             description="Prompts",
             placeholder="one a line",
@@ -87,24 +90,23 @@ class Form(W.VBox):
             placeholder=f"a new one under {RUNS}",
             continuous_update=False,
             style=LABEL,
-            layout={"width": "min(520px, 100%)"},
+            layout={"width": "min(396px, 100%)"},
         )
 
     def _fill(self) -> None:
-        row = W.HBox((self.both,), layout={"margin": "0 0 0 92px"})
-        self._both_row, self._more_row = row, _row("And", (self.more,))
+        self._more_row = _row("And", (self.more,))
         self.children = (
             self.model,
             self._parts_row,
             _row("Weights", (*self.weights.values(), self.compile)),
             self._more_row,
-            self.recipe.more, self._both_row,
+            _row("", (self.skips, self.both)),
+            self.picker,
             self.prompts,
             W.HBox((
-                self.seeds, self.steps, self.guidance, self.size, self.repeats,
-                self.recipe.dtype, self.recipe.device,
+                self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
             ), layout=WRAP),
-            self.out,
+            W.HBox((self.recipe.device, self.out), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:
@@ -115,6 +117,7 @@ class Form(W.VBox):
         for control in controls:
             control.observe(lambda _: self._changed(), "value")
         self.recipe.observe(lambda _: self._changed(), "state")
+        self.skips.observe(lambda _: self._open_picker(), "value")
         self.model.observe(lambda _: self._take_source(), "source")
 
     # --- what is chosen ---
@@ -274,11 +277,17 @@ class Form(W.VBox):
             self._quiet -= 1
         self._changed()
 
+    def _open_picker(self) -> None:
+        self.picker.layout.display = None if self.skips.value else "none"
+        # Its layers are looked up once it is open.
+        self.recipe.more.selected_index = 0 if self.skips.value else None
+
     def _changed(self) -> None:
         if self._quiet:
             return
         self._more_row.layout.display = None if self._extras else "none"
-        self._both_row.layout.display = None if self.recipe.skip else "none"
+        self.both.layout.display = None if self.recipe.skip else "none"
+        self.skips.description = self.recipe.more.titles[0]
         names = tuple(name for name, box in self.parts.items() if box.value)
         if self.source is not None and names and self._listed != (self.source, names):
             self._listed = (self.source, names)

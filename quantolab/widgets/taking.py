@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as W
 
 from ..errors import ArgumentError, OutputError, one_of
+from ..recipes import REFERENCE
 from ..records import Comparison
 from ..report.files import report_makers
 from ..run.children import Cancelled
@@ -155,6 +156,7 @@ class TakeAway(W.VBox):
     def __init__(self, panel: Panel, assistant: Assistant) -> None:
         self._assistant = assistant
         self._comparison: Comparison | None = None
+        self._offered: str | None = None
         self._writing, self._scripting = Latest(), Latest()
         self.folder = W.Text(
             description="Write to",
@@ -191,11 +193,7 @@ class TakeAway(W.VBox):
         self._comparison = comparison
         for button in (*self.buttons.values(), self.write_script):
             button.disabled = not comparison.trials
-        chosen, labels = self.recipe.value, _script_labels(comparison)
-        if labels != tuple(self.recipe.options):
-            self.recipe.options = labels
-            if labels:
-                self.recipe.value = chosen if chosen in labels else labels[-1]
+        self._offer_recipes(tuple(t.label for t in comparison.trials if not t.compiled))
         self.call.code = choice.code()
         self.written.value = ""
 
@@ -232,6 +230,16 @@ class TakeAway(W.VBox):
         """Wait until nothing is being written; whether that came true in time."""
         return self._writing.wait(timeout) and self._scripting.wait(timeout)
 
+    def _offer_recipes(self, labels: tuple[str, ...]) -> None:
+        """Offer these; what the user chose stays, else it is the first that is quantized."""
+        if labels == tuple(self.recipe.options):
+            return
+        chosen, offered = self.recipe.value, self._offered
+        self.recipe.options = labels  # which chooses the first
+        self._offered = next((label for label in labels if label != REFERENCE), self.recipe.value)
+        kept = chosen in labels and chosen != offered
+        self.recipe.value = chosen if kept else self._offered
+
     def _show_script(self, code: str) -> None:
         self.script_said.value, self.script.code = "", code
 
@@ -256,10 +264,6 @@ def written_html(path: Path) -> str:
         f"<p>{said} <a class='ql-download' download='{name}' href='data:{kind};base64,{data}'>"
         f"Download {name}</a></p>"
     )
-
-
-def _script_labels(comparison: Comparison) -> tuple[str, ...]:
-    return tuple(trial.label for trial in comparison.trials if not trial.compiled)
 
 
 def _said(kind: str) -> str:
