@@ -127,6 +127,7 @@ class CompileExplorer(WorkingPanel):
         if not self.work.running:
             self.rows = ()
             self._planned = tuple((recipe.label, way) for recipe in recipes for way in ways)
+            self.shown.options, self.shown.layout.display = (), "none"
             self._draw()
         self.begin("Starting", job, self._show_all, can_cancel=True)
         if wait:
@@ -217,12 +218,12 @@ class CompileExplorer(WorkingPanel):
 
     def _offer_plots(self) -> None:
         names = [(compiled.name(row), i) for i, row in enumerate(self.rows) if row["status"] == OK]
+        if not names:
+            return
         before = self.shown.value
         self.shown.options = names
-        if before is not None:
-            self.shown.value = before
-        self.shown.layout.display = "" if names else "none"
-        self._draw_plot()
+        self.shown.value = names[0][1] if before is None else before
+        self.shown.layout.display = ""
 
     def _draw_plot(self) -> None:
         chosen = self.shown.value

@@ -77,11 +77,11 @@ class Form(W.VBox):
             rows=4,
             continuous_update=False,
             style=LABEL,
-            layout={"width": "min(760px, 100%)"},
+            layout={"width": "min(760px, calc(100% - 4px))"},
         )
         self.seeds = _text("Seeds", "0", "0, 1, 2")
-        self.steps = _text("Steps", "", "the model's own")
-        self.guidance = _text("Guidance", "", "the model's own")
+        self.steps = _text("Steps", "", "model's own")
+        self.guidance = _text("Guidance", "", "model's own")
         self.size = _text("Size", "", "512x512")
         self.repeats = _text("Repeats", "5", "5")
         self.repeats.tooltip = "Timed pictures a recipe; from 6 on there are intervals"

@@ -48,10 +48,10 @@ class Panel(W.VBox):
         self.add_class("ql-panel")
         self.add_class(f"ql-{name}")
 
-    def fill(self, parts: Iterable[W.Widget]) -> None:
-        """Put the parts between the title and the status, progress, errors and code."""
+    def fill(self, parts: Iterable[W.Widget], results: Iterable[W.Widget] = ()) -> None:
+        """Put the parts under the title, and what comes of them under status and errors."""
         self.children = (
-            self.heading, *parts, self.status, self.progress, self.error, self._code,
+            self.heading, *parts, self.status, self.progress, self.error, *results, self._code,
         )  # fmt: skip
         self.refresh()
 

@@ -135,8 +135,8 @@ class SingleFileLoader(WorkingPanel):
             for path in shown
             if path.suffix.casefold() == _SUFFIX and path.is_file()
         ]
-        self.files.options, self.files.description = options, "Choose"
-        self.files.tooltip = str(folder)
+        self.files.options, self.files.tooltip = options, str(folder)
+        self._take_listed()
 
     def look(self) -> None:
         """Read the chosen file's header, in the background."""

@@ -73,7 +73,11 @@ class SkipExplorer(Panel):
             description="Show", options=list(_ROWS), style=LABEL, layout={"width": "320px"}
         )
         row = W.HBox((self.dtype, self.weights, self.run_button), layout=WRAP)
-        self.fill((self.model_field, row, self.picker), (self.totals, self.rows, self.table))
+        # The sentence in the status line sums up the picker, so the report stands below it.
+        self.children = (
+            self.heading, self.model_field, row, self.picker, self.status, self.error,
+            self.totals, self.rows, self.table, self._code,
+        )  # fmt: skip
         self.on_click(self.run_button, self.run)
         self.on_change((self.dtype,), self.run)
         self.on_change((self.weights, self.rows), self._draw)

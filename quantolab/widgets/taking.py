@@ -31,13 +31,13 @@ from .work import Assistant
 if TYPE_CHECKING:
     from .panel import Panel
 
-WHOLE = "whole run"
+WHOLE = "whole run (zip)"
 FILES = {
     "CSV": "results.csv",
     "Parquet": "results.parquet",
     "Markdown": "results.md",
-    "grid": "grid.png",
-    "trade-off": "tradeoff.png",
+    "grid PNG": "grid.png",
+    "plot PNG": "tradeoff.png",
 }
 """Names of exports, and the files that they write."""
 EXPORTS = (*FILES, WHOLE)

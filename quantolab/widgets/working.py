@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets as W
@@ -43,6 +43,13 @@ class WorkingPanel(Panel):
         self._starters: dict[W.Button, Callable[[], Any]] = {}
         self._can_cancel = False
         self.on_click(self.cancel_button, self.cancel)
+
+    def fill(self, parts: Iterable[W.Widget], results: Iterable[W.Widget] = ()) -> None:
+        """Put parts under the title, then what goes on, so that it is seen, then results."""
+        self.children = (
+            self.heading, *parts, self.status, self.progress, self.error, *results, self._code,
+        )  # fmt: skip
+        self.refresh()
 
     def add_starter(self, button: W.Button, handler: Callable[[], Any]) -> W.Button:
         """Let a button start something; it is off while anything runs."""

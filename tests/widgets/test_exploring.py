@@ -377,10 +377,10 @@ def test_exports_are_what_they_say(saved, comparison, tmp_path):
     table = results_table(comparison)
     assert read_table(written["CSV"]).equals(table)
     assert read_table(written["Parquet"]).equals(table)
-    assert written["grid"].read_bytes()[:4] == b"\x89PNG"
+    assert written["grid PNG"].read_bytes()[:4] == b"\x89PNG"
     assert written["Markdown"].read_text().startswith("| recipe")
-    assert written["whole run"] == tmp_path / "saved.zip"
-    with zipfile.ZipFile(written["whole run"]) as archive:
+    assert written["whole run (zip)"] == tmp_path / "saved.zip"
+    with zipfile.ZipFile(written["whole run (zip)"]) as archive:
         archive.extractall(tmp_path / "unpacked")
     again = journal.read(tmp_path / "unpacked" / "saved")
     assert again.trials == comparison.trials
