@@ -172,6 +172,7 @@ def test_jupyterlab_serves_the_copy(source, tmp_path):
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
         env={**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_DATA_DIR": str(tmp_path)},
+        start_new_session=True,  # tests may run in the background of a terminal, which stops it
     )  # fmt: skip
     said = []
     try:

@@ -83,7 +83,7 @@ def plan(
     at a time, which takes up to 16 MB beside what is made; `quantizing_bytes` has the exceptions.
 
     - A Diffusers component is read layer by layer: all quantized weights, and what the largest
-      layer takes beside its own.
+      layer takes beside its own, a copy in the compute dtype included (a file may hold another).
     - A transformers component (text encoders) is read whole before it is quantized: all
       unquantized weights, and what the largest layer takes.
 
@@ -229,8 +229,12 @@ def _load_peak(part: _Part, quantized: list[Layer], weights: str, dtype: str, he
     if part.read_whole:
         largest = max((quantizing_bytes(q, weights, dtype) for q in quantized), default=0)
         return predict_weight_bytes(part.module, REFERENCE, dtype) + largest
+    # The weight itself is copied where the file holds it in another dtype than it is computed in.
     beside = (
-        quantizing_bytes(q, weights, dtype) - layer_bytes(q, weights, dtype) for q in quantized
+        layer_bytes(q, REFERENCE, dtype)
+        + quantizing_bytes(q, weights, dtype)
+        - layer_bytes(q, weights, dtype)
+        for q in quantized
     )
     return held + max(beside, default=0)
 

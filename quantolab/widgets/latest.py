@@ -46,6 +46,11 @@ class Latest:
             self._thread = threading.Thread(target=run, name="quantolab look-up", daemon=True)
             self._thread.start()
 
+    def forget(self) -> None:
+        """Drop what a running job would still say."""
+        with self.lock:
+            self._thread = None
+
     @property
     def running(self) -> bool:
         """Whether an answer is still to come."""

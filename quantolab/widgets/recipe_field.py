@@ -33,6 +33,7 @@ class RecipeField(W.VBox):
 
     def __init__(self, *, weights: bool = True, assistant: Assistant | None = None) -> None:
         self._model: tuple = ()
+        self._looked: tuple = ()
         self.weights = W.Dropdown(
             description="Weights", options=WEIGHTS, value="int8", style=LABEL,
             layout={"width": "190px"},
@@ -72,8 +73,12 @@ class RecipeField(W.VBox):
         self._look()
 
     def _look(self) -> None:
-        if self._model and self.more.selected_index is not None:
-            self.picker.set_model(*self._model, self.dtype.value)
+        wanted = (*self._model, self.dtype.value)
+        if not self._model or self.more.selected_index is None:
+            return
+        if wanted != self._looked or not (self.picker.loaded or self.picker.busy):
+            self._looked = wanted
+            self.picker.set_model(*wanted)
 
     def _tell(self) -> None:
         count = len(self.skip)

@@ -111,6 +111,7 @@ class SkipPicker(W.VBox):
 
     value = traitlets.Tuple(help="The patterns, in the order in which they were chosen.")
     loaded = traitlets.Bool(False, help="Whether the model's layers are known.")
+    busy = traitlets.Bool(False, help="Whether they are being looked up.")
 
     def __init__(
         self,
@@ -144,13 +145,21 @@ class SkipPicker(W.VBox):
         names = (component,) if isinstance(component, str) else tuple(component or ())
         with self._lock:
             self.dtype = dtype = dtype or self.dtype
-            self._base, self._layers, self._failure = None, {}, None
-            self.loaded = False
+            self.clear()
+            self.busy = True
             self._looking.start(
                 lambda: self._look(model, names, dtype),
                 done=self._show_layers,
                 failed=self._show_failure,
             )
+            self._draw()
+
+    def clear(self) -> None:
+        """Forget the model's layers; the patterns stay."""
+        with self._lock:
+            self._looking.forget()
+            self._base, self._layers, self._failure = None, {}, None
+            self.loaded = self.busy = False
             self._draw()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -304,11 +313,12 @@ class SkipPicker(W.VBox):
     def _show_layers(self, report: pandas.DataFrame) -> None:
         self._base, self._layers = report, layers_of(report)
         self._draw()
-        self.loaded = True
+        self.loaded, self.busy = True, False
 
     def _show_failure(self, error: BaseException) -> None:
         self._failure = error
         self._draw()
+        self.busy = False
 
     def _dead_pattern(self) -> ArgumentError | None:
         try:
@@ -362,8 +372,7 @@ class SkipPicker(W.VBox):
     def _draw_preview(self, text: str) -> None:
         hints: list[str] = []
         if self._base is None:
-            waits = self._looking.running and self._failure is None
-            said = "Reading which layers there are…" if waits else ""
+            said = "Reading which layers there are…" if self.busy and not self._failure else ""
         elif not text:
             said = f"{_counted(len(self._base))} in {' and '.join(self._layers)}"
         else:

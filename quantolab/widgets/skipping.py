@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
@@ -54,8 +55,8 @@ class SkipExplorer(Panel):
 
     def __init__(self, model=None) -> None:
         super().__init__("skip-explorer", "Layers to keep unquantized")
-        # The picker says why a model can't be had: it looks for it too.
-        self.model_field = ModelField(model, show_error=lambda error: None)
+        self._drawing = threading.RLock()  # the picker's look-up and the user's clicks both draw
+        self.model_field = ModelField(model, show_error=self.show_error)
         self.weights = W.Dropdown(
             description="Weights", options=QUANTIZED, value="int8", style=LABEL,
             layout={"width": "190px"},
@@ -82,16 +83,18 @@ class SkipExplorer(Panel):
         self.on_change((self.dtype,), self.run)
         self.on_change((self.weights, self.rows), self._draw)
         self.model_field.observe(self.guarded(lambda _: self.run()), "chosen")
-        self.picker.observe(self.guarded(lambda _: self._draw()), ["value", "loaded"])
+        self.picker.observe(self.guarded(lambda _: self._draw()), ["value", "loaded", "busy"])
         self.run()
 
     # --- for programs ---
 
     def run(self, wait: bool = False) -> None:
         """Read the model's layers, in the background; no weight is touched."""
-        name = self.model_field.component_name
-        self.picker.set_model(self.model_field.model, name, self.dtype.value)
-        self._draw()
+        if self.model_field.source is None:
+            self.picker.clear()  # the field says why
+        else:
+            name = self.model_field.component_name
+            self.picker.set_model(self.model_field.model, name, self.dtype.value)
         if wait:
             self.wait()
 
@@ -161,18 +164,19 @@ class SkipExplorer(Panel):
     # --- drawing ---
 
     def _draw(self) -> None:
-        self.refresh()
-        report = self._marked()
-        if report is None:
-            self.say("" if self.picker.problem else "Reading the model's layers…")
-            self.totals.value = self.table.value = ""
-            return
-        self.say(self._sentence(report))
-        self.totals.value = _totals_table(report, self.picker.cost)
-        wanted = _ROWS[self.rows.value]
-        rows = [row for row in report.to_dict("records") if wanted(row)]
-        self.table.value = _layer_table(rows, "24em") if rows else note("No layer.")
-        self.refresh_static()
+        with self._drawing:
+            self.refresh()
+            report = self._marked()
+            if report is None:
+                self.say("Reading the model's layers…" if self.picker.busy else "")
+                self.totals.value = self.table.value = ""
+                return
+            self.say(self._sentence(report))
+            self.totals.value = _totals_table(report, self.picker.cost)
+            wanted = _ROWS[self.rows.value]
+            rows = [row for row in report.to_dict("records") if wanted(row)]
+            self.table.value = _layer_table(rows, "24em") if rows else note("No layer.")
+            self.refresh_static()
 
     def _marked(self) -> pandas.DataFrame | None:
         """Return the report, or None where there is none; the picker then shows why."""
