@@ -137,6 +137,7 @@ def _rows(children: Children, request: dict, recipe: Recipe, folder: Path, tell)
     value = result["value"]
     conditions = value.pop("conditions")
     row |= {name: conditions[name] for name in conditions if name in _COLUMNS}
+    steps = {False: value.pop("eager"), True: value.pop("compiled", None)}
     row |= {name: value[name] for name in value if name in _COLUMNS}
     row |= {
         "image_tokens": request["side"] ** 2,
@@ -144,10 +145,11 @@ def _rows(children: Children, request: dict, recipe: Recipe, folder: Path, tell)
         "repeats": request["repeats"],
         "weight_classes": ", ".join(f"{n} {c}" for c, n in value["weight_classes"].items()),
     }
-    rows = [{**row, **_figures(value["eager"])}]
-    if "compiled" in value:
-        rows.append({**row, "compiled": True, **_figures(value["compiled"])})
-    return rows
+    return [
+        {**row, "compiled": compiled, **_figures(figures)}
+        for compiled, figures in steps.items()
+        if figures is not None
+    ]
 
 
 def _figures(steps: dict) -> dict:
