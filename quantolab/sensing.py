@@ -493,9 +493,13 @@ def _check_table(table: pandas.DataFrame, shapes: _Shapes) -> None:
         other = sorted(set(table[column]) - {wanted})
         if other:
             raise ArgumentError(f"the table's {column} is {other[0]!r}, not {wanted!r}")
-    for path in dict.fromkeys(table["path"]):
-        if not match_layers((path,), shapes.layers):
-            raise ArgumentError(f"the table is of another model: {shapes.model!r} has no {path!r}")
+    for weights, rows in table.groupby("weights"):
+        saved = shapes.held(REFERENCE, ()) - shapes.held(weights, ())
+        if rows["saved_bytes"].sum() != saved:
+            raise ArgumentError(
+                f"the table is not of all layers of {shapes.name} of {shapes.model!r}: its "
+                f"{weights} rows save {rows['saved_bytes'].sum()} bytes, the model {saved}"
+            )
 
 
 def _as_measured(table: pandas.DataFrame) -> dict[str, Any]:
@@ -520,8 +524,6 @@ def _candidates(
         rows = table[table["weights"] == weights].to_dict("records")
         kept, error = _best_kept(rows, spare)
         skip = skip_patterns(kept, shapes.layers)
-        if shapes.held(weights, skip) > budget:  # the table is of other shapes
-            raise ArgumentError(f"the table's bytes are not those of {shapes.model!r}")
         found.append((error, _recipe(weights, skip, component)))
     return found
 

@@ -61,6 +61,14 @@ def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
         (["compare", "--weights", "none", "--skip", "x"], "nothing to quantize"),
         (["compare", "--resume"], "--resume needs --out FOLDER"),
         (["compare", "--wieghts", "int8"], "did you mean '--weights'"),
+        (["plan"], "MODEL"),
+        (["plan", "no-such-folder"], "is no folder here"),
+        (["plan", "FLUX1-dev"], "did you mean 'FLUX.1-dev'"),
+        (["plan", "FLUX.1-dev", "--vram", "big"], "a size such as 16GB"),
+        (["plan", "FLUX.1-dev", "--weights", "int9"], "did you mean 'int8'"),
+        (["plan", "FLUX.1-dev", "--component", "transfromer"], "did you mean 'transformer'"),
+        (["plan", "FLUX.1-dev", "--csv", "no/such/folder.csv"], "no file in an existing folder"),
+        (["lab", "--port", "http"], "a whole number is needed, not 'http'"),
         (["comprae"], "invalid choice"),
         ([], "COMMAND"),
     ],
@@ -104,6 +112,16 @@ def test_some_failed_is_status_1(pipeline_folder, tmp_path):
     assert done.returncode == 1
     assert "can't be read as safetensors" in " ".join(done.stdout.split())
     assert pd.read_csv(tmp_path / "out" / "results.csv").status.tolist() == ["failed"]
+
+
+def test_plan_needs_no_weights_and_no_network(capsys, tmp_path):
+    arguments = ["plan", "FLUX.1-dev", "--weights", "int8,int4", "--vram", "24GB"]
+    assert cli.main([*arguments, "--csv", str(tmp_path / "plan.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "Into 24.0 GB the transformer alone fits as none, int8 or int4." in said
+    table = pd.read_csv(tmp_path / "plan.csv")
+    rows = table[table.component == "transformer"]
+    assert list(rows.weight_bytes) == [23_802_816_640, 11_910_627_552, 6_327_162_976]
 
 
 def test_version_and_help(capsys):

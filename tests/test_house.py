@@ -103,6 +103,9 @@ def loaded_by(code: str) -> set[str]:
         "import quantolab.cli\ntry: quantolab.cli.main(['--help'])\nexcept SystemExit: pass",
         "import quantolab.cli\ntry: quantolab.cli.main(['compare', '--help'])\n"
         "except SystemExit: pass",
+        "import quantolab.cli\ntry: quantolab.cli.main(['plan', '--help'])\n"
+        "except SystemExit: pass",
+        "import quantolab.cli\ntry: quantolab.cli.main(['lab', '--help'])\nexcept SystemExit: pass",
         "import quantolab; quantolab.demo_model()",
     ],
 )

@@ -26,7 +26,7 @@ _COLUMNS = (
     "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
 )  # fmt: skip
 _PER_BYTE = {"int4": 2, "int2": 4}
-_SCRATCH = 1 << 24  # bytes; more than some rows take while they are quantized
+_SCRATCH = 1 << 25  # bytes; more than some rows take while they are quantized
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
 
 
@@ -80,16 +80,17 @@ def plan(
 
     ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
     the component: an upper bound, whatever the order of the file. A layer is quantized some rows
-    at a time, which takes up to 16 MB beside what is made; `quantizing_bytes` has the exceptions.
+    at a time, which takes up to 32 MB beside what is made; `quantizing_bytes` has the exceptions.
 
     - A Diffusers component is read layer by layer: all quantized weights, and what the largest
       layer takes beside its own, a copy in the compute dtype included (a file may hold another).
     - A transformers component (text encoders) is read whole before it is quantized: all
       unquantized weights, and what the largest layer takes.
 
-    Conditions: safetensors whose names are the class's own. Mapped pages of the file come on
-    top; they are the system's to take back. What an accelerator needs while loading has not been
-    measured: there, Quanto's own arithmetic takes up to three times a layer's unquantized weight.
+    Conditions: safetensors whose names are the class's own. Mapped pages of the file, which are
+    the system's to take back, and holes in the C library's heap come on top. What an accelerator
+    needs while loading has not been measured: there, Quanto's own arithmetic takes up to three
+    times a layer's unquantized weight.
     Sums over several components assume that the one which needs most is loaded last.
 
     Examples

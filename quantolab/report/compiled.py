@@ -12,8 +12,8 @@ from ..records import OK, Timing
 from ..units import ABSENT, format_interval, format_ratio, format_seconds
 
 HEADERS = (
-    "recipe", "way", "status", "graphs", "breaks", "another size adds", "compiling",
-    "eager, a picture", "compiled, a picture", "compiled is", "pays",
+    "recipe", "way", "status", "graphs", "breaks", "new size adds", "compiling",
+    "eager picture", "compiled picture", "compiled is", "pays",
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -78,14 +78,14 @@ def pays(row: Row) -> bool:
 
 
 def payback_words(row: Row) -> str:
-    """Return when compiling has paid for itself: ``"after 38 pictures, 52.1 s"``."""
+    """Return when compiling has paid for itself: ``"after 38 pictures (52.1 s)"``."""
     count = row["break_even_images"]
     if math.isinf(count):
         return "never: it isn't faster"
     if not pays(row):
         return "not shown to"
     seconds = row["compile_seconds"] + count * row["compiled_seconds"]
-    return f"after {_counted(round(count), 'picture')}, {format_seconds(seconds)}"
+    return f"after {_counted(round(count), 'picture')} ({format_seconds(seconds)})"
 
 
 @functools.lru_cache(maxsize=256)  # an interval takes thousands of resamplings

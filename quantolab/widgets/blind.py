@@ -16,7 +16,7 @@ from .. import units
 from ..errors import ArgumentError
 from ..measure.statistics import binomial_interval, more_right_answers
 from ..records import Comparison
-from .pictures import asset
+from .assets import asset
 from .sheet import png_file
 
 GUESSING = 0.5

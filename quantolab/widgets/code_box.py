@@ -5,7 +5,7 @@ from __future__ import annotations
 import anywidget
 import traitlets
 
-from .pictures import asset
+from .assets import asset
 
 
 class CodeBox(anywidget.AnyWidget):

@@ -131,7 +131,7 @@ _TABLE = (
     "font-size:13px"
 )
 _CAPTION = "caption-side:top;text-align:left;padding:2px 0;color:inherit;opacity:.8"
-_STICKY = "position:sticky;top:0;background:var(--jp-layout-color1, Canvas);"
+_STICKY = "position:sticky;top:0;background:var(--jp-layout-color0, Canvas);"
 
 
 def _cell(letter: str) -> str:

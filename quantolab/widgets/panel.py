@@ -10,14 +10,25 @@ import functools
 import html
 import traceback
 from collections.abc import Callable, Iterable
-from importlib.resources import files
 from typing import Any
 
+import anywidget
 import ipywidgets as W
+import traitlets
 from IPython.display import HTML, display
 
 from ..errors import QuantolabError
+from .assets import asset
 from .work import Work
+
+
+class _Heading(anywidget.AnyWidget):
+    """A panel's title, and with it what holds for all of it: the style, and whose the keys are."""
+
+    _esm = asset("shared.js", "heading.js")
+    _css = asset("panel.css")
+
+    title = traitlets.Unicode().tag(sync=True)
 
 
 class Panel(W.VBox):
@@ -41,8 +52,7 @@ class Panel(W.VBox):
         self.error.add_class("ql-error")
         self._code = W.HTML()
         self._code.add_class("ql-code")
-        style = f"<style>{files(__package__).joinpath('panel.css').read_text()}</style>"
-        self.heading = W.HTML(f"{style}<h3 class='ql-title'>{html.escape(title)}</h3>")
+        self.heading = _Heading(title=title)
         self._static = None
         super().__init__()
         self.add_class("ql-panel")

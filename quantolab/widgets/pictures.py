@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import anywidget
@@ -17,15 +16,10 @@ from ..errors import ArgumentError, QuantolabError, one_of
 from ..measure.quality import difference_map, picture_psnr, picture_quality
 from ..records import Comparison
 from ..report.heat import HeatScale, heat_colours, heat_picture, heat_scale
+from .assets import asset
 from .sheet import Pictures, Sheet, make_sheet, png_file, sheet_html
 
 MODES = ("grid", "compare")
-
-
-def asset(*names: str) -> str:
-    """Return package files as one text: nothing is fetched from anywhere."""
-    folder = files(__package__)
-    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 # --- two pictures against each other ----------------------------------------------------------

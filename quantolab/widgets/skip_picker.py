@@ -78,7 +78,7 @@ def list_layers(request: dict, emit: Callable[[dict], None]) -> list[dict]:
     return report.to_dict("records")
 
 
-_INDENTED = "0 2px 0 94px"  # where the fields begin, behind their labels
+_INDENTED = "0 2px 0 99px"  # where the fields begin, behind their labels
 _SINGLE = "single layers"
 _VIEWS: dict[str, Callable[[Layer], Iterable[str]]] = {
     _SINGLE: lambda layer: [layer.path],

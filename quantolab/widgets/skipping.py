@@ -235,18 +235,23 @@ def _layer_table(rows: list[dict[str, Any]], height: str = "") -> str:
 
 def _layer_cells(row: dict[str, Any], several: bool) -> tuple[object, ...]:
     path = f"{row['component']}.{row['path']}" if several else row["path"]
-    here = "quantized"
-    if row["skipped"]:
-        here = (
-            row["pattern"] if row["pattern"] == KEEP_FP32 else Raw(f"kept: {code(row['pattern'])}")
-        )
     theirs = "keeps it" if row["diffusers_skips"] else "quantizes it"
     differs = row["skipped"] != row["diffusers_skips"]
     return (
         code(path),
         f"{row['in_features']} → {row['out_features']}",
-        here,
-        Raw(f"<b>{theirs}</b>") if differs else theirs,
+        _what_happens(row),
+        Raw(f"<span style='white-space:nowrap{';font-weight:600' * differs}'>{theirs}</span>"),
         format_bytes(row["bytes_none"]),
         *(format_bytes(row[f"bytes_{weights}"]) for weights in QUANTIZED),
     )
+
+
+def _what_happens(row: dict[str, Any]) -> object:
+    if not row["skipped"]:
+        return "quantized"
+    if row["pattern"] == KEEP_FP32:
+        return KEEP_FP32
+    if row["pattern"] in (row["path"], f"{row['component']}.{row['path']}"):
+        return "kept: its own path"  # stands beside it
+    return Raw(f"kept: {code(row['pattern'])}")

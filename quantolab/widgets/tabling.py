@@ -13,8 +13,8 @@ import traitlets
 from ..errors import one_of
 from ..report.tables import plain_rows, readable
 from ..units import ABSENT
+from .assets import asset
 from .markup import Raw, escaped, note, table
-from .pictures import asset
 
 if TYPE_CHECKING:
     import pandas

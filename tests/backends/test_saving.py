@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit, in plain Diffusers too, or says clearly why not."""
 
+import gc
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import quantolab as ql
+from quantolab.backends.quanto import files, memory_pages
 from quantolab.backends.quanto.files import file_bytes
 from quantolab.backends.quanto.pipelines import load_pipeline
 from quantolab.backends.quanto.restoring import load_saved
@@ -136,7 +139,8 @@ def test_what_diffusers_saves_is_loaded(flux_folder, tmp_path):
 
 def test_diffusers_can_save_what_was_loaded(saved_int8, tmp_path):
     module = load_saved(saved_int8, device="cpu")
-    module.save_pretrained(tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="in steps of 16 bytes"):
+        module.save_pretrained(tmp_path / "theirs")
     again = load_saved(tmp_path / "theirs", device="cpu")
     assert_same_weights(again, module)
     assert_same_weights(load_saved(save(again, tmp_path / "ours"), device="cpu"), module)
@@ -227,6 +231,29 @@ def test_another_compute_dtype(saved_int8):
     module = load_saved(saved_int8, dtype="float32", device="cpu")
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert torch.isfinite(output_of(module, "float32")).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "lasts"),
+    (("int8", None, True), ("int8", "float32", False), ("int4", None, False)),
+)
+def test_memory_that_was_read_into_is_kept_only_for_tensors_in_it(
+    flux_folder, tmp_path, monkeypatch, weights, dtype, lasts
+):
+    folder = save(ql.load(flux_folder, weights, device="cpu"), tmp_path / "saved")
+    made = []
+
+    def watched(nbytes):
+        memory = memory_pages.fresh_memory(nbytes)
+        made.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(files, "fresh_memory", watched)
+    module = load_saved(folder, dtype=dtype, device="cpu")
+    assert made and all((memory() is not None) == lasts for memory in made)
+    del module
+    gc.collect()
+    assert all(memory() is None for memory in made)
 
 
 def test_cured_layers_come_back_cured(tmp_path):

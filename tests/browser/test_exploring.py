@@ -12,7 +12,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 MADE = "import os\nos.environ['XDG_CACHE_HOME'] = os.path.abspath('cache')"
 PANEL = "from quantolab import widgets\npanel = widgets.explorer('demo')\npanel"
 SMALL = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=2, repeats=1)"
-LONG = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=3, repeats=400)"
+LONG = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=6, repeats=60)"
 
 
 def fill(page, label, text):
@@ -117,7 +117,7 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
     page.locator(".ql-run").click()
     expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
     expect(status(page)).to_contain_text("int8: timing")
-    expect(page.get_by_role("progressbar")).to_be_visible()
+    expect(page.locator(".ql-progress").get_by_role("progressbar")).to_be_visible()
     page.locator(".jp-CodeCell").nth(3).locator(".jp-InputPrompt").click()
     page.keyboard.press("Control+Enter")
     expect(page.locator(".jp-CodeCell").nth(3)).to_contain_text("42")

@@ -39,13 +39,14 @@ def test_skips_by_keyboard_and_by_mouse(notebooks, shoot):
     page.keyboard.type("norm1.linear")
     listed = page.get_by_label("Linear layers")
     expect(listed.locator("option").first).to_have_text(re.compile("norm1.linear"))
+    expect(panel.locator(".ql-preview")).to_contain_text("norm1.linear hits no layer")
     listed.focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(panel.locator(".ql-chip")).to_have_count(2)
     expect(panel.locator(".ql-status")).to_have_text(re.compile(r"^At int8, \d+ of \d+ Linear"))
-    page.get_by_label("Show").select_option("what is kept")
+    panel.get_by_label("Show", exact=True).select_option("what is kept")
     expect(panel.locator(".ql-scroll tbody tr").first).to_contain_text("kept: ")
     shoot(panel, "skips-light")
     panel.locator(".ql-chip").first.click()
@@ -69,7 +70,7 @@ def test_a_single_file(notebooks, shoot):
     path = page.get_by_label("File", exact=True)
     path.fill("model.ckpt")
     path.press("Enter")
-    expect(panel.locator(".ql-error")).to_contain_text("isn't there")
+    expect(panel.locator(".ql-error", has_text="isn't there")).to_be_visible()
 
 
 def test_save_verify_and_load(notebooks, shoot):

@@ -189,7 +189,19 @@ def test_a_run_gives_the_table_of_compare(tmp_path):
     assert recent.recent_runs() == (Path(panel.folder),)
 
 
-def test_killed_cancelled_and_resumed(pipeline_folder):
+@pytest.fixture
+def servers():
+    """Return what lists the servers started since; earlier panels keep theirs for a minute."""
+
+    def running():
+        own = psutil.Process().children()
+        return {process for process in own if "quantolab.run.server" in process.cmdline()}
+
+    before = running()
+    return lambda: running() - before
+
+
+def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     panel = explorer(pipeline_folder)
     panel.set(recipes=["none", "int8", "int4"], prompts="a red cat", steps=2, repeats=60)
     assert panel.wait_for_estimate(PATIENCE)
@@ -203,14 +215,14 @@ def test_killed_cancelled_and_resumed(pipeline_folder):
 
     _wait_until(lambda: "int8: timing" in panel.status.value, panel)
     assert panel.table.recipe.tolist() == ["none"]  # shown before the run has ended
-    _job_of(panel).kill()
+    _job_of(servers()).kill()
     _wait_until(lambda: "int4: timing" in panel.status.value, panel)
     panel.cancel()
     assert panel.cancel_button.disabled
     assert "Cancelling" in panel.status.value
     assert panel.wait(PATIENCE)
     assert "2 of 3 trials are kept" in panel.status.value
-    assert not _processes()
+    assert not servers()
 
     assert [trial.status for trial in panel.comparison.trials] == ["ok", "failed"]
     assert "was killed (SIGKILL)" in panel.comparison.trials[1].reason
@@ -225,7 +237,7 @@ def test_killed_cancelled_and_resumed(pipeline_folder):
     assert "there is no run to resume" in panel.error.value
 
 
-def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp_path):
+def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp_path, servers):
     panel, other = explorer(pipeline_folder), explorer(pipeline_folder)
     panel.run()
     other.run()  # in the same second: folders of their own
@@ -237,7 +249,7 @@ def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp
         assert "Cancelled before the first trial" in one.status.value
         assert one.comparison is one.table is None
     assert list((tmp_path / "quantolab-runs").iterdir()) == []
-    assert not _processes()
+    assert not servers()
 
 
 def _wait_until(came_true, panel):
@@ -247,13 +259,8 @@ def _wait_until(came_true, panel):
         time.sleep(0.005)
 
 
-def _processes():
-    """Return the servers that this process has started, which fork the jobs."""
-    return [p for p in psutil.Process().children() if "quantolab.run.server" in p.cmdline()]
-
-
-def _job_of(panel):
-    jobs = [job for server in _processes() for job in server.children()]
+def _job_of(servers):
+    jobs = [job for server in servers for job in server.children()]
     assert len(jobs) == 1
     return jobs[0]
 
