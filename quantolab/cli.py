@@ -76,6 +76,16 @@ def _parser() -> _Parser:
     return parser
 
 
+def _add_weights(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--weights",
+        type=_listed,
+        default=WEIGHTS,
+        metavar="LIST",
+        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
+    )
+
+
 def _add_compare(commands) -> None:
     p = commands.add_parser(
         "compare",
@@ -89,13 +99,7 @@ def _add_compare(commands) -> None:
         metavar="MODEL",
         help="a folder in Diffusers layout, a Hub id, or 'demo' (the default; no network needed)",
     )
-    p.add_argument(
-        "--weights",
-        type=_listed,
-        default=WEIGHTS,
-        metavar="LIST",
-        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
-    )
+    _add_weights(p)
     p.add_argument(
         "--skip",
         action="append",
@@ -211,13 +215,7 @@ def _add_plan(commands) -> None:
         metavar="MODEL",
         help="a folder in Diffusers layout, a Hub id, 'demo', or a name such as FLUX.1-dev",
     )
-    p.add_argument(
-        "--weights",
-        type=_listed,
-        default=WEIGHTS,
-        metavar="LIST",
-        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
-    )
+    _add_weights(p)
     p.add_argument(
         "--component",
         action="append",

@@ -108,6 +108,11 @@ def format_percent(share: float | None) -> str:
     return ABSENT if is_absent(share) else f"{100 * share:.0f} %"
 
 
+def format_count(count: int, what: str) -> str:
+    """Return ``"1 picture"`` or ``"2 pictures"``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def parse_bytes(text: str | int) -> int:
     """Return the bytes that ``16GB``, ``16 GiB`` or a plain number of bytes say.
 

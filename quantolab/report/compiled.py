@@ -9,7 +9,7 @@ from typing import Any
 
 from ..measure.statistics import LEAST_SAMPLES, verdict
 from ..records import OK, Timing
-from ..units import ABSENT, format_interval, format_ratio, format_seconds
+from ..units import ABSENT, format_count, format_interval, format_ratio, format_seconds
 
 HEADERS = (
     "recipe", "way", "status", "graphs", "breaks", "new size adds", "compiling",
@@ -34,7 +34,7 @@ def cells(row: Row) -> tuple[str, ...]:
         *first,
         str(row["graphs"]),
         str(row["graph_breaks"]),
-        ABSENT if added is None else _counted(added, "graph"),
+        ABSENT if added is None else format_count(added, "graph"),
         format_seconds(row["compile_seconds"]),
         _interval(row, "eager"),
         _interval(row, "compiled"),
@@ -52,8 +52,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if row is None:
         return said
     said.append(
-        f"{row['model']}, {row['steps']} steps, {row['size']}, {row['compute_dtype']}, "
-        f"{row['device_name']}, torch {row['torch']}, diffusers {row['diffusers']}, "
+        f"{row['model']}, {format_count(row['steps'], 'step')}, {row['size']}, "
+        f"{row['compute_dtype']}, {row['device_name']}, torch {row['torch']}, diffusers {row['diffusers']}, "
         f"optimum-quanto {row['quanto']}."
     )
     if row["repeats"] >= LEAST_SAMPLES:
@@ -85,7 +85,7 @@ def payback_words(row: Row) -> str:
     if not pays(row):
         return "not shown to"
     seconds = row["compile_seconds"] + count * row["compiled_seconds"]
-    return f"after {_counted(round(count), 'picture')} ({format_seconds(seconds)})"
+    return f"after {format_count(round(count), 'picture')} ({format_seconds(seconds)})"
 
 
 @functools.lru_cache(maxsize=256)  # an interval takes thousands of resamplings
@@ -95,7 +95,3 @@ def _verdict(eager: tuple[float, ...], compiled: tuple[float, ...]) -> str | Non
 
 def _interval(row: Row, way: str) -> str:
     return format_interval(*(row[f"{way}{part}_seconds"] for part in ("", "_low", "_high")))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -144,7 +144,7 @@ def _footer(comparison: Comparison, reference: dict | None) -> str:
     where = next((t.conditions for t in comparison.trials if t.conditions is not None), None)
     parts = [
         f"model {work.model}",
-        f"{work.steps} steps",
+        units.format_count(work.steps, "step"),
         "{}x{} pixels".format(*work.size),
         work.dtype,
     ]

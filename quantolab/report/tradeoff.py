@@ -218,7 +218,8 @@ def _headline(table: pd.DataFrame) -> str:
         return ""
     row = next((r for r in plain_rows(table) if r["status"] == OK), plain_rows(table)[0])
     where = row.get("device_name") or row["device"]
-    parts = (row["model"], f"{row['steps']} steps", row["size"], row["compute_dtype"], where)
+    steps = units.format_count(row["steps"], "step")
+    parts = (row["model"], steps, row["size"], row["compute_dtype"], where)
     return " · ".join(map(str, parts))
 
 

@@ -19,7 +19,7 @@ from ..run.children import Cancelled
 from ..run.engine import pictures_each
 from ..run.journal import read_run
 from ..run.request import Request
-from ..units import format_bytes, format_ratio, format_roughly
+from ..units import format_bytes, format_count, format_ratio, format_roughly
 from .latest import Latest
 from .markup import Raw, bar, note, table
 from .recent import recent_runs
@@ -288,11 +288,9 @@ def estimate_html(estimate: Estimate) -> str:
 
 def pictures_sentence(estimate: Estimate) -> str:
     """Return how much will be made."""
-    trials = len(estimate.request.trials)
-    return (
-        f"{_count(trials, 'trial')}: {_count(estimate.compared, 'picture')} to compare and "
-        f"{estimate.timed} more for the timing."
-    )
+    trials = format_count(len(estimate.request.trials), "trial")
+    compared = format_count(estimate.compared, "picture")
+    return f"{trials}: {compared} to compare and {estimate.timed} more for the timing."
 
 
 def time_sentence(estimate: Estimate) -> str:
@@ -338,7 +336,3 @@ def _bytes_table(estimate: Estimate) -> str:
 
 
 _COLOUR = "#4c86c6"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

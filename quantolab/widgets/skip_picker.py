@@ -16,7 +16,7 @@ from ..models.layers import Layer, check_patterns, match_layers
 from ..models.skips import layers_of, skip_report, with_skips
 from ..models.source import find_model
 from ..recipes import WEIGHTS, Recipe
-from ..units import ABSENT, format_bytes
+from ..units import ABSENT, format_bytes, format_count
 from .latest import Latest
 from .markup import Raw, code, escaped, note, table
 from .panel import Panel
@@ -247,7 +247,8 @@ class SkipPicker(W.VBox):
         )
         self.choices.add_class("ql-choices")
         self.add_chosen = W.Button(
-            description="Keep the marked ones",
+            description="Keep the marked one",
+            disabled=True,
             tooltip="They stay unquantized",
             layout={"width": "auto", "align_self": "flex-start", "margin": _INDENTED},
         )
@@ -264,6 +265,7 @@ class SkipPicker(W.VBox):
         self.on_click(self.add, lambda: self._add(self.search.value))
         self.on_click(self.add_chosen, lambda: self.keep(*self.choices.value))
         self.on_change((self.search, self.view), self._draw_choices)
+        self.on_change((self.choices,), self._draw_add_chosen)
         # Enter. What the front end sends for it is all that `Text.on_submit` listens to as well.
         self.search.on_msg(
             self.guarded(
@@ -341,7 +343,7 @@ class SkipPicker(W.VBox):
             text = self.search.value.strip()
             self.add.disabled = not text
             known = bool(self._layers)
-            self.choices.disabled = self.view.disabled = self.add_chosen.disabled = not known
+            self.choices.disabled = self.view.disabled = not known
             self._draw_preview(text)
             marked = self.choices.value
             options = self._options(text) if known else []
@@ -349,6 +351,13 @@ class SkipPicker(W.VBox):
                 self.choices.options = options
                 values = {value for _, value in options}
                 self.choices.value = tuple(p for p in marked if p in values)
+
+    def _draw_add_chosen(self) -> None:
+        marked = len(self.choices.value)
+        self.add_chosen.disabled = not marked
+        self.add_chosen.description = (
+            f"Keep the {marked} marked ones" if marked > 1 else "Keep the marked one"
+        )
 
     def _options(self, text: str) -> list[tuple[str, str]]:
         """Return the listed patterns that the search finds, with what they stand for."""
@@ -433,7 +442,7 @@ def _containers(path: str) -> list[str]:
 
 
 def _counted(count: int) -> str:
-    return f"{count} Linear layer{'' if count == 1 else 's'}"
+    return format_count(count, "Linear layer")
 
 
 def _shape(layer: Layer) -> str:
