@@ -53,8 +53,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         return said
     said.append(
         f"{row['model']}, {format_count(row['steps'], 'step')}, {row['size']}, "
-        f"{row['compute_dtype']}, {row['device_name']}, torch {row['torch']}, diffusers {row['diffusers']}, "
-        f"optimum-quanto {row['quanto']}."
+        f"{row['compute_dtype']}, {row['device_name']}, torch {row['torch']}, "
+        f"diffusers {row['diffusers']}, optimum-quanto {row['quanto']}."
     )
     if row["repeats"] >= LEAST_SAMPLES:
         said.append(f"In brackets: 95 % interval of the median of {row['repeats']} pictures.")
