@@ -13,13 +13,14 @@ import warnings
 import weakref
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
 import quantolab as ql
-from quantolab.backends.quanto import files, memory_pages
+from quantolab.backends.quanto import files
 from quantolab.backends.quanto.files import file_bytes
 from quantolab.backends.quanto.pipelines import load_pipeline
 from quantolab.backends.quanto.restoring import load_saved
@@ -244,9 +245,10 @@ def test_memory_that_was_read_into_is_kept_only_for_tensors_in_it(
     made = []
 
     def watched(nbytes):
-        memory = memory_pages.fresh_memory(nbytes)
-        made.append(weakref.ref(memory))
-        return memory
+        own = numpy.empty(nbytes + files.ALIGNMENT, numpy.uint8)
+        made.append(weakref.ref(own))
+        start = -own.ctypes.data % files.ALIGNMENT
+        return torch.from_numpy(own[start : start + nbytes])
 
     monkeypatch.setattr(files, "fresh_memory", watched)
     module = load_saved(folder, dtype=dtype, device="cpu")

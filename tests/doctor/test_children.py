@@ -29,7 +29,12 @@ def test_threads_share_a_pool(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_matrix_leaves_nothing(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    code = "from quantolab.doctor.matrix import path_matrix; path_matrix(weights='int8')"
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it\n"
+        "from quantolab.doctor.matrix import path_matrix\n"
+        "path_matrix(weights='int8')\n"
+    )
     doctor = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
     )
