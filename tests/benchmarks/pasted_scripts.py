@@ -6,7 +6,8 @@ The scripts are those of the Diffusers documentation (QuantoConfig, FluxPipeline
 model, the same prompts, steps, text length and number of pictures as the comparison. The two
 sides alternate; the first round warms up (file cache, Quanto's C++ extension, which the scripts
 need and a compiler builds once) and isn't counted. Memory is the highest sum of proportional set
-sizes over all processes of a side, sampled every 20 ms, so that shared pages count once.
+sizes over all processes of a side, so that shared pages count once; sampling it slows processes
+down, so it has a round of its own, the last, which isn't timed.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def scripts(folder: Path, repeats: int) -> list[list[str]]:
     return commands
 
 
-def measure(commands: list[list[str]], folder: Path) -> tuple[float, int]:
-    """Return the wall seconds of commands run one after the other, and their peak bytes."""
+def measure(commands: list[list[str]], folder: Path, sample: bool) -> float:
+    """Return the wall seconds of commands run one after the other, or their peak bytes."""
     started, peak = time.perf_counter(), 0
     for command in commands:
         process = subprocess.Popen(
@@ -89,13 +90,14 @@ def measure(commands: list[list[str]], folder: Path) -> tuple[float, int]:
         errors: list[bytes] = []
         reader = threading.Thread(target=lambda p=process, e=errors: e.append(p.stderr.read()))
         reader.start()
-        while process.poll() is None:
+        while sample and process.poll() is None:
             peak = max(peak, _tree_bytes(process.pid))
-            time.sleep(0.02)
+            time.sleep(0.05)
         reader.join()
+        process.wait()
         if process.returncode:
             sys.exit(f"{command} failed:\n{errors[0].decode()[-2000:]}")
-    return time.perf_counter() - started, peak
+    return peak if sample else time.perf_counter() - started
 
 
 def _tree_bytes(pid: int) -> int:
@@ -120,23 +122,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    rows = []
-    for number in range(arguments.rounds + 1):
+    ratios = []
+    for number in range(arguments.rounds + 2):
+        sample = number == arguments.rounds + 1
         with tempfile.TemporaryDirectory() as made:
             folder = Path(made)
-            theirs = measure(scripts(folder, arguments.repeats), folder)
+            theirs = measure(scripts(folder, arguments.repeats), folder, sample)
             command = ["compare", "--repeats", str(arguments.repeats), "--out", "run"]
-            ours = measure([[sys.executable, "-m", "quantolab", *command]], folder)
-        word = f"round {number}" if number else "warm-up"
+            ours = measure([[sys.executable, "-m", "quantolab", *command]], folder, sample)
+        word = "memory" if sample else f"round {number}" if number else "warm-up"
+        unit, scale = ("MB", 1e6) if sample else ("s", 1)
         print(
-            f"{word}: scripts {theirs[0]:.1f} s {theirs[1] / 1e6:.0f} MB, "
-            f"compare {ours[0]:.1f} s {ours[1] / 1e6:.0f} MB",
+            f"{word}: scripts {theirs / scale:.1f} {unit}, compare {ours / scale:.1f} {unit}",
             flush=True,
         )
-        if number:
-            rows.append((ours[0] / theirs[0], ours[1] / theirs[1]))
-    seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"compare over scripts, median of {len(rows)}: wall {seconds:.2f}, memory {memory:.2f}")
+        ratios.append(ours / theirs)
+    seconds = statistics.median(ratios[1:-1])
+    print(f"compare over scripts: wall {seconds:.2f} (median), memory {ratios[-1]:.2f}")
 
 
 if __name__ == "__main__":
