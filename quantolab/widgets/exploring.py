@@ -401,7 +401,7 @@ class Explorer(Panel):
         """Show a comparison in every tab; one that has no trial yet as an empty grid."""
         done = {trial.label for trial in comparison.trials}
         waiting = [] if ended else [t.label for t in self._asked if t.label not in done]
-        self.results.value = note(f"Results in {comparison.folder}")
+        self.results.value = note(f"Results in {_shortest(comparison.folder)}")
         self.viewer.update(comparison, waiting=waiting)
         self.shown_table.update(results_table(comparison))
         self.take_away.update(comparison, choice_of(comparison, self._asked))
@@ -494,6 +494,12 @@ def _progress_words(progress: Progress) -> str:
     if progress.label is None:
         return f"{progress.stage[0].upper()}{progress.stage[1:]}…"
     return f"{progress.label}: {progress.stage}…"
+
+
+def _shortest(folder: str) -> str:
+    """Return a folder as seen from here, if it lies below."""
+    path, here = Path(folder).resolve(), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(folder)
 
 
 def _counted(progress: Progress) -> str:

@@ -180,6 +180,7 @@ def test_a_run_gives_the_table_of_compare(tmp_path):
     assert panel.table.recipe.tolist() == ["none", "int8"]
     assert panel.comparison.images.keys() == {(r, "a white house", 0) for r in ("none", "int8")}
     assert Path(panel.folder).parent == tmp_path / "quantolab-runs"
+    assert f"Results in quantolab-runs/{Path(panel.folder).name}<" in panel.results.value
     assert read_table(Path(panel.folder) / "results.csv").equals(panel.table)
     assert "Done: 2 trials." in panel.status.value
     assert "<table" in panel.static_html()
