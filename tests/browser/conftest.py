@@ -297,14 +297,15 @@ def wait_for_kernel(page: Page) -> None:
         return name && name !== 'No Kernel' && state === 'idle' }""")
 
 
-def run_all(page: Page) -> None:
-    """Run all cells through the menu, and wait until each has a number."""
+def run_all(page: Page, ends: str = "false") -> None:
+    """Run all cells through the menu, and wait until each has a number, or `ends` is true."""
     page.locator(".jp-Notebook .jp-InputPrompt").first.click()
     page.locator(".lm-MenuBar-item >> text=/^Run$/").click()
     page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-    page.wait_for_function("""() => {
+    page.wait_for_function(f"""() => {{
         const cells = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
-        return cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent)) }""")
+        const done = cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent));
+        return done || {ends} }}""")
     wait_for_kernel(page)
 
 

@@ -29,8 +29,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
 from conftest import FLAGS, run_all, wait_for_kernel
 
 PATIENCE = 600_000  # milliseconds
-_MIME = "application/vnd.jupyter"
-ERRORS = f"[data-mime-type='{_MIME}.error'], [data-mime-type='{_MIME}.stderr']"
+ERROR = "[data-mime-type='application/vnd.jupyter.error']"
+# An error ends Run All, and the cells after it never get a number.
+END = f'document.querySelector("{ERROR}") !== null'
 
 
 def _fill(page: Page, label: str, text: str) -> None:
@@ -96,7 +97,14 @@ def serving(quantolab: str, place: str) -> Iterator[tuple[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    own = {name: f"{place}/{name}" for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    own = {
+        name: f"{place}/{name}"
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
+    }
+    # JupyterLab leaves cells that are out of sight out of the page, and their numbers with them.
+    settings = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab/notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
     process = subprocess.Popen(
         [quantolab, "lab", "--no-browser", "--port", str(port)],
         cwd=place,
@@ -133,9 +141,10 @@ def read(playwright: Playwright, chromium: str, address: str, token: str, name: 
     page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", wait_until="domcontentloaded")
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
     wait_for_kernel(page)
-    run_all(page)
-    USES[name](page)
-    wrong += page.locator(ERRORS).all_inner_texts()
+    run_all(page, ends=END)
+    wrong += page.locator(ERROR).all_inner_texts()
+    if not wrong:
+        USES[name](page)
     if shots:
         page.locator(".ql-panel").last.screenshot(path=f"{shots}/{name}.png")
     browser.close()
@@ -161,8 +170,9 @@ def main() -> int:
             began = time.monotonic()
             wrong = read(playwright, chosen.chromium, address, token, name, chosen.shots)
             failed += bool(wrong)
+            said = re.sub(r"(?m)^", "    ", wrong) if wrong else "ok"
             took = f"{time.monotonic() - began:.0f} s"
-            print(f"{name}: {re.sub(r'(?m)^', '    ', wrong) or 'ok'}, {took}", flush=True)
+            print(f"{name}: {said}, {took}", flush=True)
     return 1 if failed else 0
 
 
