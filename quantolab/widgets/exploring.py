@@ -201,8 +201,7 @@ class Explorer(Panel):
 
     def cancel(self) -> None:
         """End the run; finished trials are kept and shown, and `resume` does the rest."""
-        if self.work.running and not self.work.cancel_asked.is_set():
-            self.work.cancel()
+        if self.work.cancel():
             self.cancel_button.disabled = True
             self.say("Cancelling…")
 
@@ -315,7 +314,13 @@ class Explorer(Panel):
             )
 
         remember(choice.model, choice.out)
-        self.work.start(job, done=self._done, failed=self._failed, cancelled=self._cancelled)
+        self.work.start(
+            job,
+            done=self._done,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            last=self._free,
+        )
 
     def _hear(self, progress: Progress) -> None:
         """Show one event; called in the thread of the run."""
@@ -355,10 +360,9 @@ class Explorer(Panel):
         self._end("The run could not go on; the reason stands below.")
 
     def _end(self, said: str) -> None:
-        self._running = False
+        self.cancel_button.disabled = True
         self.show_progress(0, 0)
         self.say(said)
-        self._show_buttons()
         if self.comparison is not None:
             known = dataclasses.replace(self.comparison, images={})
             self._estimator.own = (known, *self._estimator.own)
@@ -368,6 +372,11 @@ class Explorer(Panel):
                 _discard(Path(self._ran.out))
             self.results.value, self.tabs.layout.display = "", "none"
         self.refresh_static()
+
+    def _free(self) -> None:
+        """Let the next run begin."""
+        self._running = False
+        self._show_buttons()
         if self._displayed:
             self._estimate()  # there is something to judge the time by now
 

@@ -22,12 +22,11 @@ class Work:
     def __init__(self) -> None:
         self.cancel_asked = threading.Event()
         """Handed to the library call; set when the user cancels."""
+        self.running = False
+        """Whether a job is under way, or what came of it is still being shown."""
+        self._job_runs = False
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether a job is under way."""
-        return self._thread is not None and self._thread.is_alive()
 
     def start(
         self,
@@ -36,42 +35,65 @@ class Work:
         done: Callable[[Any], None],
         failed: Callable[[BaseException], None],
         cancelled: Callable[[], None],
+        last: Callable[[], None],
     ) -> None:
-        """Call `job` in a thread, then one of the three others with what came of it, there too.
+        """Call `job` in a thread, then one of three others with what came of it, there too.
+
+        At the very end, when the next job may be started, `last` is called: what lets a user
+        start one belongs there, or a quick click would be refused.
 
         Raises
         ------
         ArgumentError
             If a job is under way.
         """
-        if self.running:
-            raise ArgumentError("this panel is at work; cancel it or wait until it has finished")
-        self.cancel_asked.clear()
 
         def run() -> None:
             try:
                 try:
-                    value = job()
+                    value = self._do(job)
                 except Cancelled:
                     cancelled()
                 else:
                     done(value)
             except BaseException as error:
                 failed(error)
+            finally:
+                self.running = False
+                last()
 
-        # A daemon: a kernel that is shut down does not wait for it.
-        self._thread = threading.Thread(target=run, name="quantolab panel", daemon=True)
-        self._thread.start()
+        with self._lock:
+            if self.running:
+                raise ArgumentError(
+                    "this panel is at work; cancel it or wait until it has finished"
+                )
+            self.cancel_asked.clear()
+            self.running = self._job_runs = True
+            # A daemon: a kernel that is shut down does not wait for it.
+            self._thread = threading.Thread(target=run, name="quantolab panel", daemon=True)
+            self._thread.start()
 
-    def cancel(self) -> None:
-        """Ask the job to end; it does so at its next look."""
+    def _do(self, job: Callable[[], Any]) -> Any:
+        try:
+            return job()
+        finally:
+            self._job_runs = False
+
+    def cancel(self) -> bool:
+        """Ask the job to end at its next look; False if it has ended, or was asked before."""
+        if not self._job_runs or self.cancel_asked.is_set():
+            return False
         self.cancel_asked.set()
+        return True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing runs; whether that came true in `timeout` seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return not self.running
+        with self._lock:  # a thread that hasn't started can't be waited for
+            thread = self._thread
+        if thread is None:
+            return True
+        thread.join(timeout)
+        return not thread.is_alive()
 
 
 class Assistant:

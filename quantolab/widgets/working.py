@@ -92,6 +92,7 @@ class WorkingPanel(Panel):
             done=lambda value: self._ended(done, value),
             failed=lambda error: self._ended(self._show_failure, error),
             cancelled=lambda: self._ended(lambda _: self.say("Cancelled."), None),
+            last=lambda: self._show_running(False),
         )
 
     def cancel(self) -> None:
@@ -101,12 +102,13 @@ class WorkingPanel(Panel):
         if not self._can_cancel:
             self.say("This can't be cancelled once it has begun; it runs to its end.")
             return
-        self.cancel_button.disabled = True
-        self.say("Cancelling…")
-        self.work.cancel()
+        if self.work.cancel():
+            self.cancel_button.disabled = True
+            self.say("Cancelling…")
 
     def _ended(self, show: Callable[[Any], None], value: Any) -> None:
-        self._show_running(False)
+        self.cancel_button.disabled = True
+        self.progress.value = ""
         show(value)
         self.refresh_static()
 

@@ -208,6 +208,10 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     assert panel.wait_for_estimate(PATIENCE)
     assert "60 more" not in panel.estimate.value
     assert "3 pictures to compare and 180 more" in panel.estimate.value
+    allowed = []  # whether the button can be clicked, and whether nothing is in its way
+    panel.run_button.observe(
+        lambda change: allowed.append((not change["new"], not panel.work.running)), "disabled"
+    )
     panel.run()
     with pytest.raises(ArgumentError, match="this panel is at work"):
         panel.run()
@@ -236,6 +240,7 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     assert panel.resume_button.layout.display == "none"
     panel.resume_button.click()
     assert "there is no run to resume" in panel.error.value
+    assert [free for button, free in allowed if button] == [True, True]
 
 
 def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp_path, servers):
