@@ -16,12 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ..errors import Cancelled, QuantolabError
 
 _POLL_SECONDS = 0.1  # how soon Ctrl-C and cancel are heard
+_FORK_SECONDS = 5.0  # what a server needs at most to begin a job, which takes milliseconds
 STALL_SECONDS = 1800.0
 """A job that shows no sign of life for so long is taken for hung."""
 
@@ -54,34 +55,20 @@ class Children:
         self._classes = [list(pair) for pair in classes]
         self._fork = sys.platform == "linux" if fork is None else fork
         self._environment = dict(environment or {})
-        self._server: subprocess.Popen | None = None
-        self._inbox: dict[str, queue.SimpleQueue] = {}
+        self._server: _Server | None = None
+        self._serving = threading.Lock()
         self._count = itertools.count(1)
-        self._writing = threading.Lock()  # two requests must not mix on the server's input
-        self._ready = threading.Event()
 
     def __enter__(self) -> Children:
         if self._fork:
-            self._server = _start([json.dumps(self._classes)], self._environment)
-            self._listen(self._server)
+            self._live_server()  # its imports go on while the caller prepares its jobs
         return self
 
     def __exit__(self, *_) -> None:
-        if self._server is not None:
-            self._server.stdin.close()  # the server ends its children and itself
-            if not self._ready.is_set():  # still importing: it was asked for no job yet
-                self._server.kill()
-            try:
-                self._server.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
-            self._server.stdout.close()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the imports are done (always so for fresh processes, which pay later)."""
-        return self._ready.is_set() or not self._fork
+        with self._serving:
+            server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
     def run(
         self,
@@ -115,117 +102,222 @@ class Children:
         Cancelled
             If `cancel` was set.
         """
-        job = f"{next(self._count)}"
-        inbox = self._inbox[job] = queue.SimpleQueue()
         folder.mkdir(parents=True, exist_ok=True)
         log, result = folder / "log.txt", folder / "result.json"
         result.unlink(missing_ok=True)
-        process = None
+        request = {**request, "job": f"{next(self._count)}", "folder": str(folder)}
+        job = self._begin(request, cancel, stall_seconds)
         try:
-            self._wait_until_ready(cancel, stall_seconds)
-            process = _Process(self, {**request, "job": job, "folder": str(folder)})
-            heard = time.monotonic()
-            while True:
-                _raise_if_set(cancel)
-                try:
-                    event = inbox.get(timeout=_POLL_SECONDS)
-                except queue.Empty:
-                    event = None
-                if event is None:
-                    if time.monotonic() - heard > stall_seconds:
-                        raise JobFailed(f"ended after {stall_seconds:.0f} s without a sign of life")
-                    continue
-                heard = time.monotonic()
-                if event["event"] == "exited":
-                    process.ended = True
-                    if event["code"] != 0 or not result.is_file():
-                        raise JobFailed(_how_it_ended(event["code"], log))
-                    return json.loads(result.read_text())
-                elif event["event"] == "started":
-                    process.pid = event["pid"]
-                else:
-                    watch(event)
+            code = job.follow(watch, cancel, stall_seconds)
         finally:
-            if process is not None:
-                process.end()
-            del self._inbox[job]
+            job.end()
+        if code != 0 or not result.is_file():
+            raise JobFailed(_how_it_ended(code, log))
+        return json.loads(result.read_text())
+
+    def _begin(self, request: dict, cancel: threading.Event | None, stall_seconds: float) -> _Job:
+        if not self._fork:
+            return _begin_alone(request, self._classes, self._environment)
+        server = self._live_server()
+        try:
+            return server.begin(request, cancel, stall_seconds)
+        except JobFailed:
+            if not server.gone:
+                raise
+        return self._live_server().begin(request, cancel, stall_seconds)  # once more
+
+    def _live_server(self) -> _Server:
+        """Return the server; one that was killed or crashed is followed by another."""
+        with self._serving:
+            if self._server is not None and self._server.gone:
+                self._server.close()
+                self._server = None
+            if self._server is None:
+                self._server = _Server(self._classes, self._environment)
+            return self._server
+
+
+class _Job:
+    """One running job."""
+
+    def __init__(self, own: subprocess.Popen | None = None) -> None:
+        self.inbox: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        self._own = own
+        self._pid = own.pid if own else None
+        self._ended = False
+
+    def follow(
+        self,
+        watch: Callable[[dict], None],
+        cancel: threading.Event | None,
+        stall_seconds: float,
+    ) -> int:
+        """Hand on the job's events until its process has ended; return the exit code."""
+        heard = time.monotonic()
+        while True:
+            _raise_if_set(cancel)
+            try:
+                event = self.inbox.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if time.monotonic() - heard > stall_seconds:
+                    raise JobFailed(
+                        f"ended after {stall_seconds:.0f} s without a sign of life"
+                    ) from None
+                continue
+            heard = time.monotonic()
+            if event["event"] == "exited":
+                self._ended = True
+                return event["code"]
+            elif event["event"] == "started":
+                self._pid = event["pid"]
+            else:
+                watch(event)
+
+    def end(self) -> None:
+        """Kill the process and all that it started, if it still runs."""
+        if self._ended or not self._has_started():
+            return
+        try:
+            if hasattr(os, "killpg"):
+                os.killpg(self._pid, signal.SIGKILL)
+            else:
+                self._own.kill()
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _has_started(self) -> bool:
+        """Whether there is a process to end; one that was asked for just now is waited for."""
+        if self._pid is None:
+            try:
+                self._pid = self.inbox.get(timeout=_FORK_SECONDS).get("pid")
+            except queue.Empty:
+                pass
+        return self._pid is not None
+
+
+class _Server:
+    """The process that imports once and forks a child for each job; several threads may ask it.
+
+    Parameters
+    ----------
+    classes, environment
+        As for `Children`.
+    """
+
+    def __init__(self, classes: list[list[str]], environment: Mapping[str, str]) -> None:
+        self._process = _start([json.dumps(classes)], environment)
+        self._ready = threading.Event()
+        self._jobs: dict[str, _Job] = {}
+        self._writing = threading.Lock()  # two requests must not mix
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, which it doesn't do of itself."""
+        return self._process.poll() is not None
+
+    def begin(self, request: dict, cancel: threading.Event | None, stall_seconds: float) -> _Job:
+        """Have a job begun, when the imports are done.
+
+        Raises
+        ------
+        JobFailed, Cancelled
+            As `Children.run`.
+        """
+        self._wait_until_ready(cancel, stall_seconds)
+        job = self._jobs[request["job"]] = _Job()
+        try:
+            with self._writing:
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._failure() from error
+        if not self._reader.is_alive():  # it ended this very moment
+            self._tell_end()
+        return job
+
+    def close(self) -> None:
+        """End it and its children."""
+        try:
+            self._process.stdin.close()  # it ends its children and itself
+        except BrokenPipeError:
+            pass  # it was killed, and a request still lay in the buffer
+        if not self._ready.is_set():  # still importing: it was asked for no job yet
+            self._process.kill()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(timeout=10)
+        if not self._reader.is_alive():  # else something that a job started still holds it
+            self._process.stdout.close()
 
     def _wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
-        """Wait for the server's imports: until then it may be killed, since it has no children."""
+        """Wait for the imports: until then it may be killed, since it has no children."""
         began = time.monotonic()
-        while not self.ready:
+        while not self._ready.wait(_POLL_SECONDS):
             _raise_if_set(cancel)
-            if self._server.poll() is not None:
-                return  # the job says so
+            if self.gone:
+                raise self._failure()
             if time.monotonic() - began > stall_seconds:
                 raise JobFailed(f"not started after {stall_seconds:.0f} s")
-            self._ready.wait(_POLL_SECONDS)
 
-    def _listen(self, process: subprocess.Popen, job: str | None = None) -> None:
-        threading.Thread(target=self._read, args=(process, job), daemon=True).start()
+    def _failure(self) -> JobFailed:
+        code = self._process.wait()
+        return JobFailed(f"the process that starts trials has ended: {_how_it_ended(code)}")
 
-    def _read(self, process: subprocess.Popen, job: str | None) -> None:
-        """Sort lines from a process into inboxes until it ends."""
-        for line in process.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # not ours: a library that writes to a saved descriptor
-            if event.get("event") == "ready":
+    def _read(self) -> None:
+        """Hand events to their jobs until the process ends, which takes its jobs with it."""
+        for event in _events(self._process):
+            if event["event"] == "ready":
                 self._ready.set()
-            elif (inbox := self._inbox.get(event.get("job", ""))) is not None:
-                inbox.put(event)
-        code = process.wait()
-        if job:
-            process.stdout.close()
-        # A server that ends on its own takes its jobs with it.
-        jobs = [job] if job else list(self._inbox)
-        for name in jobs:
-            if (inbox := self._inbox.get(name)) is not None:
-                inbox.put({"event": "exited", "code": code, "job": name})
+            elif (job := self._jobs.get(event.get("job", ""))) is not None:
+                job.inbox.put(event)
+                if event["event"] == "exited":
+                    del self._jobs[event["job"]]
+        self._process.wait()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        for job in list(self._jobs.values()):
+            job.inbox.put({"event": "exited", "code": self._process.returncode})
+
+
+def _begin_alone(request: dict, classes: list[list[str]], environment: Mapping[str, str]) -> _Job:
+    """Begin a job in a fresh process."""
+    process = _start(["--once"], environment)
+    job = _Job(process)
+
+    def read() -> None:
+        for event in _events(process):
+            job.inbox.put(event)
+        process.stdout.close()
+        job.inbox.put({"event": "exited", "code": process.wait()})
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        process.stdin.write(json.dumps({**request, "classes": classes}) + "\n")
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended already, and the reader says so
+    return job
+
+
+def _events(process: subprocess.Popen) -> Iterator[dict]:
+    for line in process.stdout:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # not ours: a library that writes to a saved descriptor
+        if isinstance(event, dict) and "event" in event:
+            yield event
 
 
 def _raise_if_set(cancel: threading.Event | None) -> None:
     if cancel is not None and cancel.is_set():
         raise Cancelled("cancelled")
-
-
-class _Process:
-    """One running job."""
-
-    def __init__(self, children: Children, request: dict) -> None:
-        self.pid: int | None = None
-        self.ended = False
-        self._own: subprocess.Popen | None = None
-        line = json.dumps(request) + "\n"
-        if children._server is not None:
-            server = children._server
-            try:
-                with children._writing:
-                    server.stdin.write(line)
-                    server.stdin.flush()
-            except (BrokenPipeError, ValueError) as error:
-                raise JobFailed(
-                    f"the process that starts trials is gone (exit status {server.poll()})"
-                ) from error
-        else:
-            self._own = _start(["--once"], children._environment)
-            children._listen(self._own, request["job"])
-            self._own.stdin.write(json.dumps({**request, "classes": children._classes}) + "\n")
-            self._own.stdin.close()
-            self.pid = self._own.pid
-
-    def end(self) -> None:
-        """Kill the process and all that it started, if it still runs."""
-        if self.ended or self.pid is None:
-            return
-        try:
-            if hasattr(os, "killpg"):
-                os.killpg(self.pid, signal.SIGKILL)
-            else:
-                self._own.kill()
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen:
@@ -245,7 +337,7 @@ def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen:
     )
 
 
-def _how_it_ended(code: int, log: Path) -> str:
+def _how_it_ended(code: int, log: Path | None = None) -> str:
     if code < 0 or code > 128:
         number = -code if code < 0 else code - 128
         try:
@@ -260,7 +352,7 @@ def _how_it_ended(code: int, log: Path) -> str:
             "SIGTERM": "the process was ended (SIGTERM)",
         }.get(name, f"the process ended by {name}")
         return why
-    last = _last_line(log)
+    last = _last_line(log) if log else ""
     return f"the process ended with exit status {code}" + (f": {last}" if last else "")
 
 

@@ -9,6 +9,7 @@ itself.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import selectors
@@ -87,16 +88,18 @@ def _serve(out: int) -> None:
                 request = json.loads(line)
                 pid = _fork(out, request, (wake_read, wake_write))
                 children[pid] = request["job"]
-                send(out, {"event": STARTED, "job": request["job"], "pid": pid})
 
 
 def _fork(out: int, request: dict, own: tuple[int, ...]) -> int:
+    server = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
+        _die_with(server)
         os.setsid()  # a group of its own: it can be ended with all that it starts
+        send(out, {"event": STARTED, "job": request["job"], "pid": os.getpid()})
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -107,6 +110,15 @@ def _fork(out: int, request: dict, own: tuple[int, ...]) -> int:
         code = 0
     finally:
         os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent ends, however that comes (Linux only)."""
+    if sys.platform == "linux":
+        set_signal_at_parents_death = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_signal_at_parents_death, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(70)  # it had ended before
 
 
 def _run_job(out: int, request: dict) -> None:

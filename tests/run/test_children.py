@@ -174,6 +174,75 @@ def test_children_die_with_their_parent(pipeline_folder, tmp_path):
     _wait_until(lambda: not any(_alive(p) for p in family))
 
 
+@pytest.fixture
+def servers():
+    """Return the function that lists the servers started by this test."""
+    known = {p.pid for p in _servers()}
+    return lambda: [p for p in _servers() if p.pid not in known]
+
+
+def test_a_server_killed_while_it_imports_is_followed_by_another(servers, tmp_path):
+    with Children() as pool:
+        servers()[0].kill()
+        _wait_until(lambda: not servers())
+        assert pool.run({"kind": "nonsense"}, folder=tmp_path)["error"]
+    assert not servers()
+
+
+def test_a_killed_server_takes_its_job_with_it_and_is_followed_by_another(
+    pipeline_folder, servers, tmp_path
+):
+    family = []
+
+    def strike(event):
+        if event["event"] == "step" and not family:
+            (server,) = servers()
+            family.extend([server, *server.children()])
+            server.kill()
+
+    with Children() as pool:
+        with pytest.raises(JobFailed, match=r"was killed \(SIGKILL\)"):
+            pool.run(trial(pipeline_folder, **ENDLESS), folder=tmp_path / "a", watch=strike)
+        assert len(family) == 2
+        _wait_until(lambda: not any(_alive(p) for p in family))
+        assert pool.run({"kind": "nonsense"}, folder=tmp_path / "b")["error"]
+        servers()[0].kill()  # leaving is no trouble either
+    assert not servers()
+
+
+def test_servers_that_all_end_while_they_import(servers, tmp_path):
+    """As where torch crashes on import: a job says so instead of waiting."""
+    over = threading.Event()
+
+    def strike():
+        while not over.wait(0.05):
+            for server in servers():
+                server.kill()
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    try:
+        with (
+            Children() as pool,
+            pytest.raises(JobFailed, match=r"that starts trials has ended: .*SIGKILL"),
+        ):
+            pool.run({"kind": "nonsense"}, folder=tmp_path)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_cancelled_at_once_leaves_nothing(pipeline_folder, servers, tmp_path):
+    cancel = threading.Event()
+    cancel.set()
+    with Children() as pool:
+        pool.run({"kind": "nonsense"}, folder=tmp_path / "a")
+        with pytest.raises(Cancelled):
+            pool.run(trial(pipeline_folder, **ENDLESS), folder=tmp_path / "b", cancel=cancel)
+        (server,) = servers()
+        _wait_until(lambda: not [c for c in server.children() if _alive(c)])
+
+
 def _alive(process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -181,11 +250,16 @@ def _alive(process) -> bool:
         return False
 
 
-def _job_processes():
-    servers = [
-        p for p in psutil.Process().children() if "quantolab.run.server" in " ".join(p.cmdline())
+def _servers():
+    return [
+        p
+        for p in psutil.Process().children()
+        if _alive(p) and "quantolab.run.server" in " ".join(p.cmdline())
     ]
-    return [c for s in servers for c in s.children() if _alive(c)]
+
+
+def _job_processes():
+    return [c for s in _servers() for c in s.children() if _alive(c)]
 
 
 def _only_child() -> int:
