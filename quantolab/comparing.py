@@ -114,6 +114,7 @@ def compare(
             watch=watch,
             cancel=cancel,
             stall_seconds=stall_seconds,
+            meanwhile=_import_ahead,
         )
     finally:
         if bar is not None:
@@ -123,3 +124,14 @@ def compare(
 
         write_report(comparison, out)
     return comparison
+
+
+def _import_ahead() -> None:
+    """Import what judges pictures and makes the report, while a child imports torch beside it."""
+    from PIL import Image
+
+    from .measure.quality import picture_quality
+    from .report import figures  # noqa: F401
+
+    # scikit-image imports most of what it needs at its first call.
+    picture_quality(Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "white"))

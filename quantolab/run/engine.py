@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,11 @@ def run_comparison(
     watch: Watch = lambda progress: None,
     cancel: threading.Event | None = None,
     stall_seconds: float = STALL_SECONDS,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Run a checked request and return what came of it; see `compare`.
+
+    While the first child imports torch, which takes seconds, `meanwhile` is called.
 
     Raises
     ------
@@ -56,6 +60,7 @@ def run_comparison(
             stall_seconds=stall_seconds,
         )
         with session:
+            meanwhile()
             comparison = _run(session, out, resume)
         session.enter_stage("finished")
         return dataclasses.replace(comparison, folder=None) if temporary else comparison
