@@ -4,16 +4,15 @@ Run by hand, on a quiet machine (some minutes):
 
     python tests/benchmarks/break_even.py [--weights none] [--repeats 9]
 
-First the report, in the way that `compare(compile=True)` compiles. Then a comparison that makes
-half as many pictures again as the report says are needed, eagerly and compiled, each in a process
-of its own. Summed up picture by picture, compile time included, its seconds cross somewhere: that
-is the break-even really had.
+First the report, from few pictures. Then another one that really makes half as many again as the
+first says are needed, eager and compiled in turn, so that a machine that drifts hits both. Summed
+up picture by picture, compile time included, the seconds of the two cross somewhere: that is the
+break-even really had.
 """
 
 import argparse
 import itertools
 import math
-import tempfile
 
 import quantolab as ql
 
@@ -27,14 +26,17 @@ def crossing(eager, compiled, compile_seconds):
     return None
 
 
+def report(weights, pictures):
+    """Return the row of a report that times so many pictures."""
+    return ql.compile_report("demo", [weights], ways=["default"], repeats=pictures).iloc[0]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="none")
     parser.add_argument("--repeats", type=int, default=9, help="pictures that the report times")
     chosen = parser.parse_args()
-    row = ql.compile_report(
-        "demo", [chosen.weights], ways=["default"], repeats=chosen.repeats
-    ).iloc[0]
+    row = report(chosen.weights, chosen.repeats)
     print(
         f"{chosen.weights}: compiling {row.compile_seconds:.1f} s, a picture "
         f"{row.eager_seconds:.3f} s eager and {row.compiled_seconds:.3f} s compiled; "
@@ -45,22 +47,11 @@ def main():
         print("it isn't faster here, so nothing is to be checked")
         return
     pictures = math.ceil(1.5 * row.break_even_images)
-    with tempfile.TemporaryDirectory() as place:
-        comparison = ql.compare(
-            "demo", [chosen.weights], repeats=pictures, compile=True, out=f"{place}/run"
-        )
-    eager, compiled = (
-        next(
-            t
-            for t in comparison.trials
-            if t.compiled == wanted and t.recipe.weights == chosen.weights
-        )
-        for wanted in (False, True)
-    )
-    really = crossing(eager.timing.samples, compiled.timing.samples, compiled.compile_seconds)
+    made = report(chosen.weights, pictures)
+    really = crossing(made.eager_samples, made.compiled_samples, made.compile_seconds)
     print(
-        f"really: compiling {compiled.compile_seconds:.1f} s, {pictures} pictures in "
-        f"{sum(eager.timing.samples):.1f} s eager and {sum(compiled.timing.samples):.1f} s "
+        f"really: compiling {made.compile_seconds:.1f} s, {pictures} pictures in "
+        f"{sum(made.eager_samples):.1f} s eager and {sum(made.compiled_samples):.1f} s "
         f"compiled; paid back after {really} pictures"
     )
     if really:

@@ -63,7 +63,8 @@ def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nb
     )
     # Libraries' advice about what isn't installed here would only distract.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    client.execute(env={**os.environ, **quiet, "HF_HUB_OFFLINE": "1"})
+    # A kernel whose manager is handed in isn't ended unless asked for.
+    client.execute(cleanup_kc=True, env={**os.environ, **quiet, "HF_HUB_OFFLINE": "1"})
     return notebook
 
 
