@@ -57,6 +57,7 @@ class Children:
         self._environment = dict(environment or {})
         self._server: _Server | None = None
         self._serving = threading.Lock()
+        self._left = False
         self._count = itertools.count(1)
 
     def __enter__(self) -> Children:
@@ -66,7 +67,7 @@ class Children:
 
     def __exit__(self, *_) -> None:
         with self._serving:
-            server, self._server = self._server, None
+            server, self._server, self._left = self._server, None, True
         if server is not None:
             server.close()
 
@@ -129,6 +130,8 @@ class Children:
     def _live_server(self) -> _Server:
         """Return the server; one that was killed or crashed is followed by another."""
         with self._serving:
+            if self._left:  # in another thread: nobody would end a new one
+                raise JobFailed("the place where jobs run was closed before this one began")
             if self._server is not None and self._server.gone:
                 self._server.close()
                 self._server = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -230,6 +231,17 @@ def test_servers_that_all_end_while_they_import(servers, tmp_path):
     finally:
         over.set()
         thread.join()
+
+
+def test_a_place_that_was_left_starts_nothing(servers, tmp_path):
+    """As when a panel is closed while a thread of it is about to begin a job."""
+    pool = Children()
+    with pool, ThreadPoolExecutor(1) as threads:
+        late = threads.submit(pool.run, {"kind": "nonsense"}, folder=tmp_path)
+        pool.__exit__(None, None, None)
+        with pytest.raises(JobFailed):
+            late.result(60)
+    assert not servers()
 
 
 def test_cancelled_at_once_leaves_nothing(pipeline_folder, servers, tmp_path):
