@@ -77,10 +77,15 @@ def pays(row: Row) -> bool:
     return (speed(row) or "faster").endswith("faster")
 
 
+def never_pays(row: Row) -> bool:
+    """Return whether the repeats show that compiled is slower, so that compiling can't pay."""
+    return math.isinf(row["break_even_images"]) and (speed(row) or "").endswith("slower")
+
+
 def payback_words(row: Row) -> str:
     """Return when compiling has paid for itself: ``"after 38 pictures (52.1 s)"``."""
     count = row["break_even_images"]
-    if math.isinf(count):
+    if never_pays(row):
         return "never: it isn't faster"
     if not pays(row):
         return "not shown to"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import units
-from .compiled import name, pays
+from .compiled import name, never_pays, pays
 from .lettering import ShownAxes, ShownFigure, wrapped
 
 EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
@@ -56,13 +56,12 @@ def payback(row: Mapping[str, Any]) -> Payback:
     >>> payback(row).says
     'paid back after 38 pictures'
     """
-    count = row["break_even_images"]
-    if math.isinf(count):
+    if never_pays(row):
         break_even, says = None, "never paid back, compiled isn't faster"
     elif not pays(row):
-        break_even, says = None, "not shown to be paid back, repeats differ as much"
+        break_even, says = None, "not shown to be paid back by these repeats"
     else:
-        break_even = int(count)
+        break_even = int(row["break_even_images"])
         says = f"paid back after {break_even} picture{'' if break_even == 1 else 's'}"
     return Payback(
         title=name(row),
