@@ -33,6 +33,9 @@ ERROR = "[data-mime-type='application/vnd.jupyter.error']"
 # An error ends Run All, and the cells after it never get a number.
 END = f'document.querySelector("{ERROR}") !== null'
 
+NOTE_CHANGES = """node => new MutationObserver(() => { node.dataset.changed = "yes"; })
+    .observe(node, {childList: true, subtree: true})"""
+
 
 def _fill(page: Page, label: str, text: str) -> None:
     field = page.get_by_label(label, exact=True)
@@ -60,9 +63,11 @@ def _skip(page: Page) -> None:
 
 def _load_file(page: Page) -> None:
     panel = page.locator(".ql-single-file")
+    status = panel.locator(".ql-status")
+    status.evaluate(NOTE_CHANGES)  # it may say "Loaded" already, and again in no time
     panel.get_by_role("button", name="Load", exact=True).click()
-    expect(panel.locator(".ql-status")).to_contain_text("Loading")
-    expect(panel.locator(".ql-status")).to_contain_text("Loaded in")
+    expect(status).to_have_attribute("data-changed", "yes")
+    expect(status).to_contain_text("Loaded in")
 
 
 def _verify(page: Page) -> None:
