@@ -1,4 +1,4 @@
-"""The demo model's transformer and text encoders, and how they are trained together."""
+"""The demo model's transformer and text encoders, and how the transformer is trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from .loop import Training, save
 from .words import END, LENGTH, PAD, word_tokenizer
 
-_LENGTHS = ((LENGTH, 0.93, 1), (64, 0.04, 1), (160, 0.02, 2), (512, 0.01, 4))
+LENGTHS = ((LENGTH, 0.93, 1), (64, 0.04, 1), (160, 0.02, 2), (512, 0.01, 4))
 """Padded text lengths to train with: the length, how often, and by what the batch is divided.
 
 FluxPipeline pads to 512 tokens unless told otherwise, and nothing masks the padding: a model that
@@ -24,7 +24,7 @@ _NOISY = 3.0
 
 
 class Denoiser(torch.nn.Module):
-    """What the flow training trains: the transformer and both text encoders.
+    """The transformer and both text encoders: all that makes latents of noise and words.
 
     Parameters
     ----------
@@ -151,35 +151,29 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return folded.reshape(n, h * w // 4, c * 4)
 
 
-def _optimizers(model: Denoiser) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices of the transformer's blocks, AdamW for everything else.
+def _optimizers(
+    transformer: FluxTransformer2DModel,
+) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices of the blocks, AdamW for everything else.
 
     Each comes with its highest learning rate.
     """
     matrices = [
         p
-        for name, p in model.transformer.named_parameters()
+        for name, p in transformer.named_parameters()
         if p.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
     ]
     chosen = {id(p) for p in matrices}
-    text = [*model.text_encoder_2.parameters(), *model.text_encoder.parameters()]
-    order = [p for p in text if p is model.word_order]
-    text = [p for p in text if p is not model.word_order]
-    others = [p for p in model.transformer.parameters() if id(p) not in chosen]
+    others = [p for p in transformer.parameters() if id(p) not in chosen]
     muon = torch.optim.Muon(
         matrices, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
+    return [(muon, 2e-3), (adam(others), 1e-3)]
 
-    def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
 
-    # Word order is a table of logits: at the others' learning rate it would hardly ever move.
-    return [
-        (muon, 2e-3),
-        (adam(others), 1e-3),
-        (adam(text), 2e-3),
-        (adam(order), 2e-2),
-    ]
+def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer of everything that is no matrix of the transformer's blocks."""
+    return torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 def _loss(
@@ -215,7 +209,9 @@ def train_denoiser(
     preview_every: int = 1000,
     weak_step: int = 0,
 ) -> float:
-    """Train, or go on where an interrupted run stopped; leaves the averaged weights in `model`.
+    """Train the transformer, or go on where an interrupted run stopped.
+
+    Leaves the averaged weights in `model`.
 
     Parameters
     ----------
@@ -253,16 +249,19 @@ def train_denoiser(
     tokenizer = word_tokenizer()
     tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
     clean = pack(latents)
+    # The text encoders can read by now, and noise would teach them to forget it.
+    model.requires_grad_(False)
+    model.transformer.requires_grad_(True)
     training = Training(
-        "denoiser", model, _optimizers(model), folder, steps, horizon, average=0.999
+        "denoiser", model, _optimizers(model.transformer), folder, steps, horizon, average=0.999
     )
     # Nothing here behaves differently in training mode; one mode spares compiling twice.
     model.eval()
     fast = torch.compile(model) if compiled else model
     everything = torch.arange(len(clean))
-    weights = torch.tensor([weight for _, weight, _ in _LENGTHS])
+    weights = torch.tensor([weight for _, weight, _ in LENGTHS])
     while not training.done:
-        length, _, divisor = _LENGTHS[int(torch.multinomial(weights, 1))]
+        length, _, divisor = LENGTHS[int(torch.multinomial(weights, 1))]
         pool = focus[1] if focus and training.step >= focus[0] else everything
         picks = pool[torch.randint(len(pool), (max(1, batch // divisor),))]
         text = pad(tokens[picks], (0, length - LENGTH), value=tokenizer.pad_token_id)

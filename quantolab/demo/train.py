@@ -1,7 +1,7 @@
 """Train the demo model from nothing: ``python -m quantolab.demo.train --out FOLDER``.
 
-Draws the training pictures, trains the autoencoder, then the transformer together with both text
-encoders, and writes an ordinary FluxPipeline folder and its model card. An interrupted run goes on
+Draws the training pictures, trains the autoencoder, teaches the text encoders to read, trains the
+transformer, and writes an ordinary FluxPipeline folder and its model card. An interrupted run goes on
 where it stopped when the same command is given again.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
 from . import STEPS
@@ -26,6 +26,7 @@ from .evaluate import generate, score
 from .guidance import distil_guidance
 from .loop import save
 from .pool import training_pool
+from .reading import train_readers
 from .vae import CHANNELS, encode, train_vae, tune_decoder
 
 _VAE_PICTURES = 8000
@@ -41,7 +42,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="where the pipeline folder is written")
     add("--work", type=Path, help="where checkpoints are kept (default: OUT-work)")
     add("--pictures", type=int, default=24000, help="training pictures (default: %(default)s)")
+    add("--start", type=Path, help="pipeline folder whose autoencoder and transformer to use")
     add("--vae-steps", type=int, default=3600, help="(default: %(default)s)")
+    add("--reader-steps", type=int, default=500, help="(default: %(default)s)")
     add("--steps", type=int, default=4000, help="(default: %(default)s)")
     add("--horizon", type=int, default=0, help="steps the learning rate is planned for, if more")
     add("--weak-step", type=int, default=3000, help="state to guide away from (%(default)s)")
@@ -70,10 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     random.seed(options.seed)
     images, captions = training_pool(work, options.pictures, options.seed, options.threads)
-    vae, vae_seconds = _vae(options, work, images)
+    start = FluxPipeline.from_pretrained(options.start) if options.start else None
+    vae, vae_seconds = (start.vae, 0.0) if start else _vae(options, work, images)
     latents = _latents(vae, images, work)
     torch.manual_seed(options.seed + 1)
     model = Denoiser(CHANNELS, options.width, options.doubles, options.singles)
+    if start:
+        model.transformer.load_state_dict(start.transformer.state_dict())
+    reader_seconds = train_readers(model, options.reader_steps, work, options.seed)
     seconds = train_denoiser(
         model,
         latents,
@@ -94,11 +101,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     decoder_seconds = tune_decoder(vae, images, latents, options.decoder_steps, work)
     export(vae, model, options.out)
     record = {
-        **{name: value for name, value in vars(options).items() if name not in ("out", "work")},
+        **{
+            name: value
+            for name, value in vars(options).items()
+            if name not in ("out", "work", "start")
+        },
         "sampling_steps": STEPS,
         "history": [
-            f"the autoencoder: {options.vae_steps:,} steps, {vae_seconds / 60:.0f} min;",
-            f"transformer and text encoders together: {options.steps:,} steps of "
+            *(
+                ["the autoencoder of an earlier training, whose transformer was gone on with;"]
+                if start
+                else [f"the autoencoder: {options.vae_steps:,} steps, {vae_seconds / 60:.0f} min;"]
+            ),
+            f"the text encoders read captions (`quantolab.demo.reading`): "
+            f"{options.reader_steps:,} steps, {reader_seconds / 60:.0f} min;",
+            f"the transformer: {options.steps:,} steps of "
             f"{options.batch} pictures, {seconds / 60:.0f} min;",
             f"guidance of scale {options.guidance:g}, away from step {options.weak_step:,}, taught "
             f"to the transformer: {options.guided_steps:,} steps, {guided_seconds / 60:.0f} min;",
@@ -110,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "going_on": "The same command with more steps goes on from the kept checkpoints.",
     }
     (work / "record.json").write_text(json.dumps(record, indent=2) + "\n")
-    total = vae_seconds + seconds + guided_seconds + decoder_seconds
+    total = vae_seconds + reader_seconds + seconds + guided_seconds + decoder_seconds
     print(f"wrote {options.out}; training took {total / 60:.0f} min", flush=True)
 
 

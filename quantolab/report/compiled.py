@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,24 +70,22 @@ def speed(row: Row) -> str | None:
 
 
 def pays(row: Row) -> bool:
-    """Return whether compiling pays after some time, and not just by chance, as far as is known."""
-    if row["status"] != OK or math.isinf(row["break_even_images"]):
-        return False
-    return (speed(row) or "faster").endswith("faster")
+    """Return whether the repeats show that compiled is faster, so that compiling pays some time."""
+    return row["status"] == OK and (speed(row) or "").endswith("faster")
 
 
 def never_pays(row: Row) -> bool:
     """Return whether the repeats show that compiled is slower, so that compiling can't pay."""
-    return math.isinf(row["break_even_images"]) and (speed(row) or "").endswith("slower")
+    return row["status"] == OK and (speed(row) or "").endswith("slower")
 
 
 def payback_words(row: Row) -> str:
     """Return when compiling has paid for itself: ``"after 38 pictures (52.1 s)"``."""
-    count = row["break_even_images"]
     if never_pays(row):
         return "never: it isn't faster"
     if not pays(row):
         return "not shown to"
+    count = row["break_even_images"]
     seconds = row["compile_seconds"] + count * row["compiled_seconds"]
     return f"after {format_count(round(count), 'picture')} ({format_seconds(seconds)})"
 

@@ -59,7 +59,8 @@ def table(
         Its class: a panel has one ``ql-table``, its main one.
     """
     head = "".join(
-        f"<th scope='col' style='{_cell(a)}border-bottom:{LINE};{_STICKY if height else ''}'>"
+        f"<th scope='col' style='{_cell(a)}white-space:normal;vertical-align:bottom;"
+        f"border-bottom:{LINE};{_STICKY if height else ''}'>"
         f"{escaped(text)}</th>"
         for a, text in zip(align, headers, strict=True)
     )
@@ -72,9 +73,9 @@ def table(
         f"<table class='{css}' style='{_TABLE}'>{above}"
         f"<thead><tr style='background:none'>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
-    # Focusable, so that the keyboard scrolls it.
-    scroll = f"<div class='ql-scroll' tabindex='0' style='max-height:{height};overflow:auto'>"
-    return f"{scroll}{text}</div>" if height else text
+    # A table wider than its panel scrolls too. Focusable, so that the keyboard scrolls it.
+    most = f"max-height:{height};" if height else ""
+    return f"<div class='ql-scroll' tabindex='0' style='{most}overflow:auto'>{text}</div>"
 
 
 def pairs(rows: Iterable[tuple[object, object]]) -> str:
