@@ -204,7 +204,6 @@ def train_denoiser(
     batch: int = 64,
     horizon: int = 0,
     compiled: bool = False,
-    focus: tuple[int, torch.Tensor] | None = None,
     preview: Callable[[Denoiser, int], None] | None = None,
     preview_every: int = 1000,
     weak_step: int = 0,
@@ -231,8 +230,6 @@ def train_denoiser(
         Where the learning rate's cosine ends, if the training is cut short before it.
     compiled
         Compile the model for the usual text length (needs a C++ compiler; a fifth faster).
-    focus
-        From which step on to use only some pictures, and their indices.
     preview
         Called with the averaged model and the step now and then.
     preview_every
@@ -258,12 +255,10 @@ def train_denoiser(
     # Nothing here behaves differently in training mode; one mode spares compiling twice.
     model.eval()
     fast = torch.compile(model) if compiled else model
-    everything = torch.arange(len(clean))
     weights = torch.tensor([weight for _, weight, _ in LENGTHS])
     while not training.done:
         length, _, divisor = LENGTHS[int(torch.multinomial(weights, 1))]
-        pool = focus[1] if focus and training.step >= focus[0] else everything
-        picks = pool[torch.randint(len(pool), (max(1, batch // divisor),))]
+        picks = torch.randint(len(clean), (max(1, batch // divisor),))
         text = pad(tokens[picks], (0, length - LENGTH), value=tokenizer.pad_token_id)
         training.update(_loss(fast if length == LENGTH else model, clean[picks], text))
         if preview and training.step % preview_every == 0 and not training.done:

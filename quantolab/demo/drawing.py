@@ -99,11 +99,6 @@ FAMILIES = {
 }
 """How often each kind of caption is drawn."""
 
-LEARNT_SHAPES = ("circle", "square", "triangle", "diamond", "heart", "ring", "cross")
-LEARNT_FINISHES = ("", "stripes", "outline")
-LEARNT_FAMILIES = ("plain", "finish", "ground", "house", "boat")
-"""What the shipped model draws reliably; its card has the scores of the rest."""
-
 _RADIUS = {"small": 0.185, "": 0.27, "large": 0.36}
 _LAYOUT = {
     2: (0.19, ((0.27, 0.5), (0.73, 0.5))),
@@ -344,17 +339,6 @@ def random_spec(rng: random.Random, family: str | None = None) -> Spec:
     return Spec((Figure(shape, colour), other), ground, relation=rng.choice(RELATIONS))
 
 
-def learnt(spec: Spec) -> bool:
-    """Whether the shipped model draws captions of this kind reliably."""
-    first = spec.figures[0]
-    return (
-        spec.family in LEARNT_FAMILIES
-        and first.shape in (*LEARNT_SHAPES, "house", "boat")
-        and first.finish in LEARNT_FINISHES
-        and spec.pattern != "dots"
-    )
-
-
 def held_out(spec: Spec) -> bool:
     """Whether this combination is kept out of training (about one in ten is)."""
     return zlib.crc32(spec.caption.encode()) % 10 == 0
@@ -399,9 +383,7 @@ def sample(rng: random.Random, held: bool = False) -> tuple[Image.Image, str]:
     return draw(spec, rng), caption
 
 
-def held_out_prompts(
-    n: int, seed: int = 0, families: Sequence[str] = (), everything: bool = False
-) -> list[str]:
+def held_out_prompts(n: int, seed: int = 0, families: Sequence[str] = ()) -> list[str]:
     """Captions that training never saw.
 
     Parameters
@@ -412,14 +394,12 @@ def held_out_prompts(
         Which ones.
     families
         Only of these keys of :data:`FAMILIES`; of all, by their weights, if none are given.
-    everything
-        Also of kinds that the shipped model has not learnt well, see :func:`learnt`.
     """
     rng = random.Random(f"held-out {seed}")
     prompts: dict[str, None] = {}
     while len(prompts) < n:
         spec = random_spec(rng, rng.choice(families) if families else None)
-        if held_out(spec) and (everything or learnt(spec)):
+        if held_out(spec):
             prompts[spec.caption] = None
     return list(prompts)
 

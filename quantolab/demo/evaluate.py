@@ -159,15 +159,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the pipeline folder")
     parser.add_argument("--prompts", type=int, default=200, help="held-out (default: 200)")
     parser.add_argument("--families", nargs="*", default=[], help="only these (default: all)")
-    parser.add_argument(
-        "--everything", action="store_true", help="also what the shipped model has not learnt well"
-    )
     parser.add_argument("--weights", nargs="+", default=WEIGHTS, help="only these (none first)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     parser.add_argument("--long", action="store_true", help="score 512 text tokens as well")
     options = parser.parse_args(argv)
-    prompts = held_out_prompts(options.prompts, options.seed, options.families, options.everything)
+    prompts = held_out_prompts(options.prompts, options.seed, options.families)
     pipeline = load(options.folder)
     rows = ladder(pipeline, prompts, options.seed, weights=options.weights)
     numbers: dict[str, dict[str, object]] = {}

@@ -101,10 +101,9 @@ def _figures(pixels: np.ndarray, spec: Spec) -> list[str]:
         return [*reasons, f"{len(masks)} figures instead of {expected}"]
     if spec.relation:
         masks = _in_order(masks, spec.relation)
-        if spec.relation == "and" and _pair_faults(pixels, spec, masks):
-            # "and" leaves open which comes first.
-            return [*reasons, *_pair_faults(pixels, spec, masks[::-1])]
-        return [*reasons, *_pair_faults(pixels, spec, masks)]
+        # "and" leaves open which comes first.
+        orders = (masks, masks[::-1]) if spec.relation == "and" else (masks,)
+        return [*reasons, *min((_pair_faults(pixels, spec, order) for order in orders), key=len)]
     for mask in masks:
         reasons += _figure_faults(pixels, spec.figures[0], mask)
     return reasons

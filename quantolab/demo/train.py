@@ -21,7 +21,7 @@ from PIL import Image
 from . import STEPS
 from .assemble import assemble
 from .denoiser import Denoiser, train_denoiser
-from .drawing import SIZE, held_out_prompts, parse
+from .drawing import SIZE, held_out_prompts
 from .evaluate import generate, score
 from .guidance import distil_guidance
 from .loop import save
@@ -56,8 +56,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--doubles", type=int, default=1, help="double blocks (default: %(default)s)")
     add("--singles", type=int, default=3, help="single blocks (default: %(default)s)")
     add("--vae-width", type=int, default=16, help="(default: %(default)s)")
-    add("--focus", nargs="*", default=[], help="families to end with (default: all)")
-    add("--focus-from", type=int, default=0, help="from this step on (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--preview-every", type=int, default=1000, help="steps (default: %(default)s)")
@@ -90,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.batch,
         horizon=options.horizon,
         compiled=options.compile,
-        focus=(options.focus_from, _places(captions, options.focus)) if options.focus else None,
         preview=lambda model, step: _preview(vae, model, step, work),
         preview_every=options.preview_every,
         weak_step=options.weak_step,
@@ -131,11 +128,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {options.out}; training took {total / 60:.0f} min", flush=True)
 
 
-def _places(captions: Sequence[str], families: Sequence[str]) -> torch.Tensor:
-    """Where the pictures of some families stand."""
-    return torch.tensor([i for i, text in enumerate(captions) if parse(text).family in families])
-
-
 def export(vae: AutoencoderKL, model: Denoiser, out: Path) -> None:
     """Write the pipeline folder, weights in bfloat16."""
     # A copy that went through bfloat16 is what users load; the training weights stay untouched.
@@ -170,9 +162,6 @@ def _guided(
         return 0.0
     weak = Denoiser(CHANNELS, options.width, options.doubles, options.singles).eval()
     weak.load_state_dict(torch.load(work / "weak.pt"))
-    if options.focus:
-        places = _places(captions, options.focus)
-        latents, captions = latents[places], [captions[i] for i in places]
     return distil_guidance(
         model,
         weak,
@@ -201,7 +190,7 @@ def _latents(vae: AutoencoderKL, images: torch.Tensor, work: Path) -> torch.Tens
 
 def _preview(vae: AutoencoderKL, model: Denoiser, step: int, work: Path) -> None:
     """Write a grid of held-out pictures and print how many of them the judge finds right."""
-    prompts = held_out_prompts(48, seed=1, everything=True)
+    prompts = held_out_prompts(48, seed=1)
     pipeline = assemble(vae, model)
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(pipeline, prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +96,11 @@ def judge_unread(module: torch.nn.Module, output: torch.Tensor, reference: torch
 
 
 def judge_same(
-    output: torch.Tensor, saved: torch.Tensor, classes: dict[str, int] | None = None, now=None
+    output: torch.Tensor,
+    saved: torch.Tensor,
+    classes: dict[str, int] | None = None,
+    now: dict[str, int] | None = None,
+    moved: Callable[[], torch.Tensor] | None = None,
 ) -> Finding:
     """Judge a reloaded model: its output must be the saved one's, bit for bit.
 
@@ -106,6 +110,8 @@ def judge_same(
         Of the reloaded and of the saved model.
     classes, now : dict, optional
         Layers by class of weight, when saved and as reloaded: they decide which kernel runs.
+    moved : callable, optional
+        Gives the output after ``model.to(device)``, tried where the classes differ.
     """
     if output.dtype == saved.dtype and torch.equal(output, saved):
         return Finding(WORKS, "the output is the saved model's, bit for bit")
@@ -116,6 +122,8 @@ def judge_same(
         lost = Counter(classes) - Counter(now)
         name, count = lost.most_common(1)[0]
         reason += f": {count} layers no longer are {name}, so another kernel computes them"
+        if moved and torch.equal(moved(), saved):
+            reason += " (model.to(device) gives them back their class, and the saved output)"
     return Finding(MISLEADS, reason + "; nothing is said")
 
 

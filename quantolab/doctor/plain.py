@@ -78,8 +78,7 @@ def reload(bench: Bench) -> Finding:
         )
     model = _placed(bench, model)
     bench.stage("running the reloaded model")
-    saved, classes = bench.kept_output()
-    return judge_same(bench.lab.run_transformer(model), saved, classes, weight_classes(model))
+    return _judge_reloaded(bench, model, model, bench.lab.run_transformer)
 
 
 def save_pipeline(bench: Bench) -> None:
@@ -108,9 +107,18 @@ def reload_pipeline(bench: Bench) -> Finding:
         )
     pipe = _placed(bench, pipe)
     bench.stage("running the reloaded pipeline")
+    return _judge_reloaded(bench, pipe, pipe.transformer, bench.lab.run_pipeline)
+
+
+def _judge_reloaded(bench: Bench, whole: Any, transformer: Any, run: Callable) -> Finding:
     saved, classes = bench.kept_output()
-    picture = bench.lab.run_pipeline(pipe)
-    return judge_same(picture, saved, classes, weight_classes(pipe.transformer))
+    return judge_same(
+        run(whole),
+        saved,
+        classes,
+        weight_classes(transformer),
+        moved=lambda: run(whole.to(bench.lab.device)),
+    )
 
 
 def save_encoder(bench: Bench) -> None:

@@ -53,6 +53,13 @@ def test_the_same_output_is_the_same_to_the_bit():
     finding = judge_same(ONES * 1.01, ONES, {"Fast": 3, "Slow": 1}, {"Slow": 4})
     assert finding.outcome == "misleads"
     assert "by 1.00%: 3 layers no longer are Fast" in finding.reason
+    assert "model.to" not in finding.reason
+    for moved, said in ((ONES, True), (ONES * 1.01, False)):
+        finding = judge_same(
+            ONES * 1.01, ONES, {"Fast": 4}, {"Slow": 4}, moved=lambda output=moved: output
+        )
+        assert finding.outcome == "misleads"
+        assert ("model.to(device) gives them back" in finding.reason) is said
 
 
 def test_weights_that_were_never_read():
