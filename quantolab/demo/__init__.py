@@ -2,8 +2,8 @@
 
 It was trained from nothing on pictures that :mod:`quantolab.demo.drawing` draws, and is there to
 learn and to test with: its pictures look the same in float8 and int8, change in places in int4 and
-fall apart in int2. It draws single figures, houses and boats reliably; the folder's README.md says
-what else it was trained on, and how well each comes out. Importing this loads nothing heavy.
+fall apart in int2. It draws one to four figures, houses and boats; the folder's README.md says how
+well. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
