@@ -190,7 +190,7 @@ def _latents(vae: AutoencoderKL, images: torch.Tensor, work: Path) -> torch.Tens
 
 def _preview(vae: AutoencoderKL, model: Denoiser, step: int, work: Path) -> None:
     """Write a grid of held-out pictures and print how many of them the judge finds right."""
-    prompts = held_out_prompts(48, seed=1)
+    prompts = held_out_prompts(48, seed=1, everything=True)
     pipeline = assemble(vae, model)
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(pipeline, prompts)
