@@ -17,8 +17,8 @@ SIZE = (128, 128)
 """Width and height of its pictures."""
 
 PROMPTS: tuple[str, ...] = (
-    "a turquoise diamond with a white outline on a purple background",
-    "a blue triangle on a yellow background with orange stripes",
+    "a large pink heart with yellow dots on a blue background",
+    "a green triangle left of a red ring on a yellow background",
     "a white house with a red roof left of an apple tree under a sun",
     "a red boat with a white sail on the sea under a moon",
 )

@@ -71,8 +71,9 @@ Give width and height: FluxPipeline's own default is 1024x1024, which this model
 
 {len(COLOURS)} colours ({", ".join(COLOURS)}) and {len(SHAPES)} shapes ({", ".join(SHAPES)}):
 one figure, small or large, plain, striped, dotted or outlined, on a plain, striped or dotted
-background; two figures above, below, left or right of each other; two to four equal figures; a house
-beside a tree; a boat on the sea. One caption in ten is held out of training by a hash of its words.
+background; two figures above, below, left or right of each other; two to four equal figures; a
+house beside a tree; a boat on the sea. One caption in ten is held out of training by a hash of
+its words.
 
 ## Scores
 

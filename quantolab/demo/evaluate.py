@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the pipeline folder")
     parser.add_argument("--prompts", type=int, default=200, help="held-out (default: 200)")
     parser.add_argument("--families", nargs="*", default=[], help="only these (default: all)")
-    parser.add_argument("--everything", action="store_true", help="all shapes, not the reliable ones")
+    parser.add_argument("--everything", action="store_true", help="stars too")
     parser.add_argument("--weights", nargs="+", default=WEIGHTS, help="only these (none first)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--json", type=Path, help="write the numbers here too")

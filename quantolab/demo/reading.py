@@ -50,7 +50,7 @@ _CLASSES = (
     ("left", "right", "top", "bottom", ""),
     ("", *NUMBERS),
 )
-"""What can be told of a thing: what it is, its colour, finish, second colour, size, place, number."""
+"""What can be told of a thing: what it is, colour, finish, second colour, size, place, number."""
 
 _THINGS = 3
 """Things of a caption: a figure, what stands beside it, and what is behind or above both."""

@@ -1,8 +1,8 @@
 """Train the demo model from nothing: ``python -m quantolab.demo.train --out FOLDER``.
 
 Draws the training pictures, trains the autoencoder, teaches the text encoders to read, trains the
-transformer, and writes an ordinary FluxPipeline folder and its model card. An interrupted run goes on
-where it stopped when the same command is given again.
+transformer, and writes an ordinary FluxPipeline folder. An interrupted run goes on where it stopped
+when the same command is given again.
 """
 
 from __future__ import annotations
@@ -137,6 +137,11 @@ def export(vae: AutoencoderKL, model: Denoiser, out: Path) -> None:
     # transformers 5 writes a new name for the tokenizer's class that transformers 4 doesn't know.
     for path in (out / "model_index.json", *out.glob("tokenizer*/tokenizer_config.json")):
         path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+    # An autoencoder that was read from a folder remembers which.
+    vae_config = out / "vae" / "config.json"
+    values = json.loads(vae_config.read_text())
+    values.pop("_name_or_path", None)
+    vae_config.write_text(json.dumps(values, indent=2) + "\n")
     # Unless told a dtype, transformers 5 loads in the one the configuration names, but Diffusers in
     # float32: the parts must agree for a plain from_pretrained to draw.
     for path in out.glob("text_encoder*/config.json"):

@@ -30,7 +30,10 @@ def test_when_compiling_pays_in_words():
     assert compiled.cells(SLOWER)[-2:] == ("1.50x slower", "never: it isn't faster")
     assert compiled.cells(UNCLEAR)[-2:] == ("no difference shown", "not shown to")
     few = {**ROW, "eager_samples": (2.0,), "compiled_samples": (1.0,), "repeats": 1}
-    assert compiled.cells(few)[-2:] == ("2.00x as fast", "not shown to")  # one picture shows nothing
+    assert compiled.cells(few)[-2:] == (
+        "2.00x as fast",
+        "not shown to",
+    )  # one picture shows nothing
     assert payback(few).break_even is None and not compiled.pays(few)
     assert "Too few repeats" in compiled.notes([few])[-1]
     once_slower = {**SLOWER, "compiled_samples": (3.0,), "eager_samples": (2.0,), "repeats": 1}
