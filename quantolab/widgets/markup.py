@@ -54,7 +54,8 @@ def table(
     foot : sequence, optional
         Cells of a last row that sums up.
     height : str
-        Where given, the most that the table takes, as CSS says it; the rest scrolls.
+        Where given, the most that the table takes, as CSS says it; the rest scrolls. A table that
+        is wider than its panel scrolls sideways always.
     css : str
         Its class: a panel has one ``ql-table``, its main one.
     """
@@ -73,9 +74,11 @@ def table(
         f"<table class='{css}' style='{_TABLE}'>{above}"
         f"<thead><tr style='background:none'>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
-    # A table wider than its panel scrolls too. Focusable, so that the keyboard scrolls it.
-    most = f"max-height:{height};" if height else ""
-    return f"<div class='ql-scroll' tabindex='0' style='{most}overflow:auto'>{text}</div>"
+    if not height:
+        return f"<div class='ql-wide' style='overflow-x:auto'>{text}</div>"
+    # Focusable, so that the keyboard scrolls it.
+    scroll = f"<div class='ql-scroll' tabindex='0' style='max-height:{height};overflow:auto'>"
+    return f"{scroll}{text}</div>"
 
 
 def pairs(rows: Iterable[tuple[object, object]]) -> str:
