@@ -14,7 +14,7 @@ from quantolab.demo.words import LENGTH, word_tokenizer
 
 TINY = ["--pictures", "24", "--vae-width", "8", "--batch", "4", "--width", "64"]
 TINY += ["--singles", "1", "--threads", "1", "--preview-every", "100", "--decoder-steps", "1"]
-TINY += ["--weak-step", "1", "--guided-steps", "2"]
+TINY += ["--weak-step", "1", "--guided-steps", "2", "--reader-steps", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,7 @@ def test_an_interrupted_training_goes_on(tmp_path, capfd):
     kept = torch.load(tmp_path / "work" / "denoiser.pt")
     assert (first, kept["step"]) == (2, 3)
     assert "denoiser 3/3" in capfd.readouterr().out
+    assert torch.load(tmp_path / "work" / "reader.pt")["step"] == 2
     # Each state of the model is taught its own guidance.
     guided = [torch.load(tmp_path / "work" / f"guided-{steps}.pt") for steps in (2, 3)]
     assert [state["step"] for state in guided] == [2, 2]

@@ -184,6 +184,7 @@ def servers():
 
 def test_a_server_killed_while_it_imports_is_followed_by_another(servers, tmp_path):
     with Children() as pool:
+        _wait_until(servers)  # for its first moment, a process has no command line
         servers()[0].kill()
         _wait_until(lambda: not servers())
         assert pool.run({"kind": "nonsense"}, folder=tmp_path)["error"]
