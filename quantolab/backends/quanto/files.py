@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,7 +44,6 @@ import xxhash
 from ...errors import ArgumentError, BrokenModelError
 from ...units import parse_bytes
 from .generic import Piece, Spec, pieces
-from .memory_pages import fresh_memory
 
 ALIGNMENT = 64
 """Bytes; the widest vector registers and a cache line."""
@@ -60,7 +60,7 @@ _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _CHUNK = 1 << 20  # bytes digested and written at a time: they stay in the processor's cache
 _BLOCK = 1 << 26  # bytes of neighbouring tensors that are read at a time, into one piece of memory
 _SMALL_BLOCK = 1 << 23  # the same where that memory is needed for a moment only
-_AHEAD = 2  # blocks that are read before they are asked for
+_AHEAD = 2  # blocks that are read before they are asked for, each by a thread of its own
 
 # Names of dtypes in a safetensors header; source: the format's specification.
 _DTYPE_NAMES = {
@@ -272,9 +272,12 @@ def read_tensors(
 
 
 class Reading:
-    """Tensors of files in the files' own order, read and digested ahead by a second thread.
+    """Tensors of files in the files' own order, read ahead by other threads and digested here.
 
-    Reading starts at once. Used as a context, so that the thread ends with it.
+    Reading starts at once. Used as a context, so that the threads end with it.
+
+    Two threads read, since one is kept busy less by the copying than by the system, which gives
+    new memory page by page.
 
     Parameters
     ----------
@@ -302,10 +305,9 @@ class Reading:
     ) -> None:
         self.lasting = lasting
         size = _BLOCK if lasting else _SMALL_BLOCK
-        self._blocks = (block for path, layout in files for block in _blocks(path, layout, size))
-        self._digests = digests
-        self._file, self._hasher = None, None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="quantolab-reading")
+        self._files = [(_File(path, digests.get(path.name)), layout) for path, layout in files]
+        self._blocks = (b for file, layout in self._files for b in _blocks(file, layout, size))
+        self._threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="quantolab-reading")
         self._coming: deque[tuple[_Block, torch.Tensor, Future]] = deque()
         self._start(_AHEAD)
 
@@ -313,9 +315,9 @@ class Reading:
         return self
 
     def __exit__(self, *_) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        if self._file is not None:
-            self._file.close()
+        self._threads.shutdown(cancel_futures=True)
+        for file, _ in self._files:
+            file.close()
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, tensor), fillers left out; each tensor starts on a boundary."""
@@ -323,58 +325,101 @@ class Reading:
             block, memory, done = self._coming.popleft()
             done.result()
             self._start(1)
+            block.digest(memory)
             yield from block.tensors(memory)
 
     def _start(self, count: int) -> None:
         for block in islice(self._blocks, count):
             memory = fresh_memory(block.nbytes)
-            self._coming.append((block, memory, self._thread.submit(self._read, block, memory)))
+            self._coming.append((block, memory, self._threads.submit(block.read, memory)))
 
-    def _read(self, block: _Block, memory: torch.Tensor) -> None:
-        """Fill a block's memory and digest it, each in few calls: every one waits for Python."""
-        path = block.path
+
+class _File:
+    """A file that several threads read, opened once, so that all see the same one."""
+
+    def __init__(self, path: Path, digest: str | None) -> None:
+        self.path = path
+        self._expected = digest
+        self._hasher = None if digest is None else xxhash.xxh3_128()
+        self._lock, self._opened = threading.Lock(), None
+
+    def read(self, view: memoryview, start: int) -> None:
+        """Fill a view with the file's bytes from `start` on."""
         try:
-            if block.header_bytes:
-                self._open(block)
-            view = memoryview(memory.numpy())[block.margin :] if memory.numel() else memoryview(b"")
-            _read_into(self._file, view, path)
+            with self._lock:
+                if self._opened is None:
+                    self._opened = self.path.open("rb", buffering=0)
+            position = 0
+            while position < len(view):
+                count = self._read_at(view[position:], start + position)
+                if not count:
+                    raise _broken(self.path, "it ended while it was read")
+                position += count
         except OSError as error:
-            raise _broken(path, str(error)) from error
+            raise _broken(self.path, str(error)) from error
+
+    def _read_at(self, view: memoryview, start: int) -> int | None:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._opened.fileno(), [view], start)
+        with self._lock:  # Windows: a file has one position only
+            self._opened.seek(start)
+            return self._opened.readinto(view)
+
+    def digest(self, view: memoryview) -> None:
+        """Digest the bytes that follow those digested before."""
         if self._hasher is not None:
             self._hasher.update(view)
-        if block.is_last:
-            self._file.close()
-            expected, found = self._digests.get(path.name), self._hasher
-            if found is not None and found.hexdigest() != expected:
-                raise BrokenModelError(
-                    f"{path} has changed since it was saved: its digest ({DIGEST}) is "
-                    f"{found.hexdigest()}, and {expected} was recorded"
-                )
 
-    def _open(self, block: _Block) -> None:
-        self._file = block.path.open("rb", buffering=0)
-        header = memoryview(bytearray(block.header_bytes))
-        _read_into(self._file, header, block.path)
-        self._hasher = xxhash.xxh3_128(header) if block.path.name in self._digests else None
+    def check(self) -> None:
+        """Raise BrokenModelError if the bytes digested so far have another digest."""
+        if self._hasher is not None and self._hasher.hexdigest() != self._expected:
+            raise BrokenModelError(
+                f"{self.path} has changed since it was saved: its digest ({DIGEST}) is "
+                f"{self._hasher.hexdigest()}, and {self._expected} was recorded"
+            )
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
 
 
 @dataclass(frozen=True)
 class _Block:
     """Neighbouring tensors of a file, read into one piece of memory."""
 
-    path: Path
+    file: _File
     entries: tuple[Entry, ...]
     margin: int
     """Bytes before the first tensor, so that memory and file have the same boundaries."""
     header_bytes: int
-    """Of the file, for its first block; 0 for the others."""
+    """Of the file: where its tensors begin."""
+    is_first: bool
     is_last: bool
-    """Whether the file ends with it."""
+    """Whether the file begins, or ends, with it."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, the margin included."""
         return self.margin + self.entries[-1].end - self.entries[0].begin if self.entries else 0
+
+    def read(self, memory: torch.Tensor) -> None:
+        """Fill the memory, in few calls: every one waits for Python."""
+        if self.entries:
+            self.file.read(self._payload(memory), self.header_bytes + self.entries[0].begin)
+
+    def digest(self, memory: torch.Tensor) -> None:
+        """Digest what was read, block after block; raise if the last one shows a change."""
+        if self.is_first:
+            header = memoryview(bytearray(self.header_bytes))
+            self.file.read(header, 0)
+            self.file.digest(header)
+        if self.entries:
+            self.file.digest(self._payload(memory))
+        if self.is_last:
+            self.file.check()
+
+    def _payload(self, memory: torch.Tensor) -> memoryview:
+        return memoryview(memory.numpy())[self.margin :]
 
     def tensors(self, memory: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the real tensors by name; those that start off a boundary, or are small, copied."""
@@ -397,9 +442,9 @@ class _Block:
                 yield spec.name, flat.reshape(spec.shape)
 
 
-def _blocks(path: Path, layout: FileLayout, size: int) -> Iterator[_Block]:
+def _blocks(file: _File, layout: FileLayout, size: int) -> Iterator[_Block]:
     """Yield a file's tensors in blocks of at least `size` bytes, one at least."""
-    entries, taken, header_bytes = layout.entries, 0, layout.header_bytes
+    entries, taken, start = layout.entries, 0, layout.header_bytes
     while True:
         stop = taken
         while stop < len(entries) and (
@@ -407,11 +452,20 @@ def _blocks(path: Path, layout: FileLayout, size: int) -> Iterator[_Block]:
         ):
             stop += 1
         part = entries[taken:stop]
-        margin = (layout.header_bytes + part[0].begin) % ALIGNMENT if part else 0
-        yield _Block(path, part, margin, header_bytes, stop == len(entries))
+        margin = (start + part[0].begin) % ALIGNMENT if part else 0
+        yield _Block(file, part, margin, start, taken == 0, stop == len(entries))
         if stop == len(entries):
             return
-        taken, header_bytes = stop, 0
+        taken = stop
+
+
+def fresh_memory(nbytes: int) -> torch.Tensor:
+    """Return bytes that nothing else holds, aligned to 64 as all of torch's are.
+
+    On pages as the system gives them: asking for huge ones halved the time on some machines and,
+    on a virtual machine that got its own memory piece by piece, made it three times as long.
+    """
+    return torch.empty(nbytes, dtype=torch.uint8)
 
 
 def digest_of(data: bytes) -> str:
@@ -570,15 +624,6 @@ def _are_counts(value: object) -> bool:
         and len(value) <= 32
         and all(type(n) is int and 0 <= n < 2**62 for n in value)
     )
-
-
-def _read_into(file, view: memoryview, path: Path) -> None:
-    position = 0
-    while position < len(view):
-        count = file.readinto(view[position:])
-        if not count:
-            raise _broken(path, "it ended while it was read")
-        position += count
 
 
 def _broken(path: Path, why: str) -> BrokenModelError:

@@ -13,8 +13,6 @@ from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor, qtype
 from optimum.quanto.tensor.grouped import grouped_shape
 from optimum.quanto.tensor.packed import PackedTensor
 
-from .memory_pages import fresh_memory
-
 _VALUES = 1 << 21  # at a time: 4 MB in bfloat16, 8 in float32
 
 
@@ -73,7 +71,7 @@ def weight_of(
 def _symmetric(weight: torch.Tensor, kind: qtype, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """As Quanto's `AbsmaxOptimizer` and ``quantize_symmetric``."""
     rows, columns = weight.shape
-    data = fresh_memory(weight.numel()).view(kind.dtype).view(rows, columns)
+    data = torch.empty((rows, columns), dtype=kind.dtype)
     scale = torch.empty((rows, 1), dtype=dtype)
     limits = (torch.finfo if kind.is_floating_point else torch.iinfo)(kind.dtype)
     step = max(1, _VALUES // columns)
@@ -98,7 +96,7 @@ def _affine(grouped: torch.Tensor, kind: qtype, dtype: torch.dtype) -> dict[str,
     rows, columns = grouped.shape
     per_byte, steps = 8 // kind.bits, 2**kind.bits - 1
     packed_rows = rows // per_byte
-    data = fresh_memory(packed_rows * columns).view(packed_rows, columns)
+    data = torch.empty((packed_rows, columns), dtype=torch.uint8)
     scale, shift = (torch.empty((rows, 1), dtype=dtype) for _ in range(2))
     step = max(1, _VALUES // columns)
     values = torch.empty((min(step, packed_rows), columns), dtype=dtype)

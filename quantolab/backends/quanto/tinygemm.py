@@ -22,8 +22,6 @@ from optimum.quanto.tensor.weights.tinygemm import (
     TinyGemmWeightQBitsTensor,
 )
 
-from .memory_pages import fresh_memory
-
 _BLOCK = 64  # rows
 _CHUNK = 1 << 19  # bytes turned around at a time: they stay in the processor's cache
 _UNPACK_ROWS = 1024  # rows of the identity matrix at a time; the whole one takes in_features² * 2
@@ -97,7 +95,7 @@ def _packed(stored: torch.Tensor) -> torch.Tensor:
     matrix below in its high half: 64 of its rows are one block above and one below.
     """
     columns = stored.shape[1]
-    packed = fresh_memory(stored.numel())
+    packed = torch.empty(stored.numel(), dtype=torch.uint8)
     # numpy: on pieces this small, torch's threads wait for each other longer than they work.
     source = stored.numpy().reshape(-1, 2, _BLOCK // 2, columns)
     target = packed.numpy().reshape(2, -1, columns, _BLOCK // 2)
@@ -112,7 +110,7 @@ def _packed(stored: torch.Tensor) -> torch.Tensor:
 
 def _unpacked(packed: torch.Tensor, columns: int) -> torch.Tensor:
     """Return Quanto's bytes from the kernel's: the way back from `_packed`."""
-    stored = fresh_memory(packed.numel())
+    stored = torch.empty(packed.numel(), dtype=torch.uint8)
     source = packed.contiguous().numpy().reshape(2, -1, columns, _BLOCK // 2)
     target = stored.numpy().reshape(-1, 2, _BLOCK // 2, columns)
     step = max(1, _CHUNK // (columns * _BLOCK))
