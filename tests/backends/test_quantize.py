@@ -1,7 +1,11 @@
 """`quantize` and `load` give what Diffusers' QuantoConfig gives, without its faults."""
 
+import json
+import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +95,41 @@ def test_rows_at_a_time_equal_quantos_passes_over_the_whole(weights, dtype, monk
         assert ours[1] == theirs[1]
         assert type(ours[0].weight) is type(theirs[0].weight)
         assert_same_parts(ours[0], theirs[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads private memory from /proc")
+def test_loading_needs_the_quantized_bytes_and_three_layers(tmp_path):
+    """Measured as tests/benchmarks/loading.py does, in a fresh process."""
+    config = {
+        "patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2,
+        "attention_head_dim": 128, "num_attention_heads": 8, "joint_attention_dim": 1024,
+        "pooled_projection_dim": 256, "axes_dims_rope": [16, 56, 56],
+    }  # fmt: skip
+    module = FluxTransformer2DModel(**config).to(torch.bfloat16)
+    module.save_pretrained(tmp_path)
+    largest = max(parameter.nbytes for parameter in module.parameters())
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "loading.py"
+    once = [sys.executable, benchmark, "once", "quantize", tmp_path, tmp_path, "int8"]
+    done = subprocess.run(once, capture_output=True, text=True, check=True)
+    quantized = ql.weight_bytes(ql.quantize(module, "int8")[0])
+    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
+    assert 0.9 * quantized < peak < quantized + 3 * largest
+
+
+@pytest.mark.parametrize("weights", QUANTIZED)
+def test_what_was_first_quantized_while_inferring_can_be_followed(weights):
+    """What is kept from layer to layer must not be one of inference mode's read-only tensors."""
+    weight = torch.randn(32, 128).bfloat16()
+    layer = Layer("layer", 128, 32, bias=False)
+
+    def both():
+        with torch.inference_mode():
+            quantize_linear(layer, weights, weight, None, dtype=torch.bfloat16)
+        return quantize_linear(layer, weights, weight, None, dtype=torch.bfloat16)[0]
+
+    with ThreadPoolExecutor(1) as new_thread:  # one that has quantized nothing yet
+        found = new_thread.submit(both).result()
+    assert_same_parts(found, both())
 
 
 @pytest.mark.parametrize("weights", QUANTIZED)
