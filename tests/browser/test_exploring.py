@@ -22,6 +22,19 @@ def fill(page, label, text):
     field.press("Tab")
 
 
+# Keeps what the grid showed, one after the other: a look now and then could miss one of them.
+WATCH_GRID = """() => {
+    window.gridStates = [];
+    new MutationObserver(() => {
+        const grid = document.querySelector(".ql-grid");
+        if (!grid) return;
+        const pictures = grid.querySelectorAll(".ql-cell img").length;
+        const state = `${pictures}${grid.textContent.includes("waiting") ? " and waiting" : ""}`;
+        if (window.gridStates.at(-1) !== state) window.gridStates.push(state);
+    }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
 def status(page):
     return page.locator(".ql-status")
 
@@ -49,11 +62,11 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     expect(page.locator(".ql-estimate")).to_contain_text("2 trials: 2 pictures to compare and 2")
 
     # Run by keyboard; results stand beside those that are still to come.
+    page.evaluate(WATCH_GRID)
     page.locator(".ql-run").press("Enter")
-    expect(page.locator(".ql-grid")).to_contain_text("waiting")
-    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
     expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
     expect(status(page)).to_contain_text("Done: 2 trials")
+    assert page.evaluate("window.gridStates")[-2:] == ["1 and waiting", "2"]
     shoot(page, "explorer-grid-light")
 
     # The table sorts by mouse and by keyboard.
