@@ -112,8 +112,10 @@ def test_loading_needs_the_quantized_bytes_and_three_layers(tmp_path):
     once = [sys.executable, benchmark, "once", "quantize", tmp_path, tmp_path, "int8"]
     done = subprocess.run(once, capture_output=True, text=True, check=True)
     quantized = ql.weight_bytes(ql.quantize(module, "int8")[0])
-    peak = json.loads(done.stdout.splitlines()[-1])["peak"]
-    assert 0.9 * quantized < peak < quantized + 3 * largest
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0.9 * quantized < found["peak"] < quantized + 3 * largest
+    # The file's own pages are let go as well; those of libraries, used for the first time, are not.
+    assert found["resident"] < found["peak"] + 3 * largest
 
 
 @pytest.mark.parametrize("weights", QUANTIZED)

@@ -7,8 +7,9 @@ Run by hand, on a quiet machine:
 A random FLUX transformer is made in a temporary folder. Every measurement is a fresh process, so
 that none has the other's memory; ways alternate, and the median of the rounds is printed. Peaks
 are of private memory (the process's anonymous pages, sampled every 5 ms), above what it held
-before loading: pages of a mapped file don't count, and neither do imported libraries. "Again" is
-a second time in the same process, without what torch and Diffusers do once at their first use.
+before loading: pages of a mapped file don't count, and neither do imported libraries. "Resident"
+is the same with those pages, which the system can take back: it is what top shows. "Again" is a
+second time in the same process, without what torch and Diffusers do once at their first use.
 """
 
 import argparse
@@ -37,31 +38,36 @@ WAYS = {
 }
 
 
-def private_bytes():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon in /proc/self/status: this needs Linux")
+def memory():
+    """Return this process's private and resident bytes (Linux only)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = {line.split(":")[0]: line.split()[1] for line in lines if "kB" in line}
+    return tuple(int(values[name]) * 1024 for name in ("RssAnon", "VmRSS"))
 
 
 class Peak:
-    """Highest private memory while the block runs, above what it was at its start."""
+    """Highest private and resident memory while the block runs, above what it was before."""
 
     def __enter__(self):
-        self.bytes = 0
-        self._before, self._done = private_bytes(), threading.Event()
+        self.bytes = (0, 0)
+        self._before, self._done = memory(), threading.Event()
         self._watch = threading.Thread(target=self._sample)
         self._watch.start()
         return self
 
     def _sample(self):
         while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, private_bytes() - self._before)
+            self._look()
+
+    def _look(self):
+        now = memory()
+        above = (a - b for a, b in zip(now, self._before, strict=True))
+        self.bytes = tuple(map(max, self.bytes, above))
 
     def __exit__(self, *_):
         self._done.set()
         self._watch.join()
-        self.bytes = max(self.bytes, private_bytes() - self._before)
+        self._look()
 
 
 def once(way, base, saved, weights):
@@ -95,7 +101,9 @@ def once(way, base, saved, weights):
     }
     with Peak() as peak:
         seconds = timed(ways[way])
-    print(json.dumps({"seconds": seconds, "peak": peak.bytes, "again": timed(ways[way])}))
+    private, resident = peak.bytes
+    found = {"seconds": seconds, "peak": private, "resident": resident}
+    print(json.dumps({**found, "again": timed(ways[way])}))
 
 
 def timed(load):
@@ -146,17 +154,17 @@ def main(words, rounds):
 def report(weights, saved, found):
     size = (saved / "diffusion_pytorch_model.safetensors").stat().st_size
     print(f"\n{weights}: file of {size / 1e6:.0f} MB")
-    seconds, again, peaks = (
+    seconds, again, peaks, resident = (
         {way: statistics.median(f[what] for f in fs) for way, fs in found.items()}
-        for what in ("seconds", "again", "peak")
+        for what in ("seconds", "again", "peak", "resident")
     )
-    print(f"  {'':30} {'seconds':>8} {'spread':>15} {'again':>8} {'peak MB':>8}")
+    print(f"  {'':30} {'seconds':>8} {'spread':>15} {'again':>8} {'peak MB':>8} {'resident':>8}")
     for way, name in WAYS.items():
         every = [f["seconds"] for f in found[way]]
         spread = f"{min(every):.3f}-{max(every):.3f}"
         print(
             f"  {name:30} {seconds[way]:8.3f} {spread:>15} {again[way]:8.3f} "
-            f"{peaks[way] / 1e6:8.0f}"
+            f"{peaks[way] / 1e6:8.0f} {resident[way] / 1e6:8.0f}"
         )
     for word, each in (("first", seconds), ("again", again)):
         print(
@@ -166,7 +174,8 @@ def report(weights, saved, found):
             f"quantizing, quantolab / Diffusers {each['quantize'] / each['diffusers']:.2f}"
         )
     print(
-        f"  peak, quantizing, quantolab / Diffusers: {peaks['quantize'] / peaks['diffusers']:.2f}"
+        f"  peak, quantizing, quantolab / Diffusers: {peaks['quantize'] / peaks['diffusers']:.2f}, "
+        f"resident {resident['quantize'] / resident['diffusers']:.2f}"
     )
 
 

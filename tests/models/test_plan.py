@@ -180,7 +180,6 @@ def larger_flux(tmp_path_factory):
 def test_loading_takes_no_more_than_planned(larger_flux, weights, dtype):
     row = plan(larger_flux, weights, dtype=dtype).query("weights == @weights")
     module, top = allocated(lambda: ql.load(larger_flux, weights, dtype=dtype, device="cpu"))
-    top -= sum(path.stat().st_size for path in larger_flux.glob("*.safetensors"))  # mapped
     assert row.weight_bytes.item() == ql.weight_bytes(module) <= top
     assert top <= row.load_peak_bytes.item()
     largest = max(layer_bytes(layer, weights, dtype) for layer in linear_layers(module))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ...models.skeleton import build_skeleton, component_class, quiet_libraries
 from ...models.source import Component, find_model, read_json
 from ...recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from .declaring import declare
+from .mapped import MappedWeights
 from .quantize import (
     QuantizeReport,
     is_quantized,
@@ -134,19 +134,26 @@ def _read_layer_by_layer(
     strict_skip: bool,
 ) -> tuple[torch.nn.Module, QuantizeReport] | None:
     """Fill a skeleton from safetensors; None if names don't match and Diffusers must convert."""
-    with open_weights(part.folder) as tensors:
-        expected = module.state_dict()
-        if set(tensors) != set(expected):
-            return None
-        for name, like in expected.items():
-            if tensors.shape(name) != tuple(like.shape):
-                raise BrokenModelError(
-                    f"the weights in {part.folder} don't fit its config.json: {name!r} has the "
-                    f"shape {tensors.shape(name)}, not {tuple(like.shape)}"
-                )
-        return fill_skeleton(
-            module, tensors, recipe, part.name, dtype=dtype, device=device, strict_skip=strict_skip
-        )
+    tensors = MappedWeights(weight_files(part.folder))
+    expected = module.state_dict()
+    if set(tensors) != set(expected):
+        return None
+    for name, like in expected.items():
+        if tensors.spec(name).shape != tuple(like.shape):
+            raise BrokenModelError(
+                f"the weights in {part.folder} don't fit its config.json: {name!r} has the "
+                f"shape {tensors.spec(name).shape}, not {tuple(like.shape)}"
+            )
+    return fill_skeleton(
+        module,
+        tensors,
+        recipe,
+        part.name,
+        dtype=dtype,
+        device=device,
+        strict_skip=strict_skip,
+        release=tensors.release,
+    )
 
 
 def fill_skeleton(
@@ -158,6 +165,7 @@ def fill_skeleton(
     dtype: str,
     device: str,
     strict_skip: bool = True,
+    release: Callable[[], None] = lambda: None,
 ) -> tuple[torch.nn.Module, QuantizeReport]:
     """Fill a skeleton with tensors, each quantized and released before the next is read.
 
@@ -169,6 +177,8 @@ def fill_skeleton(
         Exactly the names of the module's state dict; each is asked for once.
     recipe, component, dtype, device, strict_skip
         As for `load_component`, already resolved.
+    release : callable
+        Called when no tensor that was read is needed any longer.
 
     Raises
     ------
@@ -189,6 +199,7 @@ def fill_skeleton(
             if not _belongs_to(name, waiting):  # a quantized layer's bias comes with its weight
                 value = _cast(tensors[name], name, module, dtype, device)
                 put_tensor(owners, name, value)
+                release()
             continue
         bias = None
         if layer.bias:
@@ -206,6 +217,7 @@ def fill_skeleton(
         del weight
         applied += [(layer.path, cure) for cure in names]
         put_module(module, layer.path, quantized)
+        release()
     place_buffers(module, device)  # those that no file holds
     release_memory()
     quantized_paths = tuple(la.path for la in plan.quantized)
@@ -268,44 +280,6 @@ def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
             "configuration"
         )
     return module.eval().requires_grad_(False)
-
-
-class WeightFiles(dict):
-    """Tensors of one or several safetensors files by name, mapped and read on demand."""
-
-    def __init__(self, handles: dict) -> None:
-        super().__init__(handles)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return super().__getitem__(name).get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape, from the file's header alone."""
-        return tuple(super().__getitem__(name).get_slice(name).get_shape())
-
-
-@contextmanager
-def open_weights(folder: Path) -> Iterator[WeightFiles]:
-    """Open the safetensors files of a component's folder, sharded or not.
-
-    Raises
-    ------
-    BrokenModelError
-        If there are none, a shard is missing, or a file is truncated or no safetensors.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    with ExitStack() as stack:
-        handles: dict = {}
-        for path in weight_files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-                handles.update(dict.fromkeys(file.keys(), file))
-            except (SafetensorError, OSError, ValueError) as error:
-                raise BrokenModelError(
-                    f"{path} can't be read as safetensors: {_first_line(error)}"
-                ) from error
-        yield WeightFiles(handles)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -7,8 +7,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from ...errors import (
 from ...models.skeleton import build_skeleton, component_class, quiet_libraries
 from ...models.source import Component, find_model
 from ...recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from .mapped import MappedWeights
 from .reading import fill_skeleton
 from .recorded import NotRecordable, Replayed, record
 
@@ -49,14 +49,6 @@ _FIXED_WIDTH_CLASSES = (
     "ChromaTransformer2DModel",
     "HunyuanVideoTransformer3DModel",
 )
-
-# Safetensors' names of dtypes; those that torch lacks can't be loaded anyway.
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 def load_single_file(
@@ -125,11 +117,15 @@ def load_single_file(
     device = resolve_device(device)
     path = _check_path(path, allow_pickle)
     part = _described_by(path, config, component)
-    with _open_file(path) as (stored, shapes):
-        _check_plain(path, shapes)
-        module = build_skeleton(part, keep_buffers=True)
-        tensors = _as_diffusers_names(path, part, module, stored, shapes)
-        module, _ = fill_skeleton(module, tensors, recipe, part.name, dtype=dtype, device=device)
+    stored, shapes = _open_file(path)
+    _check_plain(path, shapes)
+    module = build_skeleton(part, keep_buffers=True)
+    tensors = _as_diffusers_names(path, part, module, stored, shapes)
+    how = {"dtype": dtype, "device": device}
+    # A converter that has run may have changed tensors in place: those can't be read again.
+    if isinstance(stored, MappedWeights) and isinstance(tensors, Replayed):
+        how["release"] = stored.release
+    module, _ = fill_skeleton(module, tensors, recipe, part.name, **how)
     return module.eval()
 
 
@@ -182,54 +178,14 @@ def _described_by(path: Path, config: str | os.PathLike | None, component: str |
     return part
 
 
-@contextmanager
-def _open_file(path: Path) -> Iterator[tuple[Mapping[str, torch.Tensor], dict]]:
-    """Open a file and yield its tensors, read on demand, and their shapes as meta tensors."""
+def _open_file(path: Path) -> tuple[Mapping[str, torch.Tensor], dict]:
+    """Return a file's tensors, read on demand, and their shapes as meta tensors."""
     if path.suffix.casefold() in PICKLES:
         tensors = _unpickled(path)
-        yield tensors, {name: t.to("meta") for name, t in tensors.items()}
-        return
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BrokenModelError(
-            f"{path} can't be read as safetensors: {_first_line(error)}"
-        ) from error
-    with file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {
-            name: torch.empty(part.get_shape(), dtype=_dtype(path, name, part), device="meta")
-            for name, part in slices.items()
-        }
-        yield _Stored(file.get_tensor, shapes), shapes
-
-
-class _Stored(Mapping):
-    """Tensors of an open file by name, mapped and read on demand."""
-
-    def __init__(self, get: Callable[[str], torch.Tensor], names: Iterable[str]) -> None:
-        self._get, self._names = get, tuple(names)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._get(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _dtype(path: Path, name: str, part) -> torch.dtype:
-    word = part.get_dtype()
-    if word not in _DTYPES:
-        raise BrokenModelError(
-            f"{path} stores {name!r} as {word}; allowed: {', '.join(_DTYPES)}: float8 and wider "
-            "are cast to the compute dtype"
-        )
-    return _DTYPES[word]
+        return tensors, {name: t.to("meta") for name, t in tensors.items()}
+    stored = MappedWeights([path])
+    specs = map(stored.spec, stored)
+    return stored, {s.name: torch.empty(s.shape, dtype=s.dtype, device="meta") for s in specs}
 
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:

@@ -60,26 +60,26 @@ def single_file_facts(
         If the file isn't there, isn't a file that is read, or its header can't be.
     """
     path = _check_path(path, allow_pickle=False)
-    with _open_file(path) as (_, shapes):
-        part, wanted, problem = None, None, None
-        try:
-            _check_plain(path, shapes)
-            part = _described_by(path, config, component)
-            module = build_skeleton(part)
-            wanted = module.state_dict().keys()
-            _check_layout(path, part, module, shapes)
-        except QuantolabError as error:
-            problem = error
-        return SingleFileFacts(
-            path,
-            path.stat().st_size,
-            len(shapes),
-            _stored_bytes(shapes),
-            _layout(shapes, wanted),
-            part,
-            _published_as(shapes),
-            problem,
-        )
+    _, shapes = _open_file(path)
+    part, wanted, problem = None, None, None
+    try:
+        _check_plain(path, shapes)
+        part = _described_by(path, config, component)
+        module = build_skeleton(part)
+        wanted = module.state_dict().keys()
+        _check_layout(path, part, module, shapes)
+    except QuantolabError as error:
+        problem = error
+    return SingleFileFacts(
+        path,
+        path.stat().st_size,
+        len(shapes),
+        _stored_bytes(shapes),
+        _layout(shapes, wanted),
+        part,
+        _published_as(shapes),
+        problem,
+    )
 
 
 def _check_layout(path: Path, part: Component, module: torch.nn.Module, shapes: Mapping) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ...models.source import read_source
 from ...units import ABSENT, format_bytes, format_seconds
 from .files import raw_bytes
 from .generic import pieces
-from .reading import open_weights
+from .reading import weight_files
 from .saved_folder import SavedFolder, layer_words, open_saved
 from .tensors import inner_tensors
 
@@ -345,13 +346,14 @@ def weights_difference(module: torch.nn.Module, saved: SavedFolder) -> float:
     """
     greatest = 0.0
     left = set(saved.entries)
-    with open_weights(saved.folder) as stored:  # safetensors' reader, not the one that is verified
+    with ExitStack() as files:
+        stored = _as_safetensors_reads(saved.folder, files)
         for piece in pieces(module):
             for spec, value in zip(piece.specs, piece.values(), strict=True):
                 if spec.name not in left:
                     return math.inf
                 left.discard(spec.name)
-                other = stored[spec.name]
+                other = stored[spec.name].get_tensor(spec.name)
                 if (other.shape, other.dtype) != (value.shape, value.dtype):
                     return math.inf
                 if raw_bytes(value) != raw_bytes(other):
@@ -359,6 +361,14 @@ def weights_difference(module: torch.nn.Module, saved: SavedFolder) -> float:
                     # Unequal bytes are never a difference of 0; NaN isn't either.
                     greatest = max(greatest, apart if apart > 0 else math.inf)
     return math.inf if left else greatest
+
+
+def _as_safetensors_reads(folder: Path, files: ExitStack) -> dict[str, Any]:
+    """Return an open file for each tensor: safetensors' own reader, not the one to be verified."""
+    from safetensors import safe_open
+
+    opened = [files.enter_context(safe_open(p, framework="pt")) for p in weight_files(folder)]
+    return {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
 
 def _difference(place: str, one: str | None, other: str | None) -> float | None:
