@@ -17,7 +17,7 @@ SIZE = (128, 128)
 """Width and height of its pictures."""
 
 PROMPTS: tuple[str, ...] = (
-    "a large pink heart with yellow dots on a blue background",
+    "a large red star with yellow dots on a black background",
     "a green triangle left of a red ring on a yellow background",
     "a white house with a red roof left of an apple tree under a sun",
     "a red boat with a white sail on the sea under a moon",

@@ -42,9 +42,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="where the pipeline folder is written")
     add("--work", type=Path, help="where checkpoints are kept (default: OUT-work)")
     add("--pictures", type=int, default=24000, help="training pictures (default: %(default)s)")
-    add("--start", type=Path, help="pipeline folder whose autoencoder and transformer to use")
+    add("--start", type=Path, help="pipeline folder to go on from")
     add("--vae-steps", type=int, default=3600, help="(default: %(default)s)")
-    add("--reader-steps", type=int, default=500, help="(default: %(default)s)")
+    add("--reader-steps", type=int, default=500, help="0: those of --start (%(default)s)")
     add("--steps", type=int, default=4000, help="(default: %(default)s)")
     add("--horizon", type=int, default=0, help="steps the learning rate is planned for, if more")
     add("--weak-step", type=int, default=3000, help="state to guide away from (%(default)s)")
@@ -60,7 +60,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--preview-every", type=int, default=1000, help="steps (default: %(default)s)")
     add("--compile", action="store_true", help="compile the model while training (needs g++)")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not options.reader_steps and not options.start:
+        parser.error("--reader-steps 0 needs --start, a pipeline whose text encoders to use")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = Denoiser(CHANNELS, options.width, options.doubles, options.singles)
     if start:
         model.transformer.load_state_dict(start.transformer.state_dict())
-    reader_seconds = train_readers(model, options.reader_steps, work, options.seed)
+    reader_seconds = _readers(options, model, start, work)
     seconds = train_denoiser(
         model,
         latents,
@@ -111,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 else [f"the autoencoder: {options.vae_steps:,} steps, {vae_seconds / 60:.0f} min;"]
             ),
             f"the text encoders read captions (`quantolab.demo.reading`): "
-            f"{options.reader_steps:,} steps, {reader_seconds / 60:.0f} min;",
+            f"{options.reader_steps:,} steps, {reader_seconds / 60:.0f} min;"
+            if options.reader_steps
+            else "the text encoders of that training;",
             f"the transformer: {options.steps:,} steps of "
             f"{options.batch} pictures, {seconds / 60:.0f} min;",
             f"guidance of scale {options.guidance:g}, away from step {options.weak_step:,}, taught "
@@ -156,6 +161,17 @@ def _vae(
     return vae, seconds
 
 
+def _readers(
+    options: argparse.Namespace, model: Denoiser, start: FluxPipeline | None, work: Path
+) -> float:
+    """Text encoders that read captions: trained anew, or those of the pipeline to go on from."""
+    if options.reader_steps:
+        return train_readers(model, options.reader_steps, work, options.seed)
+    for name in ("text_encoder", "text_encoder_2"):
+        getattr(model, name).load_state_dict(getattr(start, name).state_dict())
+    return 0.0
+
+
 def _guided(
     options: argparse.Namespace,
     model: Denoiser,
@@ -195,7 +211,7 @@ def _latents(vae: AutoencoderKL, images: torch.Tensor, work: Path) -> torch.Tens
 
 def _preview(vae: AutoencoderKL, model: Denoiser, step: int, work: Path) -> None:
     """Write a grid of held-out pictures and print how many of them the judge finds right."""
-    prompts = held_out_prompts(48, seed=1, everything=True)
+    prompts = held_out_prompts(48, seed=1)
     pipeline = assemble(vae, model)
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(pipeline, prompts)

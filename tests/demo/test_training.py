@@ -50,6 +50,24 @@ def test_an_interrupted_training_goes_on(tmp_path, capfd):
     assert image.size == (32, 32)
 
 
+def test_text_encoders_of_an_earlier_pipeline_stay_as_they_are(tmp_path):
+    _train(tmp_path / "first", 1, 1)
+    start = ["--start", str(tmp_path / "first" / "out"), "--reader-steps", "0"]
+    train.main(["--out", str(tmp_path / "out"), *TINY, *start, "--steps", "1"])
+    for part in ("text_encoder", "text_encoder_2"):
+        first, second = (
+            (folder / part / "model.safetensors").read_bytes()
+            for folder in (tmp_path / "first" / "out", tmp_path / "out")
+        )
+        assert first == second, part
+
+
+def test_text_encoders_must_come_from_somewhere(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.arguments(["--out", "anywhere", "--reader-steps", "0"])
+    assert "needs --start" in capsys.readouterr().err
+
+
 def test_guidance_goes_away_from_the_weaker_model():
     good, weak = (
         (lambda *inputs: torch.tensor([1.0, 2.0])),
