@@ -20,28 +20,28 @@ _ROOMS = {
     # the demo model
     "demo_model": "demo",
     # quantize and load
-    "quantize": "backends.quanto",
-    "load": "backends.quanto",
-    "load_single_file": "backends.quanto",
-    "load_pipeline": "backends.quanto",
+    "quantize": "loading.in_memory",
+    "load": "loading.component",
+    "load_single_file": "single_file.reading",
+    "load_pipeline": "loading.pipelines",
     # keep and reload
-    "save": "backends.quanto",
-    "load_saved": "backends.quanto",
-    "verify_saved": "backends.quanto",
-    "from_quanto": "backends.quanto",
-    "to_quanto": "backends.quanto",
+    "save": "saved.doors",
+    "load_saved": "saved.doors",
+    "verify_saved": "saved.verifying",
+    "from_quanto": "saved.converting",
+    "to_quanto": "saved.converting",
     # look
-    "weight_bytes": "backends.quanto",
-    "skip_report": "models.skips",
-    "plan": "models.plan",
+    "weight_bytes": "measure.held_bytes",
+    "skip_report": "planning.skips",
+    "plan": "planning.plan",
     "diffusers_code": "report.code",
     # what works here
     "path_matrix": "doctor",
     # compare and show
-    "compare": "comparing",
-    "compile_report": "compiling",
-    "sensitivity": "sensing",
-    "advise": "sensing",
+    "compare": "experiments.comparing",
+    "compile_report": "experiments.compiling",
+    "sensitivity": "experiments.sensitivity",
+    "advise": "experiments.advising",
     "results_table": "report.tables",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
@@ -52,32 +52,29 @@ _ROOMS = {
 __all__ = ["__version__", *_ROOMS]
 
 if TYPE_CHECKING:  # what editors and type checkers see
-    from .backends.quanto import (
-        from_quanto,
-        load,
-        load_pipeline,
-        load_saved,
-        load_single_file,
-        quantize,
-        save,
-        to_quanto,
-        verify_saved,
-        weight_bytes,
-    )
-    from .comparing import compare
-    from .compiling import compile_report
     from .demo import demo_model
     from .doctor import path_matrix
     from .errors import QuantolabError
-    from .models.plan import plan
-    from .models.skips import skip_report
+    from .experiments.advising import advise
+    from .experiments.comparing import compare
+    from .experiments.compiling import compile_report
+    from .experiments.sensitivity import sensitivity
+    from .loading.component import load
+    from .loading.in_memory import quantize
+    from .loading.pipelines import load_pipeline
+    from .measure.held_bytes import weight_bytes
+    from .planning.plan import plan
+    from .planning.skips import skip_report
     from .recipes import Recipe
     from .records import Comparison, Trial
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison
     from .report.tables import results_table
-    from .sensing import advise, sensitivity
+    from .saved.converting import from_quanto, to_quanto
+    from .saved.doors import load_saved, save
+    from .saved.verifying import verify_saved
+    from .single_file.reading import load_single_file
 
 
 def __getattr__(name: str):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ArgumentError, QuantolabError, nearest
-from .recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, default_recipes
+from .recipes import COMPUTE_DTYPES, default_recipes
 from .run.journal import RUNS, new_folder
+from .weights import REFERENCE, WORDS
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -80,9 +81,9 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--weights",
         type=_listed,
-        default=WEIGHTS,
+        default=WORDS,
         metavar="LIST",
-        help=f"weights dtypes, comma-separated (default: {','.join(WEIGHTS)})",
+        help=f"weights dtypes, comma-separated (default: {','.join(WORDS)})",
     )
 
 
@@ -153,7 +154,7 @@ def _add_compare(commands) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from .comparing import compare
+    from .experiments.comparing import compare
 
     out = arguments.out
     if out is None:
@@ -232,7 +233,7 @@ def _add_plan(commands) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         _check_writable(arguments.csv)
-    from .models.plan import plan
+    from .planning.plan import plan
     from .report.planned import plan_text
 
     components = arguments.component or None
@@ -245,7 +246,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _add_lab(commands) -> None:
-    from .lab import FOLDER
+    from .tutorials import FOLDER
 
     p = commands.add_parser(
         "lab",
@@ -269,7 +270,7 @@ def _add_lab(commands) -> None:
 
 
 def _lab(arguments: argparse.Namespace) -> int:
-    from .lab import copy_notebooks, jupyter_command, serve
+    from .tutorials import copy_notebooks, jupyter_command, serve
 
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise ArgumentError(f"--port must be a whole number from 1 to 65535, not {arguments.port}")
@@ -338,7 +339,7 @@ def _check_writable(path: str) -> None:
 def _listed(text: str) -> tuple[str, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise argparse.ArgumentTypeError(f"{text!r} names no weights; allowed: {','.join(WEIGHTS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} names no weights; allowed: {','.join(WORDS)}")
     return tuple(words)
 
 

@@ -69,6 +69,21 @@ def synchronize(device: str) -> None:
         getattr(torch, kind).synchronize()
 
 
+def free_bytes(device: str) -> int | None:
+    """Return the free memory of a device; None where there is no way to know."""
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    import torch
+
+    if kind == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    module = getattr(torch, kind)
+    return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
+
+
 def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

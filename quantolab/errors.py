@@ -41,6 +41,28 @@ class Cancelled(QuantolabError):
     """The user ended the work; what was finished is kept."""
 
 
+class JobFailed(QuantolabError):
+    """A job's process ended without a result; the text says how."""
+
+
+class JobRaised(JobFailed):
+    """A job ended with an error that nobody raises on purpose; the text says which."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of what an error says, or its class's name if it says nothing."""
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__ if isinstance(error, BaseException) else ""
+
+
+def with_kind(error: BaseException) -> str:
+    """Return an error's class and the first line of what it says: ``KeyError: 'x'``."""
+    kind, line = type(error).__name__, first_line(str(error))
+    return f"{kind}: {line}" if line else kind
+
+
 def nearest(asked: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed spellings, or an empty string.
 

@@ -8,15 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import ArgumentError, one_of
+from .units import format_list
+from .weights import COMPUTE_BYTES, DEFAULT, REFERENCE, WORDS
 
-REFERENCE = "none"
-"""The weights word of the unquantized reference."""
-
-WEIGHTS = (REFERENCE, "float8", "int8", "int4", "int2")
-"""Every weights dtype, in order of precision. Quanto's own names are these with a q in front
-(float8 is e4m3fn); a test holds the two lists together."""
-
-COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+COMPUTE_DTYPES = tuple(COMPUTE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -47,12 +42,12 @@ class Recipe:
     int4, keeping proj_out and x_embedder
     """
 
-    weights: str = "int8"
+    weights: str = DEFAULT
     skip: tuple[str, ...] = ()
     components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        one_of("weights dtype", self.weights, WEIGHTS)
+        one_of("weights dtype", self.weights, WORDS)
         object.__setattr__(self, "skip", _words("skip", self.skip))
         object.__setattr__(self, "components", _words("components", self.components))
         if self.is_reference and self.skip:
@@ -71,26 +66,13 @@ class Recipe:
         """Short name, unique for a recipe: what tables, grids and `Comparison.images` use."""
         text = self.weights
         if self.skip:
-            text += ", keeping " + _listed(self.skip)
+            text += ", keeping " + format_list(self.skip)
         if self.components:
-            text += " in " + _listed(self.components)
+            text += " in " + format_list(self.components)
         return text
 
     def __str__(self) -> str:
         return self.label
-
-    def to_dict(self) -> dict:
-        """Return plain values, as they stand in ``run.json`` and ``quantolab.json``."""
-        return {
-            "weights": self.weights,
-            "skip": list(self.skip),
-            "components": list(self.components),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Recipe:
-        """Return the recipe that `to_dict` wrote."""
-        return cls(values["weights"], tuple(values["skip"]), tuple(values["components"]))
 
 
 def as_recipe(value: Recipe | str) -> Recipe:
@@ -106,12 +88,12 @@ def as_recipe(value: Recipe | str) -> Recipe:
     if isinstance(value, str):
         return Recipe(value)
     raise ArgumentError(
-        f"a recipe is a Recipe or one of the words {', '.join(WEIGHTS)}, not {value!r}"
+        f"a recipe is a Recipe or one of the words {', '.join(WORDS)}, not {value!r}"
     )
 
 
 def default_recipes(
-    weights: Iterable[str] = WEIGHTS, skip: Iterable[str] = (), components: Iterable[str] = ()
+    weights: Iterable[str] = WORDS, skip: Iterable[str] = (), components: Iterable[str] = ()
 ) -> tuple[Recipe, ...]:
     """Return one recipe a weights word; skips and components don't apply to the reference."""
     skip, components = tuple(skip), tuple(components)
@@ -141,7 +123,3 @@ def _words(field: str, value: object) -> tuple[str, ...]:
         if not isinstance(word, str) or not word.strip():
             raise ArgumentError(f"{field} must hold names, not {word!r}")
     return words
-
-
-def _listed(words: tuple[str, ...]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

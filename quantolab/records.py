@@ -1,22 +1,26 @@
 """What was observed, as frozen plain values. Raw observations are stored, the rest is derived.
 
 A value that could not be measured is ``None``, never zero. Records cross process boundaries and
-go to disk as JSON; `to_dict` and `from_dict` are the only way in and out.
+go to disk as `plain_values` writes them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from .recipes import Recipe
 
 if TYPE_CHECKING:
     from PIL import Image
 
-OK, FAILED, UNSUPPORTED = "ok", "failed", "unsupported"
+Status = Literal["asked", "ok", "failed", "unsupported"]
+ASKED: Status = "asked"
+"""A trial that hasn't ended: asked for, and perhaps running."""
+OK: Status = "ok"
+FAILED: Status = "failed"
+UNSUPPORTED: Status = "unsupported"
 """How a trial ends. The last two carry a reason."""
 
 
@@ -97,7 +101,7 @@ class Trial:
     """One recipe, run on one workload under recorded conditions."""
 
     recipe: Recipe
-    status: str
+    status: Status = ASKED
     reason: str | None = None
     """Why it failed or is unsupported, one sentence."""
     compiled: bool = False
@@ -162,62 +166,3 @@ class Comparison:
         if not self.wall_seconds or not self.generation_seconds:
             return None
         return self.wall_seconds / self.generation_seconds
-
-
-_NESTED = {
-    "recipe": Recipe,
-    "timing": Timing,
-    "conditions": Conditions,
-}
-_TUPLES = {
-    "samples", "warmup", "prompts", "seeds", "size", "kept_layers", "notes", "components",
-}  # fmt: skip
-
-
-def to_dict(record: Any) -> dict:
-    """Return a record as plain values that JSON can hold.
-
-    Infinity (the PSNR of identical pictures) becomes the word ``"inf"``, since JSON has none.
-    """
-    values = {}
-    for f in dataclasses.fields(record):
-        value = getattr(record, f.name)
-        if isinstance(value, Recipe):
-            value = value.to_dict()
-        elif dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        elif isinstance(value, tuple):
-            value = [to_dict(v) if dataclasses.is_dataclass(v) else v for v in value]
-        elif isinstance(value, float) and math.isinf(value):
-            value = "inf"
-        values[f.name] = value
-    return values
-
-
-def trial_from_dict(values: dict) -> Trial:
-    """Return the trial that `to_dict` wrote; unknown keys of later versions are ignored."""
-    return _from_dict(Trial, values)
-
-
-def workload_from_dict(values: dict) -> Workload:
-    """Return the workload that `to_dict` wrote."""
-    return _from_dict(Workload, values)
-
-
-def _from_dict(cls: type, values: dict) -> Any:
-    known = {f.name for f in dataclasses.fields(cls)}
-    kept = {}
-    for key, value in values.items():
-        if key not in known:
-            continue
-        if key in _NESTED and value is not None:
-            nested = _NESTED[key]
-            value = nested.from_dict(value) if nested is Recipe else _from_dict(nested, value)
-        elif key == "quality":
-            value = tuple(_from_dict(PictureQuality, v) for v in value)
-        elif key == "psnr_db" and value == "inf":
-            value = math.inf
-        elif key in _TUPLES and isinstance(value, list):
-            value = tuple(value)
-        kept[key] = value
-    return cls(**kept)

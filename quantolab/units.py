@@ -6,6 +6,7 @@ Values are held in bytes and seconds everywhere else; names of columns end in th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .errors import ArgumentError
 
@@ -103,14 +104,29 @@ def format_ratio(value: float | None) -> str:
     return ABSENT if is_absent(value) else f"{value:.2f}x"
 
 
-def format_percent(share: float | None) -> str:
-    """Return a share of one in per cent: ``26 %``."""
-    return ABSENT if is_absent(share) else f"{100 * share:.0f} %"
+def format_percent(share: float | None, places: int = 0, space: str = " ") -> str:
+    """Return a share of one in per cent: ``26 %``, with so many decimals."""
+    return ABSENT if is_absent(share) else f"{100 * share:.{places}f}{space}%"
+
+
+def format_digits(value: float | None, digits: int = 3) -> str:
+    """Return a number without a unit, in at most so many digits: ``0.0123``."""
+    return ABSENT if is_absent(value) else f"{value:.{digits}g}"
+
+
+def format_places(value: float | None, places: int = 2) -> str:
+    """Return a number without a unit, with so many decimals: ``0.50``."""
+    return ABSENT if is_absent(value) else f"{value:.{places}f}"
 
 
 def format_count(count: int, what: str) -> str:
     """Return ``"1 picture"`` or ``"2 pictures"``."""
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def format_list(words: Sequence[str], last: str = "and") -> str:
+    """Return words as a sentence says them: ``"q, k and v"``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def parse_bytes(text: str | int) -> int:

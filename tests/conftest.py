@@ -6,8 +6,58 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 os.environ.setdefault("MPLBACKEND", "agg")
+# Workers of pytest-xdist share the machine: one thread for each and for what each starts. Torch
+# reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+
+# Folders and files that take long, for they start processes, compile, train or open a browser; the
+# longest first. `pytest -m quick` leaves them out, and workers begin with them, so that none is
+# left to one worker at the end. Whatever isn't named here is quick.
+SLOW = (
+    "notebooks",
+    "browser",
+    "doctor/test_matrix.py",
+    "run/test_engine.py",
+    "experiments",
+    "processes",
+    "backends/test_compiling.py",
+    "saved",
+    "demo/test_training.py",
+    "demo/test_pipeline.py",
+)
+
+
+def rank(path: Path) -> int:
+    """Return the place of a test's file in `SLOW`, or that after the last."""
+    inside = path.relative_to(HERE)
+    for place, name in enumerate(SLOW):
+        if inside.is_relative_to(name):
+            return place
+    return len(SLOW)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out of the quick lane what isn't in it before it is even imported."""
+    if config.option.markexpr == "quick" and rank(collection_path) < len(SLOW):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is quick, and put what takes long first."""
+    items.sort(key=lambda item: rank(item.path))
+    for item in items:
+        if rank(item.path) == len(SLOW):
+            item.add_marker("quick")
+
 
 FLUX = {
     "patch_size": 1,
@@ -112,3 +162,74 @@ def pipeline_folder(tmp_path_factory):
         transformer=FluxTransformer2DModel(**FLUX).eval(),
     ).save_pretrained(folder)
     return folder
+
+
+def pytest_generate_tests(metafunc):
+    """Run tests that take `architecture` once for each of `architectures.ARCHITECTURES`."""
+    if "architecture" in metafunc.fixturenames:
+        from architectures import ARCHITECTURES
+
+        metafunc.parametrize(
+            "architecture", ARCHITECTURES.values(), ids=ARCHITECTURES, scope="session"
+        )
+
+
+@pytest.fixture(scope="session")
+def architecture_folder(architecture, tmp_path_factory):
+    """The folder of a saved component of this architecture, in float32."""
+    folder = tmp_path_factory.mktemp(architecture.name)
+    architecture.make().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def architectures():
+    """All of them by name, for tests of one."""
+    from architectures import ARCHITECTURES
+
+    return ARCHITECTURES
+
+
+# As black-forest-labs/FLUX.1-dev publishes it.
+FLUX_DEV = {
+    "_class_name": "FluxTransformer2DModel",
+    "_diffusers_version": "0.30.0.dev0",
+    "attention_head_dim": 128,
+    "guidance_embeds": True,
+    "in_channels": 64,
+    "joint_attention_dim": 4096,
+    "num_attention_heads": 24,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "patch_size": 1,
+    "pooled_projection_dim": 768,
+}
+
+
+def write_json(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="session")
+def flux_dev(tmp_path_factory):
+    """A folder with the configuration of FLUX.1-dev's transformer and no weights."""
+    folder = tmp_path_factory.mktemp("flux-dev")
+    write_json(folder / "config.json", FLUX_DEV)
+    return folder
+
+
+@pytest.fixture
+def write_pipeline(tmp_path):
+    """Return a function that writes a pipeline's JSON files and returns the folder."""
+
+    def write(pipeline, configs, folder="model"):
+        index = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+        for name, config in configs.items():
+            library = "transformers" if name.startswith("text") else "diffusers"
+            index[name] = [library, config.get("_class_name", "Anything")]
+            write_json(tmp_path / folder / name / "config.json", config)
+        write_json(tmp_path / folder / "model_index.json", index)
+        return tmp_path / folder
+
+    return write

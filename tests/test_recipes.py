@@ -7,7 +7,9 @@ import re
 import pytest
 
 from quantolab.errors import ArgumentError
-from quantolab.recipes import WEIGHTS, Recipe, as_recipe, default_recipes, slug
+from quantolab.plain_values import from_dict, to_dict
+from quantolab.recipes import Recipe, as_recipe, default_recipes, slug
+from quantolab.weights import WORDS as WEIGHTS
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_lists_one_word_and_repetitions_become_a_tuple():
 
 def test_survives_json():
     recipe = Recipe("int4", ("proj_out", "blocks.*.mlp"), ("transformer", "text_encoder_2"))
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
 
 
 def test_only_none_is_the_reference():

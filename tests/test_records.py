@@ -6,18 +6,9 @@ import math
 
 import pytest
 
+from quantolab.plain_values import from_dict, to_dict
 from quantolab.recipes import Recipe
-from quantolab.records import (
-    Comparison,
-    Conditions,
-    PictureQuality,
-    Timing,
-    Trial,
-    Workload,
-    to_dict,
-    trial_from_dict,
-    workload_from_dict,
-)
+from quantolab.records import Comparison, Conditions, PictureQuality, Timing, Trial, Workload
 
 WORKLOAD = Workload(
     model="demo", prompts=("a red circle", "a blue square"), seeds=(0, 7), steps=20,
@@ -48,8 +39,8 @@ def through_json(record):
 
 @pytest.mark.parametrize("trial", [FULL, Trial(Recipe("none"), "failed", "it was killed")])
 def test_trials_survive_json(trial):
-    assert trial_from_dict(through_json(trial)) == trial
-    assert hash(trial_from_dict(through_json(trial))) == hash(trial)
+    assert from_dict(Trial, through_json(trial)) == trial
+    assert hash(from_dict(Trial, through_json(trial))) == hash(trial)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +48,19 @@ def test_trials_survive_json(trial):
     [WORKLOAD, dataclasses.replace(WORKLOAD, guidance=4.5, revision="abc123", prompts=("a",))],
 )
 def test_workloads_survive_json(workload):
-    assert workload_from_dict(through_json(workload)) == workload
+    assert from_dict(Workload, through_json(workload)) == workload
 
 
 def test_keys_of_later_versions_are_ignored():
     values = through_json(FULL) | {"invented_later": 1}
     values["timing"]["clock"] = "atomic"
-    assert trial_from_dict(values) == FULL
+    assert from_dict(Trial, values) == FULL
 
 
 def test_files_of_earlier_versions_get_the_defaults():
     values = through_json(FULL)
     del values["components"], values["notes"]
-    assert trial_from_dict(values) == dataclasses.replace(FULL, components=(), notes=())
+    assert from_dict(Trial, values) == dataclasses.replace(FULL, components=(), notes=())
 
 
 def test_pairs_have_prompts_outermost():

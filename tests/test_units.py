@@ -96,3 +96,11 @@ def test_absent():
     assert [units.is_absent(v) for v in (None, math.nan, 0, 0.0, math.inf, "")] == [
         True, True, False, False, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "text"), [("q", "q"), (("q", "k"), "q or k"), (["q", "k", "v"], "q, k or v")]
+)
+def test_a_list_as_a_sentence_says_it(words, text):
+    assert units.format_list(words, "or") == text
+    assert units.format_list(words) == text.replace(" or ", " and ")

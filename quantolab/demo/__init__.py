@@ -1,9 +1,9 @@
 """The demo model: a tiny FLUX pipeline that ships with the package and runs in seconds on a CPU.
 
-It was trained from nothing on pictures that :mod:`quantolab.demo.drawing` draws, and is there to
-learn and to test with: its pictures look the same in float8 and int8, change in places in int4 and
-fall apart in int2. It draws one to four figures, houses and boats; the folder's README.md says how
-well. Importing this loads nothing heavy.
+It was trained from nothing on pictures that :mod:`quantolab.demo.making.drawing` draws, and is
+there to learn and to test with: its pictures look the same in float8 and int8, change in places in
+int4 and fall apart in int2. It draws one to four figures, houses and boats; the folder's README.md
+says how well. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one cell's phases share: the lab, the dtype, and a folder that outlives each process."""
+"""What one cell's phases share: tiny pipeline, dtype, a folder that outlives each process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from .lab import Lab
+from .tiny_pipeline import TinyPipeline
 
 
 @dataclass(frozen=True)
 class Bench:
     """One cell at work."""
 
-    lab: Lab
+    tiny: TinyPipeline
     weights: str
     place: Path
     """The cell's own folder; what one phase leaves there the next one finds."""

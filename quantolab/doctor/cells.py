@@ -6,32 +6,29 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from ..backends.quanto.shipped import first_unpack, use_as_shipped
-from ..errors import UnsupportedError
-from . import ours, plain
+from ..backends.quanto.as_shipped import first_unpack, use_as_shipped
+from ..errors import UnsupportedError, with_kind
+from ..processes.jobs import Desk
+from ..weights import REFERENCE
+from . import paths_diffusers, paths_quantolab
 from .bench import Bench
+from .jobs import CompileJob, Done, Moved, PhaseJob, Place, Verdict
 from .judging import FAILS, UNSUPPORTED, Finding
-from .lab import lab_of
+from .tiny_pipeline import tiny_pipeline
 
-PHASES = {"diffusers": plain.PHASES, "quantolab": ours.PHASES}
+PHASES = {"diffusers": paths_diffusers.PHASES, "quantolab": paths_quantolab.PHASES}
 _COMPILED = {
-    "compile full graph": plain.compiled_whole,
-    "compile of repeated blocks": plain.compiled_blocks,
+    "compile full graph": paths_diffusers.compiled_whole,
+    "compile of repeated blocks": paths_diffusers.compiled_blocks,
 }
 
 
-def run_phase(request: dict, emit) -> dict:
-    """Run one phase of a cell. A job.
-
-    Returns
-    -------
-    dict
-        ``{"outcome": ..., "reason": ...}``; outcome is None where the cell goes on.
-    """
-    phase = PHASES[request["via"]][request["path"]][request["phase"]]
-    bench = _bench(request, emit)
-    if request["via"] == "diffusers":
-        use_as_shipped(bench.lab.extensions)
+def run_phase(asked: PhaseJob, desk: Desk) -> Verdict:
+    """Run one phase of a cell."""
+    phase = PHASES[asked.via][asked.path][asked.phase]
+    bench = _bench(asked.place, asked.weights, desk, asked.reference_moved)
+    if asked.via == "diffusers":
+        use_as_shipped(bench.tiny.extensions)
     try:
         finding = phase(bench)
     except Exception as error:
@@ -39,48 +36,39 @@ def run_phase(request: dict, emit) -> dict:
             raise  # a mistake of ours is no outcome
         traceback.print_exc()  # into the job's log
         finding = Finding(*_outcome(error))
-    if finding is None:
-        return {"outcome": None, "reason": ""}
-    return {"outcome": finding.outcome, "reason": finding.reason}
+    return Verdict(None) if finding is None else Verdict(finding.outcome, finding.reason)
 
 
-def build_extension(request: dict, emit) -> dict:
-    """Build Quanto's extension as plain Quanto does at its first int4 forward. A job.
+def build_extension(asked: Place, desk: Desk) -> Done:
+    """Build Quanto's extension as plain Quanto does at its first int4 forward.
 
     Where that fails nothing is said: each cell that needs it fails with the real message.
     """
-    lab = lab_of(request)
-    use_as_shipped(lab.extensions)
+    tiny = tiny_pipeline(asked)
+    use_as_shipped(tiny.extensions)
     try:
-        first_unpack(lab.device)
+        first_unpack(tiny.device)
     except Exception:
         traceback.print_exc()
-    return {}
+    return Done()
 
 
-def compile_unquantized(request: dict, emit) -> dict:
-    """Return how far compiling alone moves the unquantized model. A job."""
-    bench = _bench(request, emit)
+def compile_unquantized(asked: CompileJob, desk: Desk) -> Moved:
+    """Return how far compiling alone moves the unquantized model."""
+    bench = _bench(asked.place, REFERENCE, desk)
     try:
-        return {"moved": _COMPILED[request["path"]](bench, plain.unquantized(bench))}
+        return Moved(_COMPILED[asked.path](bench, paths_diffusers.unquantized(bench)))
     except Exception:
         traceback.print_exc()  # the cells fail in the same way, and say how
-        return {"moved": 0.0}
+        return Moved(0.0)
 
 
-def _bench(request: dict, emit) -> Bench:
-    return Bench(
-        lab_of(request),
-        request["weights"],
-        Path(request["folder"]),
-        lambda stage: emit({"event": "stage", "stage": stage}),
-        request.get("reference_moved", 0.0),
-    )
+def _bench(place: Place, weights: str, desk: Desk, reference_moved: float = 0.0) -> Bench:
+    return Bench(tiny_pipeline(place), weights, desk.folder, desk.stage, reference_moved)
 
 
 def _outcome(error: Exception) -> tuple[str, str]:
-    text = (str(error).strip().splitlines() or [""])[0]
-    message = f"{type(error).__name__}: {text}".rstrip(": ")
+    message = with_kind(error)
     if isinstance(error, UnsupportedError):
         return UNSUPPORTED, message
     if _lacks_compiler(error):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..run.children import Children, JobFailed
+from .. import __version__
+from ..errors import JobFailed, QuantolabError
+from ..processes.children import Children
+from ..text_tables import GAP, text_columns
 from ..units import ABSENT, format_bytes, format_seconds
-from .agreed import ROUNDS, ROWS, WIDTH
+from .constants import ROUNDS, ROWS, WIDTH
+from .jobs import EXAMINE, ExamineJob, Extension, Hub, Machine
 from .tools import Tool, check_tools
 from .versions import Version, check_versions
 
@@ -25,7 +30,7 @@ class Checkup:
 
     versions: tuple[Version, ...]
     tools: tuple[Tool, ...]
-    machine: dict | None
+    machine: Machine | None
     """What `machine.examine` returns; None if its process couldn't run."""
     broken: tuple[str, ...] = field(default=())
     """What is wrong, a sentence each; empty on a healthy machine."""
@@ -48,11 +53,11 @@ def check_up(device: str = "auto") -> Checkup:
         faults = _import_faults()
         broken += faults or [f"examining the machine failed: {error}"]
     else:
-        broken += [f"{n} can't be imported: {why}" for n, why in machine["imports"].items()]
+        broken += [f"{n} can't be imported: {why}" for n, why in machine.imports.items()]
         broken += [
-            f"{row['weights']} computing in {row['dtype']} fails: {row['error']}"
-            for row in machine["speeds"]
-            if row["error"]
+            f"{row.weights} computing in {row.dtype} fails: {row.error}"
+            for row in machine.speeds
+            if row.error
         ]
     return Checkup(versions, check_tools(), machine, tuple(broken))
 
@@ -61,37 +66,36 @@ def speed_table(checkup: Checkup):
     """Return the measured dtypes as a DataFrame, one row a compute and weights dtype."""
     import pandas as pd
 
-    rows = checkup.machine["speeds"] if checkup.machine else []
+    rows = [dataclasses.asdict(row) for row in checkup.machine.speeds] if checkup.machine else []
     names = ["dtype", "weights", "kernel", "seconds", "against", "error"]
     frame = pd.DataFrame(rows, columns=names)
-    frame.insert(0, "device", checkup.machine["device"] if checkup.machine else "")
+    frame.insert(0, "device", checkup.machine.device if checkup.machine else "")
     return frame
 
 
 def text_checkup(checkup: Checkup) -> str:
     """Return a checkup as aligned text, at most 100 columns wide."""
-    from quantolab import __version__
-
     parts = [f"quantolab {__version__}", _versions(checkup.versions)]
     if checkup.machine is not None:
         parts.append(_devices(checkup.machine))
     parts.append(_tools(checkup))
     if checkup.machine is not None:
-        parts += [_speeds(checkup.machine), _hub(checkup.machine["hub"])]
+        parts += [_speeds(checkup.machine), _hub(checkup.machine.hub)]
     parts.append(_summary(checkup))
     return "\n\n".join(parts)
 
 
-def _examine(device: str) -> dict:
+def _examine(device: str) -> Machine:
     with (
         tempfile.TemporaryDirectory(prefix="quantolab-doctor-") as folder,
         Children(fork=False) as children,
     ):
-        request = {"kind": f"{__package__}.machine:examine", "device": device}
-        result = children.run(request, folder=Path(folder))
-    if "error" in result:
-        raise JobFailed(result["message"])
-    return result["value"]
+        try:
+            return children.run(EXAMINE, ExamineJob(device), folder=Path(folder))
+        except JobFailed:
+            raise
+        except QuantolabError as error:
+            raise JobFailed(str(error)) from error
 
 
 def _import_faults() -> list[str]:
@@ -99,7 +103,10 @@ def _import_faults() -> list[str]:
     faults = []
     for name in _IMPORTS:
         done = subprocess.run(
-            [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-c", f"import {name}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -124,15 +131,13 @@ def _versions(versions: tuple[Version, ...]) -> str:
     return "Versions\n" + _aligned(rows)
 
 
-def _devices(machine: dict) -> str:
+def _devices(machine: Machine) -> str:
     rows = []
-    for d in machine["devices"]:
-        memory = f"{format_bytes(d['free_bytes'])} free of {format_bytes(d['memory_bytes'])}"
-        detail = d["detail"]
-        if d["device"] == "cpu":
-            detail = f"{detail}, {machine['threads']} threads"
-        used = "auto" if d["device"].split(":")[0] == machine["device"].split(":")[0] else ""
-        rows.append((d["device"], d["name"], memory, detail, used))
+    for d in machine.devices:
+        memory = f"{format_bytes(d.free_bytes)} free of {format_bytes(d.memory_bytes)}"
+        detail = f"{d.detail}, {machine.threads} threads" if d.device == "cpu" else d.detail
+        used = "auto" if d.device.split(":")[0] == machine.device.split(":")[0] else ""
+        rows.append((d.device, d.name, memory, detail, used))
     return "Devices\n" + _aligned(rows)
 
 
@@ -142,45 +147,45 @@ def _tools(checkup: Checkup) -> str:
         state = tool.version or "missing"
         rows.append((tool.name, state, tool.use, "" if tool.version else tool.how))
     lines = ["Compilers (quantolab itself needs none; torch.compile on a CPU does)", _aligned(rows)]
-    for state in (checkup.machine or {}).get("extensions", ()):
-        lines.append(f"  {state['name']}: {_extension(state)}")
+    for state in checkup.machine.extensions if checkup.machine else ():
+        lines.append(f"  {state.name}: {_extension(state)}")
     return "\n".join(lines)
 
 
-def _extension(state: dict) -> str:
-    if state["lock"]:
+def _extension(state: Extension) -> str:
+    if state.lock:
         return (
             "a lock lies in its folder. Unless something builds it right now, plain Diffusers\n"
-            f"    waits for it without end; then remove\n    {state['lock']}"
+            f"    waits for it without end; then remove\n    {state.lock}"
         )
-    if state["built"]:
+    if state.built:
         return "built; plain Diffusers uses it, quantolab doesn't need it"
-    when = "fused CUDA kernel" if state["name"] == "quanto_cuda" else "int4/int2 forward"
+    when = "fused CUDA kernel" if state.name == "quanto_cuda" else "int4/int2 forward"
     return f"not built; plain Diffusers does so at the first {when}, in a minute"
 
 
-def _speeds(machine: dict) -> str:
+def _speeds(machine: Machine) -> str:
     rows = [("computes in", "weights", "kernel", "a call", "against unquantized")]
     last = None
-    for row in machine["speeds"]:
-        dtype = "" if row["dtype"] == last else row["dtype"]
-        last = row["dtype"]
-        seconds = row["error"] or format_seconds(row["seconds"])
-        rows.append((dtype, row["weights"], row["kernel"], seconds, row["against"] or ""))
+    for row in machine.speeds:
+        dtype = "" if row.dtype == last else row.dtype
+        last = row.dtype
+        seconds = row.error or format_seconds(row.seconds)
+        rows.append((dtype, row.weights, row.kernel, seconds, row.against or ""))
     head = (
-        f"Weights dtypes on {machine['device']}: one Linear layer of {WIDTH} to {WIDTH}, {ROWS} "
-        f"rows, {machine['threads']} threads,\nmedian of {ROUNDS} alternating calls "
+        f"Weights dtypes on {machine.device}: one Linear layer of {WIDTH} to {WIDTH}, {ROWS} "
+        f"rows, {machine.threads} threads,\nmedian of {ROUNDS} alternating calls "
         "(a whole model differs: more layers, other shapes)"
     )
-    if (machine["busy"] or 0) > _BUSY:
+    if (machine.busy or 0) > _BUSY:
         head += "\nThe machine is busy with other work: these times are rough."
     return f"{head}\n{_aligned(rows)}"
 
 
-def _hub(hub: dict) -> str:
-    state = "there" if hub["there"] else "not there yet"
-    offline = "offline (HF_HUB_OFFLINE is set)" if hub["offline"] else "downloads allowed"
-    return f"Models from the Hub\n  cache {hub['cache']} ({state}), {offline}"
+def _hub(hub: Hub) -> str:
+    state = "there" if hub.there else "not there yet"
+    offline = "offline (HF_HUB_OFFLINE is set)" if hub.offline else "downloads allowed"
+    return f"Models from the Hub\n  cache {hub.cache} ({state}), {offline}"
 
 
 def _summary(checkup: Checkup) -> str:
@@ -190,12 +195,6 @@ def _summary(checkup: Checkup) -> str:
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> str:
-    """Return rows as columns two spaces apart; what goes over the width is cut with a sign."""
-    count = max(len(row) for row in rows)
-    widths = [max(len(row[i]) for row in rows) for i in range(count)]
-    lines = []
-    for row in rows:
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
-        line = ("  " + "  ".join(cells)).rstrip()
-        lines.append(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…")
-    return "\n".join(lines)
+    """Return rows as indented columns; what goes over the width is cut with a sign."""
+    lines = text_columns(rows, "l" * len(rows[0]), width=_WIDTH - len(GAP))
+    return "\n".join(GAP + line for line in lines)

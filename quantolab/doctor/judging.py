@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..backends.quanto.saving import quantized_layers
+from ..backends import quantized_layers
+from ..units import format_percent, format_places
+from ..weights import weights_of
 
 WORKS, FAILS, MISLEADS, UNSUPPORTED = "works", "fails", "misleads", "unsupported"
 OUTCOMES = (WORKS, FAILS, MISLEADS, UNSUPPORTED)
-
-NEAR = {"float8": 0.12, "int8": 0.05, "int4": 0.3, "int2": 0.9}
-"""How far, relative to its norm, an output may lie from the unquantized one: two to five times
-what the tiny model shows where all is well (0.04, 0.01, 0.08 and 0.47). Weights that were never
-read give 1 or more."""
 
 COMPILED_ALLOWANCE = 3.0
 """How many times further than the unquantized model a compiled one may move from eager. Compiling
@@ -86,7 +83,7 @@ def judge_unread(module: torch.nn.Module, output: torch.Tensor, reference: torch
     if not quantized_layers(module):
         gap = difference(output, reference)
         # What the memory happened to hold: no figure of it means anything.
-        far = "1 or more, or not finite" if not gap < _UNRELATED else f"{gap:.2f}"
+        far = "1 or more, or not finite" if not gap < _UNRELATED else format_places(gap)
         return Finding(
             MISLEADS,
             "every layer comes back as an unquantized Linear with weights that were never read "
@@ -117,7 +114,8 @@ def judge_same(
         return Finding(WORKS, "the output is the saved model's, bit for bit")
     if not torch.isfinite(output).all():
         return Finding(MISLEADS, "the output is not finite")
-    reason = f"the output differs from the saved model's by {difference(output, saved):.2%}"
+    gap = format_percent(difference(output, saved), 2, "")
+    reason = f"the output differs from the saved model's by {gap}"
     if classes and classes != now:
         lost = Counter(classes) - Counter(now)
         name, count = lost.most_common(1)[0]
@@ -136,7 +134,10 @@ def judge_compiled(moved: float, reference_moved: float) -> Finding:
         Relative differences between compiled and eager output.
     """
     limit = max(COMPILED_ALLOWANCE * reference_moved, _ROUNDING)
-    figures = f"compiled differs from eager by {moved:.2%}, unquantized by {reference_moved:.2%}"
+    figures = (
+        f"compiled differs from eager by {format_percent(moved, 2, '')}, "
+        f"unquantized by {format_percent(reference_moved, 2, '')}"
+    )
     return Finding(WORKS if moved <= limit else MISLEADS, figures)
 
 
@@ -152,8 +153,8 @@ def _judge_near(
     if not torch.isfinite(output).all():
         return Finding(MISLEADS, f"{layers}, but the output is not finite; nothing is said")
     gap = difference(output, reference)
-    if gap > NEAR[weights]:
-        return Finding(
-            MISLEADS, f"{layers}, but the output is {gap:.0%} away from the unquantized one"
-        )
-    return Finding(WORKS, f"{layers}, output {gap:.1%} from the unquantized one")
+    if gap > weights_of(weights).near:
+        far = format_percent(gap, 0, "")
+        return Finding(MISLEADS, f"{layers}, but the output is {far} away from the unquantized one")
+    near = format_percent(gap, 1, "")
+    return Finding(WORKS, f"{layers}, output {near} from the unquantized one")

@@ -2,90 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..backends.quanto import quantize
+from ..backends.quanto.as_shipped import extension_states, never_build
 from ..backends.quanto.kernels import kernel_of
-from ..backends.quanto.shipped import extension_states, never_build
 from ..devices import device_name, resolve_device, synchronize
+from ..errors import with_kind
+from ..loading.in_memory import quantize
 from ..measure.statistics import verdict
-from ..recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS
+from ..processes.jobs import Desk
+from ..recipes import COMPUTE_DTYPES
 from ..records import Timing
-from .agreed import ROUNDS, ROWS, WIDTH
+from ..weights import REFERENCE, WORDS
+from .constants import ROUNDS, ROWS, WIDTH
+from .jobs import Device, ExamineJob, Extension, Hub, Machine, Speed
 
 _SAMPLE_SECONDS = 2e-3  # one sample lasts at least so long: shorter calls are repeated in it
 
 
-def examine(request: dict, emit: Any) -> dict:
-    """Return devices, memory, extensions, Hub cache and measured speeds. A job."""
-    device = resolve_device(request["device"])
-    extensions = [
-        {**asdict(state), "folder": str(state.folder), "lock": state.lock and str(state.lock)}
-        for state in extension_states()
-    ]
+def examine(asked: ExamineJob, desk: Desk) -> Machine:
+    """Return devices, memory, extensions, Hub cache and measured speeds."""
+    device = resolve_device(asked.device)
+    extensions = tuple(
+        Extension(s.name, s.built, None if s.lock is None else str(s.lock), str(s.folder))
+        for s in extension_states()
+    )
     never_build()  # an answer is due in seconds
-    return {
-        "device": device,
-        "devices": devices(),
-        "threads": torch.get_num_threads(),
-        "busy": busy(),
-        "imports": broken_imports(),
-        "extensions": extensions,
-        "hub": hub(),
-        "speeds": [row for dtype in COMPUTE_DTYPES for row in speeds(device, dtype)],
-    }
+    return Machine(
+        device=device,
+        devices=devices(),
+        threads=torch.get_num_threads(),
+        busy=busy(),
+        imports=broken_imports(),
+        extensions=extensions,
+        hub=hub(),
+        speeds=tuple(row for dtype in COMPUTE_DTYPES for row in speeds(device, dtype)),
+    )
 
 
-def devices() -> list[dict]:
+def devices() -> tuple[Device, ...]:
     """Return each device: its name, memory in bytes, and what decides which kernels it has."""
     import psutil
 
     memory = psutil.virtual_memory()
-    found = [
-        {
-            "device": "cpu",
-            "name": device_name("cpu"),
-            "memory_bytes": memory.total,
-            "free_bytes": memory.available,
-            "detail": torch.backends.cpu.get_cpu_capability(),
-        }
-    ]
+    detail = torch.backends.cpu.get_cpu_capability()
+    found = [Device("cpu", device_name("cpu"), memory.total, memory.available, detail)]
     for kind in ("cuda", "xpu"):
         library = getattr(torch, kind, None)
         if library is None or not library.is_available():
             continue
         for index in range(library.device_count()):
             free, total = library.mem_get_info(index)
-            found.append(
-                {
-                    "device": f"{kind}:{index}",
-                    "name": library.get_device_name(index),
-                    "memory_bytes": total,
-                    "free_bytes": free,
-                    "detail": _capability(kind, index),
-                }
-            )
+            name, detail = library.get_device_name(index), _capability(kind, index)
+            found.append(Device(f"{kind}:{index}", name, total, free, detail))
     if torch.backends.mps.is_available():
         limit = torch.mps.recommended_max_memory()
         free = limit - torch.mps.driver_allocated_memory()
-        found.append(
-            {
-                "device": "mps",
-                "name": device_name("mps"),
-                "memory_bytes": limit,
-                "free_bytes": free,
-                "detail": "shared with the CPU",
-            }
-        )
-    return found
+        found.append(Device("mps", device_name("mps"), limit, free, "shared with the CPU"))
+    return tuple(found)
 
 
 def busy() -> float | None:
@@ -109,52 +91,47 @@ def broken_imports() -> dict[str, str]:
     return broken
 
 
-def hub() -> dict:
+def hub() -> Hub:
     """Return where models are cached and whether the Hub may be asked."""
     from huggingface_hub import constants
 
     cache = constants.HF_HUB_CACHE
-    return {
-        "cache": cache,
-        "there": os.path.isdir(cache),  # noqa: PTH112 - a string, as the library holds it
-        "offline": bool(constants.HF_HUB_OFFLINE),
-    }
+    there = os.path.isdir(cache)  # noqa: PTH112 - a string, as the library holds it
+    return Hub(cache, there, bool(constants.HF_HUB_OFFLINE))
 
 
-def speeds(device: str, dtype: str) -> list[dict]:
-    """Time one Linear layer, unquantized and in each weights dtype, in alternating calls.
-
-    Returns
-    -------
-    list of dict
-        ``dtype, weights, kernel, seconds`` (median of one call), ``against`` (what the timings
-        show against the unquantized layer; None for that itself) and ``error``, which is empty
-        unless the layer can't run.
-    """
+def speeds(device: str, dtype: str) -> list[Speed]:
+    """Time one Linear layer, unquantized and in each weights dtype, in alternating calls."""
     rows, calls = [], {}
     kind = getattr(torch, dtype)
-    for weights in WEIGHTS:
-        row = {"dtype": dtype, "weights": weights, "kernel": "", "error": ""}
+    for word in WORDS:
+        row = Speed(dtype, word)
         try:
             torch.manual_seed(0)
             layer = nn.Sequential(nn.Linear(WIDTH, WIDTH, dtype=kind, device=device)).eval()
-            if weights != REFERENCE:
-                layer, _ = quantize(layer, weights)
-            row["kernel"] = kernel_of(layer[0])
-            calls[weights] = _call(layer, torch.randn(ROWS, WIDTH, dtype=kind, device=device))
-            calls[weights](), calls[weights]()  # first calls pay for what later ones find
+            if word != REFERENCE:
+                layer, _ = quantize(layer, word)
+            row = dataclasses.replace(row, kernel=kernel_of(layer[0]))
+            calls[word] = _call(layer, torch.randn(ROWS, WIDTH, dtype=kind, device=device))
+            calls[word](), calls[word]()  # first calls pay for what later ones find
         except Exception as error:  # a device that can't: said in the table
-            calls.pop(weights, None)
-            row["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            calls.pop(word, None)
+            row = dataclasses.replace(row, error=with_kind(error))
         rows.append(row)
     timings = time_alternating(calls, lambda: synchronize(device))
-    for row in rows:
-        timing = timings.get(row["weights"])
-        reference = timings.get(REFERENCE)
-        row["seconds"] = timing and statistics.median(timing.samples)
-        compared = timing and reference and row["weights"] != REFERENCE
-        row["against"] = verdict(reference, timing) if compared else None
-    return rows
+    return [_timed(row, timings) for row in rows]
+
+
+def _timed(row: Speed, timings: dict[str, Timing]) -> Speed:
+    timing, reference = timings.get(row.weights), timings.get(REFERENCE)
+    if timing is None:
+        return row
+    compared = reference is not None and row.weights != REFERENCE
+    return dataclasses.replace(
+        row,
+        seconds=statistics.median(timing.samples),
+        against=verdict(reference, timing) if compared else None,
+    )
 
 
 def time_alternating(

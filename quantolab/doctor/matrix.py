@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import QuantolabError, one_of
-from ..recipes import COMPUTE_DTYPES, WEIGHTS, slug
-from ..run.children import Children, JobFailed
-from .agreed import EXTENSIONS
+from ..errors import Cancelled, JobFailed, JobRaised, QuantolabError, one_of
+from ..processes.children import Children
+from ..processes.jobs import Asked, Event, Found, JobKind, Preload
+from ..recipes import COMPUTE_DTYPES, slug
+from ..weights import QUANTIZED, weights_of
+from .constants import EXTENSIONS
+from .jobs import BUILD, COMPILE, MAKE, PHASE, CompileJob, PhaseJob, Place
+from .outcomes import Cell
 
 if TYPE_CHECKING:
     import pandas
@@ -37,7 +40,6 @@ PATHS = (
 )
 """The documented paths: the rows."""
 
-QUANTIZED = WEIGHTS[1:]
 VIA = ("diffusers", "quantolab")
 
 _COMPILED = PATHS[-2:]
@@ -47,7 +49,7 @@ _PHASES = {
     "text encoder save and reload": 2,
     "Quanto-direct checkpoint": 2,
 }
-_NEEDS_EXTENSION = ("int4", "int2")
+_NEEDS_EXTENSION = tuple(word for word in QUANTIZED if weights_of(word).is_packed)
 
 HUNG_SECONDS = 600.0
 """A phase that says nothing for so long is taken for hung. Building Quanto's extension takes
@@ -56,30 +58,20 @@ about a minute, compiling a tiny model some ten seconds."""
 _WORKERS = 2  # cells at a time; each has one thread
 
 # Imported once and shared by the children that are forked.
-_CLASSES = (
-    ("diffusers", "FluxPipeline"),
-    ("diffusers", "AutoencoderKL"),
-    ("diffusers", "QuantoConfig"),
-    ("diffusers", "PipelineQuantizationConfig"),
-    ("transformers", "T5EncoderModel"),
-    ("transformers", "QuantoConfig"),
-    ("torch._inductor.compile_fx", "compile_fx"),
+_PRELOAD = Preload(
+    (
+        ("diffusers", "FluxPipeline"),
+        ("diffusers", "AutoencoderKL"),
+        ("diffusers", "QuantoConfig"),
+        ("diffusers", "PipelineQuantizationConfig"),
+        ("transformers", "T5EncoderModel"),
+        ("transformers", "QuantoConfig"),
+        ("torch._inductor.compile_fx", "compile_fx"),
+    ),
+    without_cuda=("quantolab.doctor.cells",),
 )
 
-Told = Callable[["Cell", int, int], None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One path, one weights dtype, one way."""
-
-    path: str
-    weights: str
-    via: str
-    outcome: str | None = None
-    """``works``, ``fails``, ``misleads`` or ``unsupported``; None before it ran."""
-    reason: str = ""
-    seconds: float = 0.0
+Told = Callable[[Cell, int, int], None]
 
 
 def path_matrix(
@@ -179,9 +171,9 @@ class _Ward:
         pool = ThreadPoolExecutor(_WORKERS)
         environment = _environment(self._folder)
         try:
-            with Children(_CLASSES, environment=environment) as self._children:
+            with Children(_PRELOAD, environment=environment) as self._children:
                 try:
-                    self.device = self._job("lab:make_lab", "lab")["device"]
+                    self.device = self._job(MAKE, self._place, "lab").device
                     return self._run_all(pool, cells)
                 finally:  # before the children's server goes, also after Ctrl-C
                     self._cancel.set()
@@ -205,51 +197,61 @@ class _Ward:
             self._watch(cell, number, len(cells))
         return [finished[cell] for cell in cells]
 
+    @property
+    def _place(self) -> Place:
+        return Place(self._folder, self.device, self._dtype)
+
     def _build_extension(self) -> None:
         try:
-            self._job("cells:build_extension", "extension")
+            self._job(BUILD, self._place, "extension")
         except JobFailed:
             # A lock left behind would let every cell wait without end.
             shutil.rmtree(self._folder / EXTENSIONS, ignore_errors=True)
 
     def _compile_unquantized(self, path: str) -> float:
-        name, request = slug(f"unquantized {path}"), {"path": path, "weights": "none"}
+        name = slug(f"unquantized {path}")
         try:
-            return self._job("cells:compile_unquantized", name, **request)["moved"]
+            return self._job(COMPILE, CompileJob(self._place, path), name).moved
         except JobFailed:
             return 0.0  # the cells fail in the same way, and say how
 
     def _run_cell(self, cell: Cell) -> Cell:
         if _builds_extension(cell):
             self._built.result()
-        request = {"path": cell.path, "weights": cell.weights, "via": cell.via}
-        if cell.path in _COMPILED:
-            request["reference_moved"] = self._moved[cell.path].result()
+        moved = self._moved[cell.path].result() if cell.path in _COMPILED else 0.0
         name = slug(f"{cell.via} {cell.path} {cell.weights}")
         started = time.monotonic()
         for phase in range(_PHASES.get(cell.path, 1)):
-            outcome, reason = self._run_phase({**request, "phase": phase}, name)
+            asked = PhaseJob(self._place, cell.path, cell.weights, cell.via, phase, moved)
+            outcome, reason = self._run_phase(asked, name)
             if outcome is not None:
                 break
         seconds = time.monotonic() - started
         return Cell(cell.path, cell.weights, cell.via, outcome, reason, round(seconds, 2))
 
-    def _run_phase(self, request: dict, name: str) -> tuple[str | None, str]:
+    def _run_phase(self, asked: PhaseJob, name: str) -> tuple[str | None, str]:
         stages = ["loading"]
 
-        def hear(event: dict) -> None:
-            stages.append(event["stage"])
+        def hear(event: Event) -> None:
+            if event.kind == "stage":
+                stages.append(event.stage)
 
         try:
-            verdict = self._job("cells:run_phase", name, hear, **request)
+            verdict = self._job(PHASE, asked, name, hear)
         except JobFailed as error:
             return "fails", f"while {stages[-1]}: {error}"
-        if verdict["outcome"] in ("fails", "unsupported"):
-            return verdict["outcome"], f"while {stages[-1]}: {verdict['reason']}"
-        return verdict["outcome"], verdict["reason"]
+        if verdict.outcome in ("fails", "unsupported"):
+            return verdict.outcome, f"while {stages[-1]}: {verdict.reason}"
+        return verdict.outcome, verdict.reason
 
-    def _job(self, what: str, name: str, hear: Callable = lambda event: None, **request) -> dict:
-        """Run one job of this room in a process of its own and return its value.
+    def _job(
+        self,
+        kind: JobKind[Asked, Found],
+        asked: Asked,
+        name: str,
+        hear: Callable[[Event], None] = lambda event: None,
+    ) -> Found:
+        """Run one job of this room in a process of its own and return what it found.
 
         Raises
         ------
@@ -258,22 +260,23 @@ class _Ward:
         QuantolabError
             If the job refused, or made a mistake of its own.
         """
-        result = self._children.run(
-            {
-                "kind": f"{__package__}.{what}",
-                "lab": str(self._folder),
-                "device": self.device,
-                "dtype": self._dtype,
-                **request,
-            },
-            folder=self._folder / name,
-            watch=hear,
-            cancel=self._cancel,
-            stall_seconds=self._hung_seconds,
-        )
-        if "error" in result:
-            raise _DoctorError(f"{name}: {result['message']}")
-        return result["value"]
+        try:
+            return self._children.run(
+                kind,
+                asked,
+                folder=self._folder / name,
+                watch=hear,
+                cancel=self._cancel,
+                stall_seconds=self._hung_seconds,
+            )
+        except JobFailed as error:
+            if isinstance(error, JobRaised):
+                raise _DoctorError(f"{name}: {error}") from error
+            raise
+        except Cancelled:
+            raise
+        except QuantolabError as error:
+            raise _DoctorError(f"{name}: {error}") from error
 
 
 class _DoctorError(QuantolabError):

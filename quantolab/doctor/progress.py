@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 if TYPE_CHECKING:
-    from .matrix import Cell
+    from .outcomes import Cell
 
 
 class CellBar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from ..text_tables import markdown_line, text_columns
 from ..units import ABSENT, format_seconds
 from .matrix import totals
 
@@ -41,13 +42,13 @@ def markdown_matrix(matrix: pandas.DataFrame) -> str:
     ways = list(dict.fromkeys(matrix["via"]))
     found = _by_cell(matrix)
     head = " / ".join(_WAYS[way] for way in ways)
-    lines = [f"| {head} | {' | '.join(dtypes)} |", "|---" * (len(dtypes) + 1) + "|"]
+    lines = [markdown_line((head, *dtypes)), "|---" * (len(dtypes) + 1) + "|"]
     for path in dict.fromkeys(matrix["path"]):
         cells = [
             " / ".join(_numbered((path, weights, way), found, numbers) for way in ways)
             for weights in dtypes
         ]
-        lines.append(f"| {path} | {' | '.join(cells)} |")
+        lines.append(markdown_line((path, *cells)))
     lines += ["", text_totals(matrix), "", _LEGEND, ""]
     lines += [f"{n}. {_note(note)}" for n, note in enumerate(notes, 1)]
     return "\n".join(lines) + "\n"
@@ -64,11 +65,7 @@ def text_matrix(matrix: pandas.DataFrame) -> str:
         for number, way in enumerate(dict.fromkeys(matrix["via"])):
             cells = [_numbered((path, w, way), found, numbers, "({})") for w in dtypes]
             rows.append(["" if number else path, *cells, _WAYS[way]])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = text_columns(rows, "l" * len(rows[0]))
     for number, note in enumerate(notes, 1):
         mark = f"({number}) "
         lines += textwrap.wrap(

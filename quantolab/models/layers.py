@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, nearest
+from ..shapes import Layer
 
 if TYPE_CHECKING:
     import torch
 
 KEEP_FP32 = "the model keeps it in float32"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Shape of one Linear layer; its weight is a matrix of shape (out_features, in_features)."""
-
-    path: str
-    in_features: int
-    out_features: int
-    bias: bool
-
-    @property
-    def leaf(self) -> str:
-        """Last part of the path: all that Diffusers' own skip list looks at."""
-        return self.path.rpartition(".")[2]
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, bias not counted: what quantizing shrinks."""
-        return self.in_features * self.out_features
+KEEP_ADAPTER = "it belongs to an adapter"
+_ADAPTER_PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")  # PEFT's names
 
 
 def linear_layers(module: torch.nn.Module) -> tuple[Layer, ...]:
@@ -65,6 +47,11 @@ def kept_in_float32(module: torch.nn.Module, path: str, dtype: str = "bfloat16")
         strict = set(module._keep_in_fp32_modules_strict or ())
         names = names | strict if dtype == "float16" else strict
     return any(part in names for part in path.split("."))
+
+
+def belongs_to_adapter(path: str) -> bool:
+    """Return whether a layer is one of a LoRA adapter's own matrices, beside the model's layers."""
+    return any(part in _ADAPTER_PARTS for part in path.split("."))
 
 
 def match_layers(

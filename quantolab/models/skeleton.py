@@ -9,7 +9,7 @@ from functools import wraps
 import torch
 
 from ..errors import BrokenModelError, UnsupportedError
-from .source import Component
+from .source import LIBRARIES, Component
 
 
 def component_class(component: Component) -> type:
@@ -22,6 +22,11 @@ def component_class(component: Component) -> type:
     """
     import importlib
 
+    if component.library not in LIBRARIES:  # a model's files may name any module at all
+        raise UnsupportedError(
+            f"{component.folder} asks for a class of {component.library!r}; only those of "
+            f"{' and '.join(LIBRARIES)} are ever imported"
+        )
     library = importlib.import_module(component.library)
     cls = getattr(library, component.cls, None)
     if not isinstance(cls, type):

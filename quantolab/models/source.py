@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, nearest, one_of
+from ..errors import (
+    ArgumentError,
+    BrokenModelError,
+    ModelNotFoundError,
+    first_line,
+    nearest,
+    one_of,
+)
+from ..files.json_objects import read_object
 from .known import KnownModel, find_known, known_folder, known_models
 
 DEMO = "demo"
 DENOISERS = ("transformer", "unet")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_LIBRARIES = ("diffusers", "transformers")
+LIBRARIES = ("diffusers", "transformers")
 _NEVER_QUANTIZED = re.compile(r"vae|vqvae|safety_checker|scheduler|tokenizer|feature_extractor")
 _CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 
@@ -68,7 +75,7 @@ class Source:
         folder = self.folder / name if self.pipeline else self.folder
         for file in ("config.json", "scheduler_config.json"):
             if (folder / file).is_file():
-                return read_json(folder / file)
+                return read_object(folder / file)
         return {}
 
 
@@ -131,7 +138,7 @@ def read_source(model: str, folder: Path, revision: str | None = None) -> Source
     index = folder / "model_index.json"
     if not index.is_file():
         return _component_folder(model, folder, revision)
-    entries = read_json(index)
+    entries = read_object(index)
     pipeline = entries.get("_class_name")
     if not isinstance(pipeline, str):
         raise BrokenModelError(f"{index} names no pipeline class (_class_name)")
@@ -143,23 +150,6 @@ def read_source(model: str, folder: Path, revision: str | None = None) -> Source
     if not parts:
         raise BrokenModelError(f"{index} lists no component with weights that could be quantized")
     return Source(model, folder, pipeline, parts, revision)
-
-
-def read_json(path: Path) -> dict:
-    """Return a JSON file's object.
-
-    Raises
-    ------
-    BrokenModelError
-        If the file can't be read or holds anything but an object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BrokenModelError(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise BrokenModelError(f"{path} holds a JSON {type(values).__name__}, not an object")
-    return values
 
 
 def default_size(source: Source) -> tuple[int, int] | None:
@@ -232,9 +222,10 @@ def _is_quantizable(name: str, entry: object) -> bool:
     return (
         isinstance(entry, list)
         and len(entry) == 2
-        and entry[0] in _LIBRARIES
+        and entry[0] in LIBRARIES
         and isinstance(entry[1], str)
         and not name.startswith("_")
+        and Path(name).name == name  # a folder inside the model's own
         and not _NEVER_QUANTIZED.search(name)
     )
 
@@ -246,7 +237,7 @@ def _component_folder(model: str, folder: Path, revision: str | None) -> Source:
             f"folder {str(folder)!r} is no model in Diffusers layout: it has neither "
             "model_index.json nor config.json"
         )
-    config = read_json(config_file)
+    config = read_object(config_file)
     architectures = config.get("architectures")
     if isinstance(config.get("_class_name"), str):
         library, cls = "diffusers", config["_class_name"]
@@ -295,11 +286,10 @@ def _find_on_hub(name: str, weights: bool) -> Source:
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         # A misspelt folder looks like a Hub id.
         hint = nearest(name, _folders_beside(Path(name)))
         raise ModelNotFoundError(
             f"{name!r} is no folder here, and as a Hub model neither in the local cache nor to be "
-            f"had from the Hub ({first}){hint}"
+            f"had from the Hub ({first_line(error)}){hint}"
         ) from error
     return read_source(name, folder, folder.name if folder.parent.name == "snapshots" else None)

@@ -14,9 +14,10 @@ from ..devices import DEVICES
 from ..errors import one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
+from ..weights import weights_of
 
 if TYPE_CHECKING:
-    from ..models.layers import Layer
+    from ..shapes import Layer
 
 _WIDTH = 100  # of a line, so that the script reads well where it is pasted
 
@@ -165,23 +166,24 @@ def _resolve(
     import torch
 
     from ..backends.quanto import cures
-    from ..backends.quanto.quantize import resolve_layers
+    from ..models.resolving import resolve
 
-    plan = resolve_layers(module, layers, recipe, component.name, dtype)
-    kept = tuple(path for path, _ in plan.kept)
+    resolved = resolve(module, recipe, component.name, dtype, strict=False)
+    layers = resolved.layers
+    kept = tuple(path for path, _ in resolved.kept)
     # What each layer needs on a CPU; int4's need is the same on CUDA.
     needs = {
-        layer.path: cures.cure_for(layer, recipe.weights, getattr(torch, dtype), "cpu")
-        for layer in plan.quantized
+        choice.layer.path: cures.cure_for(choice.layer, choice.word, getattr(torch, dtype), "cpu")
+        for choice in resolved.quantized
     }
     on_cpu = device in ("auto", "cpu")
-    small_integers = recipe.weights in ("int8", "int4") and dtype == "bfloat16"
+    has_kernel = recipe.weights in cures.CPU_KERNELS and dtype == "bfloat16"
     return _Part(
         component,
         globs_for(kept, tuple(layer.path for layer in layers), recipe.skip, component.name),
         tuple(path for path, need in needs.items() if need == cures.INT4_GENERIC),
         tuple(path for path, need in needs.items() if need == cures.INT8_PLAIN and on_cpu),
-        component.cls in _NOT_CONTIGUOUS and small_integers and on_cpu,
+        component.cls in _NOT_CONTIGUOUS and has_kernel and on_cpu,
     )
 
 
@@ -235,7 +237,7 @@ def _imports(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
     if source.pipeline:
         from_library["diffusers"].add(source.pipeline)
     lines = ["import torch"]
-    if recipe.weights in ("int4", "int2"):
+    if weights_of(recipe.weights).is_packed:
         lines = ["import types", "", "import torch"]
     lines += [
         f"from {library} import {', '.join(sorted(names))}"
@@ -269,9 +271,9 @@ def _settings(source: Source, dtype: str, device: str) -> str:
 
 
 def _workarounds(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.weights in ("int4", "int2"):
+    if weights_of(recipe.weights).is_packed:
         return (_UNPACK + _NO_CUDA_KERNELS,)
-    return (_NO_CUDA_KERNELS,) if recipe.weights == "float8" else ()
+    return (_NO_CUDA_KERNELS,) if _stores_nan(recipe) else ()
 
 
 def _part_code(source: Source, part: _Part, recipe: Recipe) -> str:
@@ -317,7 +319,7 @@ def _generic_code(part: _Part) -> list[str]:
 
 def _after_freezing(part: _Part, recipe: Recipe) -> list[str]:
     name, lines = part.component.name, []
-    if recipe.weights == "float8":
+    if _stores_nan(recipe):
         lines += [
             "# A row of zeros has the scale 0, and 0/0 would be NaN in every picture.",
             f"for m in {name}.modules():",
@@ -375,6 +377,11 @@ def _pipeline_code(
     else:
         lines.append(f'result.images[0].save("{file}.png")')
     return "\n".join(lines) + "\n"
+
+
+def _stores_nan(recipe: Recipe) -> bool:
+    """Whether a row of zeros becomes NaN: 0/0 does, and floating-point weights keep it."""
+    return not recipe.is_reference and weights_of(recipe.weights).floating
 
 
 def _makes_video(source: Source) -> bool:

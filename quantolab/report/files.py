@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files.whole import usable_folder, write_whole
 from ..records import Comparison
 from ..run import journal
 from .figures import image_grid, plot_tradeoff
@@ -32,10 +33,10 @@ def write_report(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]
         If the folder can't be made or written to.
     """
     makers = report_makers(comparison)
-    folder = journal.usable_folder(folder)
+    folder = usable_folder(folder)
     paths = tuple(folder / name for name in makers)
     for path, make in zip(paths, makers.values(), strict=True):
-        journal.write_whole(path, make())
+        write_whole(path, make())
     return paths
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from .. import units
 from ..errors import ArgumentError, one_of
-from ..recipes import WEIGHTS
 from ..records import Comparison
+from ..weights import WORDS
 from .lettering import POINTS, ShownFigure, lettering, wrapped
 from .tables import plain_rows, reference_row, results_table, split_label
 
@@ -86,7 +86,7 @@ def grid_content(
     ranked = sorted(
         zip(comparison.trials, records, strict=True),
         key=lambda pair: (
-            WEIGHTS.index(pair[0].recipe.weights), order[pair[0].recipe], pair[0].compiled,
+            WORDS.index(pair[0].recipe.weights), order[pair[0].recipe], pair[0].compiled,
         ),
     )  # fmt: skip
     return GridContent(

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..models.plan import PIPELINE
-from ..recipes import REFERENCE
-from ..units import ABSENT, format_bytes
+from ..planning.plan import PIPELINE
+from ..text_tables import text_columns
+from ..units import ABSENT, format_bytes, format_list
+from ..weights import REFERENCE
 
 if TYPE_CHECKING:
     import pandas
 
-_GAP = "  "
 NOT_COUNTED = "Not counted: activations, the accelerator's own context, and whatever else is on it."
 
 
@@ -40,7 +40,7 @@ def plan_text(table: pandas.DataFrame, *, width: int = 100) -> str:
         f"{first['model']} in {first['compute_dtype']}: bytes of the weights, predicted from its "
         "configuration; no weights were read."
     ]
-    lines = [*_wrapped(said, width), "", *_aligned(rows)]
+    lines = [*_wrapped(said, width), "", *text_columns(rows, "l" + "r" * len(recipes), rule=True)]
     lines += ["", *_wrapped(fit_sentences(table), width)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -100,7 +100,7 @@ def _alone(table: pandas.DataFrame, budget: int) -> str:
             f"Of the {denoiser} alone nothing fits into {format_bytes(budget)}: the least is "
             f"{format_bytes(least)}."
         )
-    return f"Into {format_bytes(budget)} the {denoiser} alone fits as {_either(fits)}."
+    return f"Into {format_bytes(budget)} the {denoiser} alone fits as {format_list(fits, 'or')}."
 
 
 def _together(table: pandas.DataFrame, budget: int) -> list[str]:
@@ -111,7 +111,7 @@ def _together(table: pandas.DataFrame, budget: int) -> list[str]:
     fits = [row.recipe for row in whole.itertuples() if row.fits]
     sentences = []
     if fits:
-        sentences.append(f"The whole pipeline at once fits with {_either(fits)}.")
+        sentences.append(f"The whole pipeline at once fits with {format_list(fits, 'or')}.")
     else:
         least = format_bytes(whole["weight_bytes"].min())
         sentences.append(f"The whole pipeline at once does not fit; the least is {least}.")
@@ -119,7 +119,8 @@ def _together(table: pandas.DataFrame, budget: int) -> list[str]:
     if best:
         names = _others(table)
         pairs = "; ".join(
-            f"{denoiser} {_either(own)} with {names} {_either(others)} ({format_bytes(held)})"
+            f"{denoiser} {format_list(own, 'or')} with {names} {format_list(others, 'or')} "
+            f"({format_bytes(held)})"
             for own, others, held in best
         )
         sentences.append(f"With {names} quantized too: {pairs}.")
@@ -156,7 +157,7 @@ def _others(table: pandas.DataFrame) -> str:
     names = list(dict.fromkeys(rows["component"]))
     if all(name.startswith("text_encoder") for name in names):
         return "the text encoders" if len(names) > 1 else "the text encoder"
-    return _and(names)
+    return format_list(names)
 
 
 def _title(name: str, part: pandas.DataFrame) -> str:
@@ -171,27 +172,5 @@ def _cells(part: pandas.DataFrame, recipes: list[str], column: str) -> list[str]
     return [format_bytes(values[recipe]) if recipe in values else ABSENT for recipe in recipes]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        _GAP.join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
 def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
     return [line for sentence in sentences for line in textwrap.wrap(sentence, width)]
-
-
-def _either(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -19,10 +19,11 @@ import pandas as pd
 
 from .. import units
 from ..errors import ArgumentError, ModelNotFoundError
-from ..measure.load import BUSY
+from ..measure.other_load import BUSY
 from ..measure.statistics import LEAST_SAMPLES, median_interval, verdict
-from ..recipes import REFERENCE
 from ..records import OK, Comparison, Trial, Workload
+from ..text_tables import GAP, column_widths, markdown_columns, table_width, text_line
+from ..weights import REFERENCE
 
 COLUMNS = (
     "recipe", "weights", "skip", "components", "status", "reason",
@@ -274,6 +275,8 @@ class ReadableTable:
 
 
 HEADERS = ("recipe", "weights", "peak", "per picture", "speed", "PSNR", "SSIM", "status")
+ALIGN = "lrrrrrrl"
+"""Names and words stand to the left (l), figures to the right (r)."""
 
 
 def readable(table: pd.DataFrame) -> ReadableTable:
@@ -350,9 +353,8 @@ def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> t
         notes.append("In brackets: 95 % interval of the median.")
     busy = max((record.get("other_load") or 0.0 for record in records), default=0.0)
     if busy > BUSY:
-        notes.append(
-            f"No verdict on speed: other work took up to {busy:.0%} of the processors' time."
-        )
+        share = units.format_percent(busy, 0, "")
+        notes.append(f"No verdict on speed: other work took up to {share} of the processors' time.")
     if timed and min(timed) < LEAST_SAMPLES:
         notes.append(
             f"Too few repeats for intervals and verdicts on speed: {LEAST_SAMPLES} are needed."
@@ -384,9 +386,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     """
     text = readable(table)
     rows = [tuple(_escaped(cell) for cell in row) for row in text.rows]
-    widths = _widths([text.headers, *rows])
-    rules = ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:]))
-    lines = [_markdown_line(cells, widths) for cells in (text.headers, rules, *rows)]
+    lines = markdown_columns([text.headers, *rows], "l" + "r" * (len(HEADERS) - 1))
     below = [
         f"{row[0]} ({row[-1]}): {reason}"
         for row, reason in zip(text.rows, text.reasons, strict=True)
@@ -401,12 +401,6 @@ def _escaped(cell: str) -> str:
     for mark in "\\|*_<`":
         cell = cell.replace(mark, "\\" + mark)
     return " ".join(cell.split())
-
-
-def _markdown_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [cells[0].ljust(widths[0])]
-    padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return f"| {' | '.join(padded)} |"
 
 
 def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
@@ -427,23 +421,20 @@ def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
     >>> print(text_table(results_table(comparison)))            # doctest: +SKIP
     """
     text = readable(table)
-    figures = [row for row, reason in zip(text.rows, text.reasons, strict=True) if not reason]
-    others = _widths([row[1:] for row in [text.headers, *figures]])
-    room = width - sum(others) - len(_GAP) * len(others)
+    figures = [row[1:] for row, reason in zip(text.rows, text.reasons, strict=True) if not reason]
+    others = column_widths([HEADERS[1:], *figures])
+    room = width - table_width([0, *others])
     names = [_named(row[0], room) for row in text.rows]
     widths = [max(len(name) for name, _ in [(HEADERS[0], ""), *names]), *others]
-    lines = [_text_line(text.headers, widths), "-" * (sum(widths) + len(_GAP) * len(others))]
+    lines = [text_line(HEADERS, widths, ALIGN), "-" * table_width(widths)]
     for row, reason, (name, rest) in zip(text.rows, text.reasons, names, strict=True):
         if reason:
             lines += _reason_lines(name, f"{row[-1]}: {reason}", widths[0], width)
         else:
-            lines.append(_text_line((name, *row[1:]), widths))
-        lines += textwrap.wrap(rest, width, initial_indent=_GAP, subsequent_indent=_GAP)
+            lines.append(text_line((name, *row[1:]), widths, ALIGN))
+        lines += textwrap.wrap(rest, width, initial_indent=GAP, subsequent_indent=GAP)
     below = [line for note in text.notes for line in textwrap.wrap(note, width)]
     return "\n".join([*lines, "", *below]).rstrip() + "\n"
-
-
-_GAP = "  "
 
 
 def _named(label: str, room: int) -> tuple[str, str]:
@@ -461,19 +452,6 @@ def _reason_lines(name: str, reason: str, name_width: int, width: int) -> list[s
     return textwrap.wrap(
         reason,
         width,
-        initial_indent=name.ljust(name_width) + _GAP,
-        subsequent_indent=" " * name_width + _GAP,
+        initial_indent=name.ljust(name_width) + GAP,
+        subsequent_indent=" " * name_width + GAP,
     )
-
-
-def _text_line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One row: names and words to the left, figures to the right."""
-    parts = [
-        cell.ljust(width) if header in ("recipe", "status") else cell.rjust(width)
-        for header, cell, width in zip(HEADERS, cells, widths, strict=True)
-    ]
-    return _GAP.join(parts).rstrip()
-
-
-def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*rows, strict=True)]

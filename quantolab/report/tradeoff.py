@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .. import units
 from ..errors import one_of
-from ..recipes import REFERENCE
 from ..records import OK
+from ..weights import QUANTIZED, REFERENCE, WORDS, weights_of
 from .labels import Box, Spot, place_labels
 from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
 from .tables import COLUMNS, plain_rows, reference_row, require_columns
@@ -130,11 +130,11 @@ QUALITIES = {
 }
 _LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05}
 
-# Okabe and Ito's colours, told apart with every common kind of colour blindness. Circles for all,
-# since areas of different shapes can't be compared.
-COLOURS = {"float8": "#0072B2", "int8": "#009E73", "int4": "#D55E00", "int2": "#AA4499"}
-_ON_DARK = {**COLOURS, "float8": "#56B4E9", "int2": "#CC79A7"}  # theirs, too, and legible there
-_QUIET, _QUIET_ON_DARK = "#757575", "#9E9E9E"
+_NEUTRAL = weights_of(REFERENCE)
+_QUIET, _QUIET_ON_DARK = _NEUTRAL.colour, _NEUTRAL.colour_on_dark
+COLOURS = {word: weights_of(word).colour for word in QUANTIZED}
+"""Colour of each weights word's marker. Circles for all, since areas of different shapes can't be
+compared."""
 _DARK_PAPER, _DARK_INK = "#212121", "#E0E0E0"  # of what lies on JupyterLab's dark page
 _LARGEST = 260.0  # square points: the slowest recipe's marker
 _SMALLEST = 30.0
@@ -231,7 +231,7 @@ def _set_axes(ax: Axes, values: Tradeoff, axis: QualityAxis, quality: str) -> No
         ax.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
         steps = (1, 2, 5) if max(sizes) < 200 * min(sizes) else (1,)
         ax.xaxis.set_major_locator(LogLocator(subs=steps))
-        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_major_formatter(lambda x, _: units.format_digits(x, 6))
         ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.set_xlim(0, max(sizes, default=1) * 1.12)
@@ -240,7 +240,7 @@ def _set_axes(ax: Axes, values: Tradeoff, axis: QualityAxis, quality: str) -> No
     top = axis.high if axis.identical is None else axis.identical - 0.1 * (axis.high - axis.low)
     best = 1.0 if quality == "ssim" else math.inf
     ticks = [t for t in ticks if axis.low <= t <= min(top, best + 1e-9)]
-    texts = [f"{t:g}" for t in ticks]
+    texts = [units.format_digits(t, 6) for t in ticks]
     if axis.identical is not None:
         ticks, texts = [*ticks, axis.identical], [*texts, "identical"]
         ax.axhline(axis.identical, color=_QUIET, linewidth=0.7, linestyle=":", zorder=0)
@@ -273,7 +273,8 @@ def _colour(ax: Axes, weights: str) -> Any:
     """Return a recipe's colour; the reference's is the ink of these axes, white on dark paper."""
     if weights == REFERENCE:
         return ax.xaxis.label.get_color()
-    return (_ON_DARK if _is_dark(ax) else COLOURS).get(weights, _QUIET)
+    row = weights_of(weights) if weights in WORDS else _NEUTRAL
+    return row.colour_on_dark if _is_dark(ax) else row.colour
 
 
 def _is_dark(ax: Axes) -> bool:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ArgumentError, QuantolabError, UnsupportedError
-from ..recipes import REFERENCE
-from ..records import FAILED, OK, UNSUPPORTED, Comparison, Conditions, Timing, Trial
-from .children import STALL_SECONDS, Cancelled
-from .journal import Journal, check_folder, picture_path
-from .request import Request
+from ..errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError
+from ..measure.quality import picture_quality
+from ..processes.children import STALL_SECONDS
+from ..records import FAILED, OK, UNSUPPORTED, Comparison, PictureQuality, Trial
+from ..weights import REFERENCE
+from .asked import Request, counted_components
+from .jobs import IMAGES, TRIAL, RecipePlan
+from .journal import RUN_FILE, Journal, check_folder, picture_path, read_asked, read_run
 from .session import Session, Watch
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def run_comparison(
     temporary = None
     if out is not None:
         check_folder(out, resume=resume)
+        request = _with_earlier(request, Path(out).expanduser()) if resume else request
     else:
         temporary = out = tempfile.mkdtemp(prefix="quantolab-")
     try:
@@ -69,6 +72,29 @@ def run_comparison(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _with_earlier(request: Request, folder: Path) -> Request:
+    """Return the request with the components that an earlier run in the folder counts.
+
+    Raises
+    ------
+    ArgumentError
+        If it counts others: its bytes couldn't be compared with those of new trials.
+    """
+    if not (folder / RUN_FILE).exists():
+        return request
+    asked = [trial.recipe for trial in read_asked(folder)]
+    before = counted_components(asked, request.source)
+    request = dataclasses.replace(request, also=before)
+    added = [name for name in request.components if name not in before]
+    if added and any(trial.ok for trial in read_run(folder).trials):
+        raise ArgumentError(
+            f"{str(folder)!r} holds trials that count the bytes of {' and '.join(before)} alone, "
+            f"and these recipes quantize {' and '.join(added)} too: their bytes couldn't be "
+            "compared. Name another folder"
+        )
+    return request
+
+
 def pictures_each(request: Request) -> int:
     """Return how many pictures a trial makes: every one once, then the timed ones."""
     return len(request.workload.pairs) + request.workload.repeats
@@ -81,13 +107,14 @@ def _run(session: Session, out, resume: bool) -> Comparison:
     try:
         journal.write(session.elapsed)
         _run_trials(session, journal, plans)
+        _judge_kept(session, journal)
         comparison = journal.write(session.elapsed)
         return dataclasses.replace(comparison, images=_read_pictures(comparison))
     finally:
         journal.close()
 
 
-def _run_trials(session: Session, journal: Journal, plans: dict[str, dict]) -> None:
+def _run_trials(session: Session, journal: Journal, plans: dict[str, RecipePlan]) -> None:
     # The reference first, whatever the order of the table: the others are judged against it.
     order = sorted(session.request.trials, key=lambda t: not t.recipe.is_reference)
     waiting = [t for t in order if journal.done(t.label) is None]
@@ -100,63 +127,66 @@ def _run_trials(session: Session, journal: Journal, plans: dict[str, dict]) -> N
         plan = plans[trial.recipe.label]
         planned = dataclasses.replace(
             trial,
-            reason=None,
-            predicted_weight_bytes=plan["predicted_weight_bytes"],
-            kept_layers=tuple(plan["kept_layers"]),
-            components=tuple(plan["components"]),
+            predicted_weight_bytes=plan.predicted_weight_bytes,
+            kept_layers=plan.kept_layers,
+            components=plan.components,
         )
         trial = _run_trial(session, planned, encoded, work)
         if trial.ok:
-            trial = _judged(trial, work / "images", journal)
+            trial = _judged(trial, work / IMAGES, journal)
         session.done = before = before + each
-        journal.add(trial, work / "images" if trial.ok else None, session.elapsed)
+        journal.add(trial, work / IMAGES if trial.ok else None, session.elapsed)
         shutil.rmtree(work, ignore_errors=True)
         session.tell(trial)
 
 
 def _run_trial(session: Session, planned: Trial, encoded: Path | None, work: Path) -> Trial:
+    asked = session.trial_job(planned.recipe, encoded, planned.compiled)
     try:
-        value = session.job(session.trial_request(planned, encoded), work)
+        found = session.job(TRIAL, asked, work)
     except Cancelled:
         raise
     except UnsupportedError as error:
         return dataclasses.replace(planned, status=UNSUPPORTED, reason=str(error))
     except QuantolabError as error:
         return dataclasses.replace(planned, status=FAILED, reason=str(error))
-    return dataclasses.replace(
-        planned,
-        status=OK,
-        weight_bytes=value["weight_bytes"],
-        file_bytes=value["file_bytes"],
-        peak_bytes=value["peak_bytes"],
-        load_seconds=value["load_seconds"],
-        compile_seconds=value["compile_seconds"],
-        timing=Timing(
-            tuple(value["timing"]["samples"]),
-            tuple(value["timing"]["warmup"]),
-            value["timing"]["other_load"],
-        ),
-        notes=tuple(value["notes"]),
-        conditions=Conditions(**value["conditions"]),
-    )
+    figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+    return dataclasses.replace(planned, status=OK, **figures)
 
 
 def _judged(trial: Trial, made: Path, journal: Journal) -> Trial:
-    """Return the trial with the quality of its pictures against the reference's."""
-    from PIL import Image
+    """Return the trial with the quality of its new pictures against the reference's."""
+    places = [made / f"{number:03d}.png" for number in range(len(journal.workload.pairs))]
+    return _compared(trial, places, journal)
 
-    from ..measure.quality import picture_quality
-    from ..records import PictureQuality
+
+def _judge_kept(session: Session, journal: Journal) -> None:
+    """Judge trials of an earlier run whose reference came only now."""
+    for trial in journal.trials:
+        if trial.ok and not trial.quality and trial.label != REFERENCE:
+            places = _places(journal, trial.label)
+            judged = _compared(trial, places, journal)
+            if judged.quality:
+                journal.judge(judged, session.elapsed)
+
+
+def _compared(trial: Trial, places: list[Path], journal: Journal) -> Trial:
+    from PIL import Image
 
     reference = journal.done(REFERENCE)
     if reference is None or not reference.ok or trial.label == REFERENCE:
         return trial
     quality = []
-    for number, (prompt, seed) in enumerate(journal.workload.pairs):
-        path = picture_path(journal.folder, REFERENCE, number, prompt, seed)
-        with Image.open(path) as theirs, Image.open(made / f"{number:03d}.png") as ours:
+    pairs = zip(journal.workload.pairs, places, _places(journal, REFERENCE), strict=True)
+    for (prompt, seed), own, other in pairs:
+        with Image.open(other) as theirs, Image.open(own) as ours:
             quality.append(PictureQuality(prompt, seed, *picture_quality(ours, theirs)))
     return dataclasses.replace(trial, quality=tuple(quality))
+
+
+def _places(journal: Journal, label: str) -> list[Path]:
+    pairs = enumerate(journal.workload.pairs)
+    return [picture_path(journal.folder, label, number, *pair) for number, pair in pairs]
 
 
 def _read_pictures(comparison: Comparison) -> dict[tuple[str, str, int], Image.Image]:

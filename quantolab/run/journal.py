@@ -12,22 +12,19 @@ import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import __version__
 from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, OutputError
-from ..models.source import read_json
+from ..files.json_objects import check_inside, read_object
+from ..files.whole import clear_leftovers, usable_folder, write_whole
+from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
-from ..records import (
-    FAILED,
-    Comparison,
-    Trial,
-    Workload,
-    to_dict,
-    trial_from_dict,
-    workload_from_dict,
-)
+from ..records import FAILED, Comparison, Trial, Workload
+from .jobs import IMAGES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,11 +32,26 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of ``run.json``. 1: first."""
 
-RUN_FILE, IMAGES, WORK = "run.json", "images", ".work"
+RUN_FILE, WORK = "run.json", ".work"
 RUNS = "quantolab-runs"
 """Where runs go that are given no folder."""
-NOT_RUN = "not run yet"
-"""Reason of a trial that is asked for and hasn't ended."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    recipe: Recipe
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is read of ``run.json``; the rest of it is for people."""
+
+    format: int
+    workload: Workload
+    trials: tuple[Trial, ...]
+    wall_seconds: float | None
+    asked: tuple[_Asked, ...] = ()
 
 
 def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
@@ -51,6 +63,7 @@ def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
         If the folder can't be written.
     """
     folder = usable_folder(folder)
+    check_no_links(folder)
     for trial in comparison.trials:
         pictures = [
             comparison.images.get((trial.label, prompt, seed))
@@ -106,6 +119,7 @@ def with_pictures(
                 images[key] = known[key]
                 continue
             path = picture_path(folder, trial.label, number, *place)
+            check_inside(folder, path)
             try:
                 with Image.open(path) as picture:
                     images[key] = picture.convert("RGB")
@@ -116,45 +130,38 @@ def with_pictures(
 
 def read_run(folder: Path) -> Comparison:
     """Return what ``run.json`` says, without the pictures."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise ModelNotFoundError(f"{str(folder)!r} holds no comparison: it has no {RUN_FILE}")
-    values = read_json(path)
-    try:
-        if values["format"] > FORMAT:
-            raise BrokenModelError(
-                f"{path} has format {values['format']}; this quantolab reads up to {FORMAT}"
-            )
-        return Comparison(
-            workload_from_dict(values["workload"]),
-            tuple(trial_from_dict(t) for t in values["trials"]),
-            wall_seconds=values["wall_seconds"],
-            folder=str(folder),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, BrokenModelError):
-            raise
-        raise BrokenModelError(f"{path} is no record of a comparison: {error!r}") from error
+    run = _read(folder)
+    return Comparison(run.workload, run.trials, wall_seconds=run.wall_seconds, folder=str(folder))
 
 
 def read_asked(folder: Path) -> tuple[Trial, ...]:
-    """Return all trials that a run asks for, those that ``run.json`` doesn't list yet as failed.
+    """Return all trials that a run asks for, those that ``run.json`` doesn't list yet as asked.
 
     Raises
     ------
     ModelNotFoundError, BrokenModelError
         As for `read_run`.
     """
-    done = {trial.label: trial for trial in read_run(folder).trials}
-    values = read_json(folder / RUN_FILE).get("asked")
-    try:
-        asked = tuple(
-            Trial(Recipe.from_dict(v["recipe"]), FAILED, NOT_RUN, compiled=v["compiled"])
-            for v in values or ()
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BrokenModelError(f"{folder / RUN_FILE} doesn't say what was asked for") from error
+    run = _read(folder)
+    done = {trial.label: trial for trial in run.trials}
+    asked = tuple(Trial(entry.recipe, compiled=entry.compiled) for entry in run.asked)
     return tuple(done.get(t.label, t) for t in asked) or tuple(done.values())
+
+
+def _read(folder: Path) -> _Run:
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise ModelNotFoundError(f"{str(folder)!r} holds no comparison: it has no {RUN_FILE}")
+    values = read_object(path, folder)
+    try:
+        run = from_dict(_Run, values)
+    except ValueError as error:
+        raise BrokenModelError(f"{path} is no record of a comparison: {error}") from error
+    if run.format > FORMAT:
+        raise BrokenModelError(
+            f"{path} has format {run.format}; this quantolab reads up to {FORMAT}"
+        )
+    return run
 
 
 def write_run(
@@ -173,8 +180,6 @@ def write_run(
     asked : tuple of Trial
         All trials that the run asks for, finished or not.
     """
-    from .. import __version__
-
     asked = asked or comparison.trials
     workload = comparison.workload
     write_whole(
@@ -185,10 +190,7 @@ def write_run(
                 "quantolab": __version__,
                 "finished": finished,
                 "recipes": [trial.label for trial in asked],
-                "asked": [
-                    {"recipe": trial.recipe.to_dict(), "compiled": trial.compiled}
-                    for trial in asked
-                ],
+                "asked": [to_dict(_Asked(trial.recipe, trial.compiled)) for trial in asked],
                 "workload": to_dict(workload),
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
@@ -229,27 +231,6 @@ def keep_pictures(folder: Path, label: str, workload: Workload, made: Path) -> N
     staged.replace(target)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or the new one, never a part.
-
-    Raises
-    ------
-    OutputError
-        If it can't be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
-
-
 def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
     """Make sure that a run can go to a folder, before anything is made or computed.
 
@@ -272,30 +253,29 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
         raise OutputError(f"results can't go to {str(path)!r}: {str(there)!r}: {why}")
 
 
-def new_folder(model: str | None) -> Path:
-    """Return a folder for a run that is given none: ``quantolab-runs/MODEL-TIME``, not made yet."""
-    name = slug(Path(model).name if model else "demo")
-    return Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+def check_no_links(folder: Path) -> None:
+    """Make sure that nothing in a run folder that is written or removed is a link.
 
-
-def usable_folder(folder: str | os.PathLike) -> Path:
-    """Return a folder that exists and can be written, made if need be.
+    A run folder may be a stranger's: what its links point to is nobody's to change.
 
     Raises
     ------
     OutputError
-        If it can't be.
+        For the first that is one.
     """
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"results can't be written to {str(path)!r}: {error.strerror or error}"
-        ) from error
-    return path
+    images = folder / IMAGES
+    places = [folder / RUN_FILE, folder / WORK, folder / _LOCK_FILE, images]
+    if images.is_dir() and not images.is_symlink():
+        places += images.iterdir()
+    for place in places:
+        if place.is_symlink():
+            raise OutputError(f"{place} is a link; a run is kept in its own folder alone")
+
+
+def new_folder(model: str | None) -> Path:
+    """Return a folder for a run that is given none: ``quantolab-runs/MODEL-TIME``, not made yet."""
+    name = slug(Path(model).name if model else "demo")
+    return Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 class Journal:
@@ -308,7 +288,7 @@ class Journal:
     workload : Workload
         What the run does.
     trials : tuple of Trial
-        The trials it asks for, in order, none of them tried yet.
+        The trials it asks for, in order, none of them ended.
     resume : bool
         Whether to go on with what the folder holds.
 
@@ -329,11 +309,14 @@ class Journal:
         resume: bool = False,
     ) -> None:
         self.folder = usable_folder(folder)
+        check_no_links(self.folder)
         self.workload = workload
         self._asked = trials
-        self._done: dict[str, Trial] = {}
+        self._trials: dict[str, Trial] = {}
+        self._again: set[str] = set()  # those that ended badly and are tried again
         self._earlier_seconds = 0.0
         self._lock = _lock(self.folder)
+        clear_leftovers(self.folder)
         try:
             if (self.folder / RUN_FILE).exists():
                 self._take_over(resume)
@@ -354,20 +337,32 @@ class Journal:
                 f"resumed with these: {differences}"
             )
         self._earlier_seconds = earlier.wall_seconds or 0.0
-        self._done = {t.label: t for t in earlier.trials if self._is_kept(t)}
+        self._trials = {trial.label: self._with_pictures(trial) for trial in earlier.trials}
+        self._again = {t.label for t in self._trials.values() if t.status == FAILED}
+        # What the run was asked for before stays: other recipes are added to it.
+        labels = {trial.label for trial in self._asked}
+        before = tuple(Trial(t.recipe, compiled=t.compiled) for t in read_asked(self.folder))
+        new = {trial.label for trial in before}
+        self._asked = (*before, *(t for t in self._asked if t.label not in new))
+        self._again &= labels
 
-    def _is_kept(self, trial: Trial) -> bool:
-        """Failed trials are tried again; unsupported ones stay so."""
-        if trial.status == "failed":
-            return False
-        return not trial.ok or all(
+    def _with_pictures(self, trial: Trial) -> Trial:
+        """Return a trial as it is, or as failed if its pictures are no longer there."""
+        if not trial.ok or all(
             picture_path(self.folder, trial.label, n, *pair).is_file()
             for n, pair in enumerate(self.workload.pairs)
-        )
+        ):
+            return trial
+        return dataclasses.replace(trial, status=FAILED, reason="its pictures are gone")
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Every trial that has ended, in the order in which they were asked for."""
+        return tuple(self._trials[t.label] for t in self._asked if t.label in self._trials)
 
     def done(self, label: str) -> Trial | None:
-        """Return the finished trial of that label, or None."""
-        return self._done.get(label)
+        """Return the finished trial of that label; None if it is to be tried, perhaps again."""
+        return None if label in self._again else self._trials.get(label)
 
     def add(self, trial: Trial, made: Path | None, wall_seconds: float) -> None:
         """Keep a trial and its pictures (``000.png`` ... in `made`)."""
@@ -378,12 +373,18 @@ class Journal:
                 raise OutputError(
                     f"pictures can't be written to {self.folder}: {error.strerror or error}"
                 ) from error
-        self._done[trial.label] = trial
+        self._again.discard(trial.label)
+        self._trials[trial.label] = trial
+        self.write(wall_seconds)
+
+    def judge(self, trial: Trial, wall_seconds: float) -> None:
+        """Keep what is known of a kept trial now, its pictures as they are."""
+        self._trials[trial.label] = trial
         self.write(wall_seconds)
 
     def write(self, wall_seconds: float) -> Comparison:
         """Write ``run.json`` as things stand and return it as a comparison without pictures."""
-        trials = tuple(self._done[t.label] for t in self._asked if t.label in self._done)
+        trials = self.trials
         comparison = Comparison(
             self.workload,
             trials,
@@ -416,7 +417,7 @@ def _lock(folder: Path) -> int | None:
         import fcntl
     except ImportError:
         return None  # Windows
-    handle = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

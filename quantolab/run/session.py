@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from .. import errors
+from ..models.source import Source
+from ..processes.children import Children
+from ..processes.jobs import Asked, Event, Found, JobKind, Preload
+from ..recipes import Recipe
 from ..records import Trial
-from .children import Children, JobFailed
-from .request import Request
+from ..weights import BACKENDS
+from .asked import Request
+from .jobs import ENCODE, PLAN, EncodeJob, PlanJob, RecipePlan, TrialJob
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,13 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def value_of(result: dict) -> Any:
-    """Return the value in a job's result.
-
-    Raises
-    ------
-    QuantolabError
-        What the job raised.
-    """
-    if "error" not in result:
-        return result["value"]
-    raise getattr(errors, result["error"], JobFailed)(result["message"])
+def preload_of(source: Source) -> Preload:
+    """Return what jobs on a model need: its classes, and our own rooms."""
+    classes = tuple((part.library, part.cls) for part in source.components)
+    if source.pipeline:
+        classes = (("diffusers", source.pipeline), *classes)
+    backends = tuple(f"quantolab.backends.{backend}.layers" for backend in BACKENDS)
+    return Preload(classes, ("quantolab.run.child",), backends)
 
 
 class Session:
@@ -68,6 +67,8 @@ class Session:
         Ends the job in progress when set.
     stall_seconds : float
         After how long without an event a job counts as hung.
+    clock : callable
+        Tells the time in seconds.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Session:
         watch: Watch,
         cancel: threading.Event | None,
         stall_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
         self.stage, self.label = "starting", None
@@ -86,12 +88,11 @@ class Session:
         self._watch = watch
         self._cancel = cancel
         self._stall_seconds = stall_seconds
-        self._started = time.monotonic()
+        self._clock = clock
+        self._started = clock()
         self._first_picture: float | None = None
         self._since_first = 0
-        source = request.source
-        classes = [("diffusers", source.pipeline), *((c.library, c.cls) for c in source.components)]
-        self._children = Children(classes)
+        self._children = Children(preload_of(request.source))
 
     def __enter__(self) -> Session:
         self.tell()
@@ -104,13 +105,13 @@ class Session:
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
-        return time.monotonic() - self._started
+        return self._clock() - self._started
 
     def tell(self, trial: Trial | None = None) -> None:
         """Let the watcher know how things stand."""
         eta = None
         if self._since_first and self._first_picture is not None:
-            each = (time.monotonic() - self._first_picture) / self._since_first
+            each = (self._clock() - self._first_picture) / self._since_first
             eta = max(0.0, each * (self.total - self.done))
         self._watch(
             Progress(self.stage, self.label, self.done, self.total, self.elapsed, eta, trial)
@@ -121,8 +122,8 @@ class Session:
         self.stage, self.label = stage, label
         self.tell()
 
-    def job(self, request: dict, folder: Path) -> dict:
-        """Do a job in a child and return its value, or raise what it says.
+    def job(self, kind: JobKind[Asked, Found], asked: Asked, folder: Path) -> Found:
+        """Do a job in a child and return what it found, or raise what it says.
 
         Raises
         ------
@@ -130,37 +131,34 @@ class Session:
             What the job raised, `JobFailed` if its process ended without a result, `Cancelled`
             if the user ended it.
         """
-        result = self._children.run(
-            request,
+        return self._children.run(
+            kind,
+            asked,
             folder=folder,
             watch=self._on_event,
             cancel=self._cancel,
             stall_seconds=self._stall_seconds,
         )
-        return value_of(result)
 
-    def plan(self) -> dict[str, dict]:
+    def plan(self) -> dict[str, RecipePlan]:
         """Resolve the device, and bytes and layers of each recipe, in a child; by recipe label.
 
         This process stays light, and nothing is written.
         """
         self.enter_stage("planning")
         request = self.request
+        asked = PlanJob(
+            request.source,
+            request.workload.device,
+            request.workload.dtype,
+            request.components,
+            request.recipes,
+        )
         with tempfile.TemporaryDirectory(prefix="quantolab-plan-") as folder:
-            plan = self.job(
-                {
-                    "kind": "plan",
-                    "model": str(request.source.folder),
-                    "device": request.workload.device,
-                    "dtype": request.workload.dtype,
-                    "components": request.components,
-                    "recipes": [r.to_dict() for r in request.recipes],
-                },
-                Path(folder),
-            )
-        workload = dataclasses.replace(request.workload, device=plan["device"])
+            planned = self.job(PLAN, asked, Path(folder))
+        workload = dataclasses.replace(request.workload, device=planned.device)
         self.request = dataclasses.replace(request, workload=workload)
-        return {r.label: p for r, p in zip(request.recipes, plan["plans"], strict=True)}
+        return {r.label: p for r, p in zip(request.recipes, planned.plans, strict=True)}
 
     def encode(self, work: Path) -> Path | None:
         """Encode the prompts once for all trials and return the file.
@@ -171,47 +169,24 @@ class Session:
             return None
         self.enter_stage("encoding prompts")
         path = work / "prompts.safetensors"
-        workload = self.request.workload
-        value = self.job(
-            {
-                "kind": "encode",
-                "model": str(self.request.source.folder),
-                "prompts": workload.prompts,
-                "dtype": workload.dtype,
-                "device": workload.device,
-                "encoded": str(path),
-            },
-            work / "encode",
-        )
-        return path if value["encoded"] else None
+        source, workload = self.request.source, self.request.workload
+        asked = EncodeJob(source, workload.prompts, workload.dtype, workload.device, path)
+        return path if self.job(ENCODE, asked, work / "encode").ahead else None
 
-    def trial_request(self, trial: Trial, encoded: Path | None) -> dict:
+    def trial_job(self, recipe: Recipe, encoded: Path | None, compiled: bool = False) -> TrialJob:
         """Return what a child needs to know to run a trial."""
-        workload = self.request.workload
-        return {
-            "kind": "trial",
-            "model": str(self.request.source.folder),
-            "recipe": trial.recipe.to_dict(),
-            "components": self.request.components,
-            "compiled": trial.compiled,
-            "prompts": workload.prompts,
-            "pairs": workload.pairs,
-            "steps": workload.steps,
-            "guidance": workload.guidance,
-            "size": workload.size,
-            "dtype": workload.dtype,
-            "device": workload.device,
-            "repeats": workload.repeats,
-            "encoded": str(encoded) if encoded else None,
-        }
+        request = self.request
+        return TrialJob(
+            request.source, request.workload, recipe, request.components, compiled, encoded
+        )
 
-    def _on_event(self, event: dict) -> None:
-        if event["event"] == "stage":
-            self.stage = event["stage"]
-        elif event["event"] == "picture":
+    def _on_event(self, event: Event) -> None:
+        if event.kind == "stage":
+            self.stage = event.stage
+        elif event.kind == "picture":
             self.done += 1
             if self._first_picture is None:
-                self._first_picture = time.monotonic()
+                self._first_picture = self._clock()
             else:
                 self._since_first += 1
         self.tell()

@@ -275,12 +275,13 @@ def _places(comparison: Comparison, label: str) -> tuple[Place, ...]:
 def _said_html(last: str, result: BlindResult, *, repeats: bool) -> str:
     remembered = " All pairs have been shown: from here on what you remember counts too."
     share = 100 * result.right / result.answers if result.answers else None
-    mark = "" if share is None else f"<b style='left:{share:.1f}%'></b>"
+    mark = "" if share is None else f"<b style='left:{units.format_places(share, 1)}%'></b>"
     return (
         f"<div role='status'><div class='ql-blind-last'>{html.escape(last)}</div>"
         f"<div class='ql-blind-sentence'>{html.escape(result.sentence)}</div></div>"
         "<div class='ql-range' aria-hidden='true'>"
-        f"<i style='left:{100 * result.low:.1f}%;width:{100 * (result.high - result.low):.1f}%'>"
+        f"<i style='left:{units.format_percent(result.low, 1, '')};"
+        f"width:{units.format_percent(result.high - result.low, 1, '')}'>"
         f"</i>{mark}<s></s></div>"
         "<div class='ql-range-ends' aria-hidden='true'><span>0 % right</span>"
         "<span>guessing: 50 %</span><span>100 %</span></div>"

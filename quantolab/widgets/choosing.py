@@ -11,8 +11,8 @@ from ..errors import one_of
 from ..models.source import DEMO, Source
 from ..recipes import Recipe, as_recipe, default_recipes
 from ..records import Comparison, Trial
-from ..run.request import Request, check_request
-from .calls import Code, call, literal
+from ..run.asked import Request, check_request
+from .call_text import Code, call, literal
 
 
 @dataclass(frozen=True)

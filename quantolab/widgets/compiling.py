@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 
-from ..compiling import WAYS, compile_report, report_of
 from ..errors import ArgumentError
-from ..recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, Recipe
+from ..experiments.compiling import WAYS, compile_report, report_of
+from ..recipes import COMPUTE_DTYPES, Recipe
 from ..records import OK
 from ..report import compiled
 from ..units import format_seconds
-from .calls import call
+from ..weights import DEFAULT, REFERENCE, WORDS
+from .background import Assistant
+from .call_text import call
 from .choosing import read_number, read_size
 from .markup import note, table
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
-from .work import Assistant
-from .working import WorkingPanel, run_button
+from .working_panel import WorkingPanel, run_button
 
 if TYPE_CHECKING:
     import pandas
@@ -76,7 +77,7 @@ class CompileExplorer(WorkingPanel):
 
     def _make_controls(self, model) -> None:
         self.model_field = ModelField(model, show_error=self.show_error, components=False)
-        self.weights = {word: _box(word, word in (REFERENCE, "int8")) for word in WEIGHTS}
+        self.weights = {word: _box(word, word in (REFERENCE, DEFAULT)) for word in WORDS}
         self.ways = {way: _box(way, way == "default") for way in WAYS}
         self.recipe_field = RecipeField(weights=False, assistant=Assistant())
         self.steps = _text("Steps", "as the model's default", "250px")

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from ..devices import device_name
-from ..errors import QuantolabError
-from ..models.source import Source, find_model
+from ..devices import free_bytes
+from ..errors import Cancelled, QuantolabError
 from ..recipes import Recipe, default_recipes
 from ..records import Comparison, Trial
-from ..run.children import Cancelled
+from ..run.asked import Request
 from ..run.engine import pictures_each
+from ..run.jobs import PlanJob
 from ..run.journal import read_run
-from ..run.request import Request
+from ..run.session import preload_of
 from ..units import format_bytes, format_count, format_ratio, format_roughly
+from .background import Assistant
+from .jobs import LOOK_AHEAD
 from .latest import Latest
 from .markup import Raw, bar, note, table
 from .recent import recent_runs
-from .work import Assistant
 
 _DELAY_SECONDS = 0.3  # typing goes on: no process is asked for each key
 _TIGHT = 0.8
@@ -76,35 +77,6 @@ class Estimate:
 
     def _need(self, recipe: Recipe) -> int | None:
         return None if self.prospect is None else self.prospect.weight_bytes.get(recipe.label)
-
-
-def look_ahead(request: dict, emit: Callable[[dict], None]) -> dict:
-    """Return the plan of each recipe, and the device with its free memory. A job."""
-    from ..run.jobs import plan
-
-    value = plan(request, emit)
-    device = value["device"]
-    return {**value, "device_name": device_name(device), "free_bytes": free_bytes(device)}
-
-
-def fetch(request: dict, emit: Callable[[dict], None]) -> str:
-    """Bring a Hub model's weights into the local cache. A job, so that it can be ended."""
-    return str(find_model(request["model"]).folder)
-
-
-def free_bytes(device: str) -> int | None:
-    """Return the free memory of a device; None where there is no way to know."""
-    kind = device.split(":")[0]
-    if kind == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    import torch
-
-    if kind == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    module = getattr(torch, kind)
-    return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
 
 
 def judged_seconds(
@@ -228,24 +200,16 @@ class Estimator:
         if key not in self._known:
             if given_up.wait(_DELAY_SECONDS):
                 raise Cancelled("something newer is asked for")
-            value = self._assistant.do(
-                f"{__name__}:look_ahead",
-                {
-                    "model": str(source.folder),
-                    "device": workload.device,
-                    "dtype": workload.dtype,
-                    "components": request.components,
-                    "recipes": [recipe.to_dict() for recipe in recipes],
-                },
-                classes=classes_of(source),
-                cancel=given_up,
+            asked = PlanJob(source, workload.device, workload.dtype, request.components, recipes)
+            found = self._assistant.do(
+                LOOK_AHEAD, asked, preload=preload_of(source), cancel=given_up
             )
-            plans = zip(recipes, value["plans"], strict=True)
+            plans = zip(recipes, found.planned.plans, strict=True)
             self._known[key] = Prospect(
-                value["device"],
-                value["device_name"],
-                value["free_bytes"],
-                {recipe.label: plan["predicted_weight_bytes"] for recipe, plan in plans},
+                found.planned.device,
+                found.device_name,
+                found.free_bytes,
+                {recipe.label: plan.predicted_weight_bytes for recipe, plan in plans},
             )
         return self._known[key]
 
@@ -265,12 +229,6 @@ def _asked_ahead(request: Request) -> tuple[Recipe, ...]:
         default_recipes(skip=quantized.skip, components=quantized.components) if quantized else ()
     )
     return tuple(sorted({*ahead, *request.recipes}, key=lambda recipe: recipe.label))
-
-
-def classes_of(source: Source) -> tuple[tuple[str, str], ...]:
-    """Return the classes that a model needs, as (library, class name)."""
-    own = tuple((part.library, part.cls) for part in source.components)
-    return (("diffusers", source.pipeline), *own) if source.pipeline else own
 
 
 # --- as text ---------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 
-from ..comparing import compare
-from ..errors import ArgumentError, OutputError, QuantolabError
+from ..errors import ArgumentError, JobFailed, OutputError, QuantolabError
+from ..experiments.comparing import compare
 from ..models.source import DEMO
-from ..records import Comparison, Trial
+from ..records import FAILED, Comparison, Trial
 from ..report.tables import results_table
-from ..run.children import JobFailed
+from ..run.asked import Request
 from ..run.journal import (
     RUN_FILE,
     check_folder,
@@ -26,14 +26,15 @@ from ..run.journal import (
     read_run,
     with_pictures,
 )
-from ..run.request import Request
 from ..run.session import Progress
 from ..units import format_roughly
+from .background import Assistant
 from .blind import BlindTest
 from .choosing import Choice, changed, choice_of
 from .drawing import tradeoff_html
 from .estimating import Estimate, Estimator, estimate_html
 from .form import Form
+from .jobs import FETCH, FetchJob
 from .latest import Latest
 from .markup import alert, note
 from .model_field import WRAP
@@ -41,9 +42,8 @@ from .panel import Panel
 from .pictures import PictureViewer
 from .recent import remember
 from .tabling import ResultsTable, table_html
-from .taking import TakeAway
-from .work import Assistant
-from .working import run_button
+from .take_away import TakeAway
+from .working_panel import run_button
 
 if TYPE_CHECKING:
     import pandas
@@ -300,8 +300,8 @@ class Explorer(Panel):
             if not _is_here(choice.model):
                 self.say("Fetching the model's weights from the Hub, as far as they aren't here…")
                 self._assistant.do(
-                    "quantolab.widgets.estimating:fetch",
-                    {"model": choice.model},
+                    FETCH,
+                    FetchJob(choice.model),
                     cancel=cancel,
                     stall_seconds=math.inf,  # a download may take hours
                 )
@@ -384,7 +384,7 @@ class Explorer(Panel):
         """Labels of trials that the shown run asks for and that haven't ended well."""
         if self._ran is None or self.comparison is None:
             return []
-        ended = {t.label for t in self.comparison.trials if t.status != "failed"}
+        ended = {t.label for t in self.comparison.trials if t.status != FAILED}
         return [trial.label for trial in self._asked if trial.label not in ended]
 
     def _show_buttons(self) -> None:

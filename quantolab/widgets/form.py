@@ -11,9 +11,10 @@ import ipywidgets as W
 from ..errors import ArgumentError
 from ..models.known import known_models
 from ..models.source import Source, default_size, size_step
-from ..recipes import REFERENCE, WEIGHTS, Recipe, default_recipes
+from ..recipes import Recipe, default_recipes
+from ..run.asked import check_request
 from ..run.journal import RUNS
-from ..run.request import check_request
+from ..weights import REFERENCE, WORDS
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
 from .model_field import LABEL, WRAP, ModelField
 from .recent import recent_models
@@ -52,7 +53,7 @@ class Form(W.VBox):
         names = (*self.model.name.options, *recent_models(), *known)
         self.model.name.options = tuple(dict.fromkeys(names))
         self.parts: dict[str, W.Checkbox] = {}
-        self.weights = {word: _box(word, True) for word in WEIGHTS}
+        self.weights = {word: _box(word, True) for word in WORDS}
         self.compile = _box("also compiled (torch.compile)", False)
         self.both = _box("compare each with and without keeping them", False)
         self._make_fields()

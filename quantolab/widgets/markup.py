@@ -9,6 +9,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from ..units import format_percent
+
 LINE = "1px solid rgba(128,128,128,.35)"
 _ALIGNED = {"l": "left", "r": "right", "c": "center"}
 
@@ -59,21 +61,18 @@ def table(
     css : str
         Its class: a panel has one ``ql-table``, its main one.
     """
-    head = "".join(
-        f"<th scope='col' style='{_cell(a)}white-space:normal;vertical-align:bottom;"
-        f"border-bottom:{LINE};{_STICKY if height else ''}'>"
-        f"{escaped(text)}</th>"
-        for a, text in zip(align, headers, strict=True)
+    heading = f"white-space:normal;vertical-align:bottom;border-bottom:{LINE};"
+    heading += _STICKY if height else ""
+    heads = (
+        table_cell(text, _style(letter) + heading, "th", scope="col")
+        for letter, text in zip(align, headers, strict=True)
     )
-    body = "".join(f"<tr>{_cells(row, align)}</tr>" for row in rows)
+    lines = [_aligned_row(row, align) for row in rows]
     if foot is not None:
-        strong = f"border-top:{LINE};font-weight:600;"
-        body += f"<tr>{_cells(foot, align, strong)}</tr>"
+        lines.append(_aligned_row(foot, align, f"border-top:{LINE};font-weight:600;"))
     above = f"<caption style='{_CAPTION}'>{escaped(caption)}</caption>" if caption else ""
-    text = (
-        f"<table class='{css}' style='{_TABLE}'>{above}"
-        f"<thead><tr style='background:none'>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    head = f"<thead>{table_row(heads, 'background:none')}</thead>"
+    text = table_of(f"{above}{head}<tbody>{''.join(lines)}</tbody>", _TABLE, css)
     if not height:
         return f"<div class='ql-wide' style='overflow-x:auto'>{text}</div>"
     # Focusable, so that the keyboard scrolls it.
@@ -83,12 +82,33 @@ def table(
 
 def pairs(rows: Iterable[tuple[object, object]]) -> str:
     """Return names and what is known of each as a table of two columns, without headings."""
-    body = "".join(
-        f"<tr style='background:none'><th scope='row' style='{_cell('l')}font-weight:normal;"
-        f"opacity:.75'>{escaped(name)}</th><td style='{_cell('l')}'>{escaped(value)}</td></tr>"
-        for name, value in rows
-    )
-    return f"<table class='ql-table' style='{_TABLE}'><tbody>{body}</tbody></table>"
+    style = _style("l")
+    lines = []
+    for name, value in rows:
+        head = table_cell(name, f"{style}font-weight:normal;opacity:.75", "th", scope="row")
+        lines.append(table_row((head, table_cell(value, style)), "background:none"))
+    return table_of(f"<tbody>{''.join(lines)}</tbody>", _TABLE, "ql-table")
+
+
+# What every table is made of.
+
+
+def table_of(inner: str, style: str, css: str = "") -> str:
+    """Return a table around its rows, which `table_row` makes."""
+    named = f" class='{css}'" if css else ""
+    return f"<table{named} style='{style}'>{inner}</table>"
+
+
+def table_row(cells: Iterable[str], style: str = "") -> str:
+    """Return a row of cells, which `table_cell` makes."""
+    styled = f" style='{style}'" if style else ""
+    return f"<tr{styled}>{''.join(cells)}</tr>"
+
+
+def table_cell(content: object, style: str, tag: str = "td", **attributes: object) -> str:
+    """Return a cell, or a heading if `tag` is ``th``; texts are escaped unless they are `Raw`."""
+    said = "".join(f" {name}='{value}'" for name, value in attributes.items())
+    return f"<{tag}{said} style='{style}'>{escaped(content)}</{tag}>"
 
 
 def bar(parts: Sequence[tuple[float, str]], text: str) -> Raw:
@@ -102,8 +122,8 @@ def bar(parts: Sequence[tuple[float, str]], text: str) -> Raw:
         What the bar says, for those who don't see it.
     """
     inner = "".join(
-        f"<span style='display:inline-block;height:100%;width:{share:.2%};background:{colour}'>"
-        "</span>"
+        f"<span style='display:inline-block;height:100%;width:{format_percent(share, 2, '')};"
+        f"background:{colour}'></span>"
         for share, colour in parts
         if share > 0
     )
@@ -138,13 +158,13 @@ _CAPTION = "caption-side:top;text-align:left;padding:2px 0;color:inherit;opacity
 _STICKY = "position:sticky;top:0;background:var(--jp-layout-color0, Canvas);"
 
 
-def _cell(letter: str) -> str:
+def _style(letter: str) -> str:
+    """Return the style of a cell in a column of this letter."""
     numbers = "white-space:nowrap;font-variant-numeric:tabular-nums;" if letter == "r" else ""
     return f"text-align:{_ALIGNED[letter]};padding:2px 12px 2px 0;vertical-align:top;{numbers}"
 
 
-def _cells(row: Sequence[object], align: str, style: str = "") -> str:
-    return "".join(
-        f"<td style='{_cell(a)}{style}'>{escaped(cell)}</td>"
-        for a, cell in zip(align, row, strict=True)
+def _aligned_row(cells: Sequence[object], align: str, style: str = "") -> str:
+    return table_row(
+        table_cell(cell, _style(letter) + style) for letter, cell in zip(align, cells, strict=True)
     )

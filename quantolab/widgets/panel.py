@@ -18,8 +18,9 @@ import traitlets
 from IPython.display import HTML, display
 
 from ..errors import QuantolabError
+from ..units import format_percent
 from .assets import asset
-from .work import Work
+from .background import Work
 
 
 class _Heading(anywidget.AnyWidget):
@@ -121,7 +122,7 @@ class Panel(W.VBox):
         share = min(1.0, done / total)
         self.progress.value = (
             f"<div class='ql-bar' role='progressbar' aria-valuemin='0' aria-valuemax='{total}' "
-            f"aria-valuenow='{done}'><div style='width:{share:.1%}'></div></div>"
+            f"aria-valuenow='{done}'><div style='width:{format_percent(share, 1, '')}'></div></div>"
             f"<span class='ql-bar-text'>{html.escape(text)}</span>"
         )
 

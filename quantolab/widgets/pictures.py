@@ -15,7 +15,7 @@ from .. import units
 from ..errors import ArgumentError, QuantolabError, one_of
 from ..measure.quality import difference_map, picture_psnr, picture_quality
 from ..records import Comparison
-from ..report.heat import HeatScale, heat_colours, heat_picture, heat_scale
+from ..report.difference_heat import HeatScale, heat_colours, heat_picture, heat_scale
 from .assets import asset
 from .sheet import Pictures, Sheet, make_sheet, png_file, sheet_html
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from ..errors import QuantolabError
+from ..files.whole import write_whole
 from ..models.source import DEMO
-from ..run.journal import write_whole
 
 _MOST = 20
 

@@ -8,12 +8,13 @@ import ipywidgets as W
 import traitlets
 
 from ..devices import DEVICES
-from ..recipes import COMPUTE_DTYPES, REFERENCE, WEIGHTS, Recipe
+from ..recipes import COMPUTE_DTYPES, Recipe
+from ..weights import DEFAULT, REFERENCE, WORDS
 from .model_field import LABEL, WRAP
 from .skip_picker import SkipPicker
 
 if TYPE_CHECKING:
-    from .work import Assistant
+    from .background import Assistant
 
 
 class RecipeField(W.VBox):
@@ -35,7 +36,7 @@ class RecipeField(W.VBox):
         self._model: tuple = ()
         self._looked: tuple = ()
         self.weights = W.Dropdown(
-            description="Weights", options=WEIGHTS, value="int8", style=LABEL,
+            description="Weights", options=WORDS, value=DEFAULT, style=LABEL,
             layout={"width": "190px"},
         )  # fmt: skip
         self.dtype = W.Dropdown(

@@ -11,17 +11,17 @@ import ipywidgets as W
 
 from ..errors import ArgumentError
 from ..recipes import COMPUTE_DTYPES, Recipe, slug
-from ..units import ABSENT, format_bytes, format_ratio, format_seconds
-from .calls import Code, call
+from ..units import ABSENT, format_bytes, format_digits, format_ratio, format_seconds
+from .call_text import Code, call
 from .markup import bar, note, pairs, table
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
-from .working import WorkingPanel, run_button
+from .working_panel import WorkingPanel, run_button
 
 if TYPE_CHECKING:
     import torch
 
-    from ..backends.quanto.verifying import VerifyReport
+    from ..saved.verifying import VerifyReport
 
 _FILE_COLOUR, _MEMORY_COLOUR, _PLAIN_COLOUR = "#4c86c6", "#3f9b6c", "rgba(128,128,128,.8)"
 
@@ -120,7 +120,7 @@ class SavePanel(WorkingPanel):
         model, component = self.model_field.model, self.model_field.component_name
 
         def job() -> VerifyReport:
-            from ..backends.quanto import verify_saved
+            from ..saved.verifying import verify_saved
 
             return verify_saved(
                 folder, model, component=component, device=device, cancel=self.work.cancel_asked
@@ -137,7 +137,7 @@ class SavePanel(WorkingPanel):
         folder, device = self._target(), self.recipe_field.device.value
 
         def job() -> tuple[Any, float]:
-            from ..backends.quanto import load_saved
+            from ..saved.doors import load_saved
 
             started = time.perf_counter()
             module = load_saved(folder, device=device)
@@ -230,11 +230,13 @@ def _save(
     model: str, recipe: Recipe, component: str | None, dtype: str, device: str, folder: Path
 ) -> SavedFacts:
     """Load, quantize and save a component; nothing is loaded for a folder that can't be used."""
-    from ..backends.quanto import load, save, weight_bytes
-    from ..backends.quanto.saving import check_replaceable
-    from ..models.predict import predict_weight_bytes
+    from ..loading.component import load
+    from ..measure.held_bytes import weight_bytes
     from ..models.skeleton import build_skeleton
     from ..models.source import find_model
+    from ..planning.predict import predict_weight_bytes
+    from ..saved.doors import save
+    from ..saved.writing import check_replaceable
 
     check_replaceable(folder)
     started = time.perf_counter()
@@ -247,7 +249,7 @@ def _save(
         folder=folder,
         recipe=recipe,
         dtype=dtype,
-        plain_bytes=predict_weight_bytes(build_skeleton(part), "none", dtype),
+        plain_bytes=predict_weight_bytes(build_skeleton(part), {}, dtype),
         memory_bytes=weight_bytes(module),
         disk_bytes=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
         load_seconds=loaded - started,
@@ -306,7 +308,7 @@ def _loaded_html(module: Any, seconds: float) -> str:
 
 
 def _difference(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3g}"
+    return format_digits(value)
 
 
 def _times(report: VerifyReport) -> str:

@@ -6,7 +6,6 @@ Every figure comes written from `quantolab.report.grid`, so that no number is fo
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -14,10 +13,11 @@ from dataclasses import asdict, dataclass
 import xxhash
 from PIL import Image
 
-from ..recipes import WEIGHTS
 from ..records import Comparison
 from ..report.grid import GridColumn, GridContent, GridRow, grid_content
 from ..report.tables import split_label
+from ..weights import WORDS
+from .markup import Raw, escaped, table_cell, table_of, table_row
 
 WAITING = "waiting"
 _LONGEST = 160  # pixels of a small picture's longer side
@@ -178,7 +178,7 @@ def _in_order(columns: list[GridColumn], labels: list[str]) -> tuple[GridColumn,
         sorted(
             columns,
             key=lambda column: (
-                WEIGHTS.index(column.name.split()[0]),
+                WORDS.index(column.name.split()[0]),
                 recipes.index(column.label.removesuffix(" compiled")),
                 column.label.endswith(" compiled"),
             ),
@@ -197,6 +197,7 @@ def _cell(column: GridColumn, row: GridRow, content: GridContent, pictures: Pict
 # --- where no kernel is alive -----------------------------------------------------------------
 
 _CELL = "padding:4px 8px;text-align:left;vertical-align:top;border:0"
+_FAILED = f"{_CELL};max-width:12em"
 _BUDGET = 600_000  # bytes of pictures: a notebook that holds them stays quick to open
 
 
@@ -214,27 +215,20 @@ def sheet_html(sheet: Sheet, pictures: Pictures) -> str:
         for row, cells in zip(sheet.rows, sheet.cells, strict=True)
         if all(cell.key is None or cell.key in files for cell in cells)
     ]
-    heads = "".join(_heading_html(column) for column in sheet.columns)
-    lines = [f"<tr><th style='{_CELL}'></th>{heads}</tr>"]
+    lines = [table_row([table_cell("", _CELL, "th"), *map(_heading_html, sheet.columns)])]
     for i, (row, cells) in enumerate(shown):
-        prompt = f"{html.escape(row.prompt)}<br>" if row.first else ""
-        drawn = "".join(
-            _cell_html(cell, column, row, pictures, files)
-            if column.reason is None
-            else _failure_html(column, len(shown)) if i == 0 else ""
-            for column, cell in zip(sheet.columns, cells, strict=True)
-        )  # fmt: skip
-        lines.append(
-            f"<tr><th style='{_CELL};max-width:14em;font-weight:normal'>{prompt}"
-            f"<small>seed {row.seed}</small></th>{drawn}</tr>"
-        )
+        drawn = [_place_html(row)]
+        for column, cell in zip(sheet.columns, cells, strict=True):
+            if column.reason is None:
+                drawn.append(_cell_html(cell, column, row, pictures, files))
+            elif i == 0:  # beside all rows
+                drawn.append(table_cell(column.reason, _FAILED, rowspan=len(shown)))
+        lines.append(table_row(drawn))
     missing = len(sheet.rows) - len(shown)
     more = f"{missing} more prompts and seeds are left out here. " if missing else ""
-    return (
-        "<div style='overflow-x:auto'><table style='border-collapse:collapse'>"
-        f"{''.join(lines)}</table></div>"
-        f"<p><small>{more}{html.escape(sheet.footer)}</small></p>"
-    )
+    whole = table_of("".join(lines), "border-collapse:collapse")
+    below = f"<p><small>{more}{escaped(sheet.footer)}</small></p>"
+    return f"<div style='overflow-x:auto'>{whole}</div>{below}"
 
 
 def _files_that_fit(sheet: Sheet, pictures: Pictures) -> dict[str, str]:
@@ -250,30 +244,30 @@ def _files_that_fit(sheet: Sheet, pictures: Pictures) -> dict[str, str]:
 
 
 def _heading_html(column: GridColumn) -> str:
-    rest = f"<br>{html.escape(column.rest)}" if column.rest else ""
-    facts = "".join(f"<br>{html.escape(fact)}" for fact in column.facts)
-    return (
-        f"<th style='{_CELL};font-weight:normal'><b>{html.escape(column.name)}</b>"
-        f"<small>{rest}{facts}</small></th>"
-    )
+    rest = f"<br>{escaped(column.rest)}" if column.rest else ""
+    facts = "".join(f"<br>{escaped(fact)}" for fact in column.facts)
+    text = Raw(f"<b>{escaped(column.name)}</b><small>{rest}{facts}</small>")
+    return table_cell(text, f"{_CELL};font-weight:normal", "th")
 
 
-def _failure_html(column: GridColumn, rows: int) -> str:
-    return f"<td rowspan='{rows}' style='{_CELL};max-width:12em'>{html.escape(column.reason)}</td>"
+def _place_html(row: GridRow) -> str:
+    prompt = f"{escaped(row.prompt)}<br>" if row.first else ""
+    text = Raw(f"{prompt}<small>seed {row.seed}</small>")
+    return table_cell(text, f"{_CELL};max-width:14em;font-weight:normal", "th")
 
 
 def _cell_html(
     cell: Cell, column: GridColumn, row: GridRow, pictures: Pictures, files: dict[str, str]
 ) -> str:
     if cell.key is None:
-        return f"<td style='{_CELL}'>{html.escape(cell.note)}</td>"
-    said = html.escape(f"{column.label}: {row.prompt}, seed {row.seed}", quote=True)
+        return table_cell(cell.note, _CELL)
+    said = escaped(f"{column.label}: {row.prompt}, seed {row.seed}")
     width, height = small_size(pictures.get(cell.key).size)
-    return (
-        f"<td style='{_CELL}'><img src='{files[cell.key]}' alt='{said}' width='{width}' "
-        f"height='{height}' style='image-rendering:pixelated'><br>"
-        f"<small>{html.escape(cell.caption)}</small></td>"
+    picture = (
+        f"<img src='{files[cell.key]}' alt='{said}' width='{width}' height='{height}' "
+        "style='image-rendering:pixelated'>"
     )
+    return table_cell(Raw(f"{picture}<br><small>{escaped(cell.caption)}</small>"), _CELL)
 
 
 def small_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -11,18 +11,18 @@ import ipywidgets as W
 from ..errors import ArgumentError, ModelNotFoundError
 from ..recipes import COMPUTE_DTYPES
 from ..units import format_bytes, format_ratio, format_seconds
-from .calls import call
+from .call_text import call
 from .latest import Latest
 from .markup import alert, note, pairs
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
-from .working import WorkingPanel, run_button
+from .working_panel import WorkingPanel, run_button
 
 if TYPE_CHECKING:
     import torch
 
-    from ..backends.quanto import QuantizeReport
-    from ..backends.quanto.single_file_facts import SingleFileFacts
+    from ..loading.report import QuantizeReport
+    from ..single_file.facts import SingleFileFacts
 
 _SUFFIX = ".safetensors"
 
@@ -102,7 +102,7 @@ class SingleFileLoader(WorkingPanel):
         file, recipe, options = self.file, self.recipe_field.recipe(), self._options()
 
         def job() -> tuple[torch.nn.Module, float]:
-            from ..backends.quanto import load_single_file
+            from ..single_file.reading import load_single_file
 
             started = time.perf_counter()
             module = load_single_file(file, recipe, **options)
@@ -154,7 +154,7 @@ class SingleFileLoader(WorkingPanel):
         component = self.config.component_name
 
         def job() -> SingleFileFacts:
-            from ..backends.quanto.single_file_facts import single_file_facts
+            from ..single_file.facts import single_file_facts
 
             return single_file_facts(file, config, component)
 

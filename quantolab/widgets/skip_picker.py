@@ -12,11 +12,15 @@ import ipywidgets as W
 import traitlets
 
 from ..errors import ArgumentError
-from ..models.layers import Layer, check_patterns, match_layers
-from ..models.skips import layers_of, skip_report, with_skips
+from ..models.layers import check_patterns, match_layers
 from ..models.source import find_model
-from ..recipes import WEIGHTS, Recipe
+from ..planning.skips import layers_of, skip_report, with_skips
+from ..recipes import Recipe
+from ..run.session import preload_of
+from ..shapes import Layer
 from ..units import ABSENT, format_bytes, format_count
+from ..weights import QUANTIZED
+from .jobs import LIST_LAYERS, ListJob
 from .latest import Latest
 from .markup import Raw, code, escaped, note, table
 from .panel import Panel
@@ -24,10 +28,7 @@ from .panel import Panel
 if TYPE_CHECKING:
     import pandas
 
-    from .work import Assistant
-
-QUANTIZED = WEIGHTS[1:]
-"""The weights dtypes: keeping a layer costs bytes at each of them."""
+    from .background import Assistant
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,6 @@ def skip_cost(report: pandas.DataFrame, patterns: Iterable[str]) -> SkipCost:
         {w: sum(row["bytes_none"] - row[f"bytes_{w}"] for row in free) for w in QUANTIZED},
         sum(row["path"].rpartition(".")[2] in patterns for row in rows),
     )
-
-
-def list_layers(request: dict, emit: Callable[[dict], None]) -> list[dict]:
-    """Return the rows of a model's `skip_report` without a skip list. A job."""
-    report = skip_report(request["model"], components=request["components"], dtype=request["dtype"])
-    return report.to_dict("records")
 
 
 _INDENTED = "0 2px 0 99px"  # where the fields begin, behind their labels
@@ -304,13 +299,12 @@ class SkipPicker(W.VBox):
         import pandas as pd
 
         source = find_model(model, weights=False)
-        parts = [source.component(name) for name in names or (source.denoiser,)]
-        request = {
-            "model": str(source.folder), "components": [p.name for p in parts], "dtype": dtype
-        }  # fmt: skip
-        kind = f"{__name__}:list_layers"
-        classes = [(part.library, part.cls) for part in parts]
-        return pd.DataFrame(self._assistant.do(kind, request, classes=classes))
+        components = names or (source.denoiser,)
+        for name in components:
+            source.component(name)
+        asked = ListJob(source, components, dtype)
+        found = self._assistant.do(LIST_LAYERS, asked, preload=preload_of(source))
+        return pd.DataFrame(list(found.rows))
 
     def _show_layers(self, report: pandas.DataFrame) -> None:
         self._base, self._layers = report, layers_of(report)

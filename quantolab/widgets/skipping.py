@@ -10,12 +10,13 @@ import ipywidgets as W
 from ..models.layers import KEEP_FP32
 from ..recipes import COMPUTE_DTYPES, Recipe
 from ..units import ABSENT, format_bytes, format_ratio
-from .calls import call
+from ..weights import DEFAULT, QUANTIZED
+from .background import Assistant
+from .call_text import call
 from .markup import Raw, bar, code, note, table
 from .model_field import LABEL, WRAP, ModelField
 from .panel import Panel
-from .skip_picker import QUANTIZED, SkipCost, SkipPicker
-from .work import Assistant
+from .skip_picker import SkipCost, SkipPicker
 
 if TYPE_CHECKING:
     import pandas
@@ -58,7 +59,7 @@ class SkipExplorer(Panel):
         self._drawing = threading.RLock()  # the picker's look-up and the user's clicks both draw
         self.model_field = ModelField(model, show_error=self.show_error)
         self.weights = W.Dropdown(
-            description="Weights", options=QUANTIZED, value="int8", style=LABEL,
+            description="Weights", options=QUANTIZED, value=DEFAULT, style=LABEL,
             layout={"width": "190px"},
         )  # fmt: skip
         self.dtype = W.Dropdown(

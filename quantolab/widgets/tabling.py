@@ -11,7 +11,7 @@ import ipywidgets as W
 import traitlets
 
 from ..errors import one_of
-from ..report.tables import plain_rows, readable
+from ..report.tables import ALIGN, plain_rows, readable
 from ..units import ABSENT
 from .assets import asset
 from .markup import Raw, escaped, note, table
@@ -24,7 +24,6 @@ _SORTED_BY = (
     "status",
 )  # fmt: skip
 """The column that each heading of the readable table is sorted by, in the order of HEADERS."""
-_TEXT = {"recipe", "status"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def readable_content(frame: pandas.DataFrame) -> TableContent:
     text = readable(frame)
     return TableContent(
         headers=text.headers,
-        numbers=tuple(header not in _TEXT for header in text.headers),
+        numbers=tuple(letter == "r" for letter in ALIGN),
         rows=text.rows,
         keys=tuple(
             tuple(_key(record[name]) for name in _SORTED_BY) for record in plain_rows(frame)
@@ -194,6 +193,5 @@ def table_html(frame: pandas.DataFrame) -> str:
         rows.append(
             cells if reason is None else (*cells[:-1], Raw(f"{cells[-1]}: {escaped(reason)}"))
         )
-    align = "".join("r" if number else "l" for number in content.numbers)
-    made = table(content.headers, rows, align=align, css="ql-static-table")
+    made = table(content.headers, rows, align=ALIGN, css="ql-static-table")
     return made + "".join(map(note, content.notes))

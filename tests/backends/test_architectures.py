@@ -4,17 +4,16 @@ import warnings
 
 import pytest
 import torch
+from uniform import predicted_bytes
 
-from quantolab.backends.quanto.quantize import quantize
-from quantolab.backends.quanto.reading import load
-from quantolab.backends.quanto.restoring import load_saved
-from quantolab.backends.quanto.saving import save
-from quantolab.backends.quanto.tensors import weight_bytes
+from quantolab.loading.component import load
+from quantolab.loading.in_memory import quantize
+from quantolab.measure.held_bytes import weight_bytes
 from quantolab.models.layers import KEEP_FP32, linear_layers
-from quantolab.models.predict import predict_weight_bytes
 from quantolab.models.sample_inputs import first_output, sample_inputs
 from quantolab.models.skeleton import build_skeleton
 from quantolab.models.source import find_model
+from quantolab.saved.doors import load_saved, save
 
 # Largest relative error of an output, by weights dtype. Random weights are the hardest case:
 # they have no structure that rounding could spare.
@@ -51,8 +50,8 @@ CELLS = [
 def test_it_works(architecture, architecture_folder, skeleton, reference, dtype, weights):
     wanted, full_bytes = reference(dtype)
     module = load(architecture_folder, weights, dtype=dtype, device="cpu")
-    assert weight_bytes(module) == predict_weight_bytes(skeleton, weights, dtype)
-    assert predict_weight_bytes(skeleton, "none", dtype) == full_bytes
+    assert weight_bytes(module) == predicted_bytes(skeleton, weights, dtype)
+    assert predicted_bytes(skeleton, "none", dtype) == full_bytes
     assert weight_bytes(module) < 0.85 * full_bytes
     output = architecture.output(module, getattr(torch, dtype))
     assert output.dtype == wanted.dtype and output.shape == wanted.shape

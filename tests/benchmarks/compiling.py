@@ -25,7 +25,7 @@ ROUNDING = 1e-5  # relative; what reordered float32 sums may move
 
 
 def architectures():
-    path = Path(__file__).parents[1] / "backends" / "architectures.py"
+    path = Path(__file__).parents[1] / "shared" / "architectures.py"
     spec = importlib.util.spec_from_file_location("architectures", path)
     module = sys.modules["architectures"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -44,8 +44,8 @@ def save_all(place, words):
     from diffusers import FluxTransformer2DModel
 
     import quantolab as ql
-    from quantolab.backends.quanto.generic import pieces
     from quantolab.models.sample_inputs import first_output, sample_inputs
+    from quantolab.saved.pieces import pieces
 
     torch.manual_seed(0)
     FluxTransformer2DModel(**CONFIG).save_pretrained(place / "base")

@@ -80,7 +80,7 @@ def once(way, base, saved, weights):
     from safetensors.torch import load_file
 
     import quantolab as ql
-    from quantolab.backends.quanto.restoring import load_saved
+    from quantolab.saved.doors import load_saved
 
     config = QuantoConfig(weights)
     dtype = torch.bfloat16
@@ -133,7 +133,7 @@ def main(words, rounds):
     from diffusers import FluxTransformer2DModel
 
     import quantolab as ql
-    from quantolab.backends.quanto.saving import save
+    from quantolab.saved.doors import save
 
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base"

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from quantolab.demo import drawing
+from quantolab.demo.making import drawing
 
 
 def _specs(n: int, seed: int = 0) -> list[drawing.Spec]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from quantolab.demo.drawing import FAMILIES, SIZE, draw, parse, random_spec
-from quantolab.demo.judge import judge
+from quantolab.demo.making.drawing import FAMILIES, SIZE, draw, parse, random_spec
+from quantolab.demo.making.judge import judge
 
 
 def _draw(caption: str, seed: int = 0) -> Image.Image:

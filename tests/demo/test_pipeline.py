@@ -11,9 +11,9 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
 from quantolab import demo
-from quantolab.demo.drawing import SCENERY, held_out_prompts, parse
-from quantolab.demo.evaluate import generate, load, psnr, quantized, score
-from quantolab.demo.words import LENGTH
+from quantolab.demo.making.drawing import SCENERY, held_out_prompts, parse
+from quantolab.demo.making.evaluate import generate, load, psnr, quantized, score
+from quantolab.demo.making.words import LENGTH
 
 FOLDER = demo.demo_model()
 

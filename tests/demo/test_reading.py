@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 
-from quantolab.demo import reading
-from quantolab.demo.denoiser import Denoiser
-from quantolab.demo.drawing import Spec, parse, random_caption
-from quantolab.demo.words import LENGTH
+from quantolab.demo.making import reading
+from quantolab.demo.making.denoiser import Denoiser
+from quantolab.demo.making.drawing import Spec, parse, random_caption
+from quantolab.demo.making.words import LENGTH
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from quantolab.demo import card, guidance, loop, train
-from quantolab.demo.denoiser import Denoiser, pack
-from quantolab.demo.words import LENGTH, word_tokenizer
+from quantolab.demo.making import card, guidance, loop, train
+from quantolab.demo.making.denoiser import Denoiser, pack
+from quantolab.demo.making.words import LENGTH, word_tokenizer
 
 TINY = ["--pictures", "24", "--vae-width", "8", "--batch", "4", "--width", "64"]
 TINY += ["--singles", "1", "--threads", "1", "--preview-every", "100", "--decoder-steps", "1"]

@@ -13,6 +13,7 @@ import pytest
 from quantolab import cli
 from quantolab.doctor import checkup, matrix
 from quantolab.doctor.checkup import Checkup, check_up, speed_table, text_checkup
+from quantolab.doctor.jobs import Extension, Hub, Machine
 from quantolab.doctor.machine import time_alternating
 from quantolab.doctor.tools import Tool, check_tools
 from quantolab.doctor.versions import (
@@ -97,18 +98,45 @@ def test_an_import_that_fails_is_told(monkeypatch):
 
 
 def test_a_stale_lock_is_told():
-    state = {"name": "quanto_cpp", "built": False, "lock": "/x/lock", "folder": "/x"}
+    state = Extension("quanto_cpp", False, "/x/lock", "/x")
     assert "/x/lock" in checkup._extension(state)
 
 
-def test_calls_take_turns():
-    order, now = [], iter(range(10_000))
-    timings = time_alternating(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
-        wait=lambda: None,
-        clock=lambda: next(now),
-    )
-    assert order[:6] == ["a", "b"] * 3
+class Device:
+    """A device that does what it is asked when somebody waits for it, as accelerators do."""
+
+    def __init__(self):
+        self.now = self.queued = 0.0
+        self.order = []
+
+    def call(self, name, seconds):
+        def run():
+            self.order.append(name)
+            self.queued += seconds
+
+        return run
+
+    def wait(self):
+        self.now += self.queued
+        self.queued = 0.0
+
+    def clock(self):
+        return self.now
+
+
+def test_calls_take_turns_and_each_is_waited_for():
+    device = Device()
+    calls = {"a": device.call("a", 1.0), "b": device.call("b", 3.0)}
+    timings = time_alternating(calls, wait=device.wait, clock=device.clock)
+    assert device.order[:6] == ["a", "b"] * 3
+    assert set(timings["a"].samples) == {1.0}
+    assert set(timings["b"].samples) == {3.0}
+
+
+def test_what_was_asked_before_is_not_counted():
+    device = Device()
+    device.queued = 5.0
+    timings = time_alternating({"a": device.call("a", 1.0)}, device.wait, device.clock)
     assert set(timings["a"].samples) == {1.0}
 
 
@@ -130,7 +158,7 @@ def test_exit_status_of_the_matrix(monkeypatch, capsys, tmp_path, outcome, statu
     row = {"path": "load", "weights": "int8", "via": "quantolab", "outcome": outcome,
            "reason": "so it is", "device": "cpu", "dtype": "bfloat16", "torch": "1",
            "diffusers": "2", "transformers": "3", "quanto": "4"}  # fmt: skip
-    machine = {"device": "cpu", "speeds": []}
+    machine = Machine("cpu", (), 2, None, {}, (), Hub("cache", False, True), ())
     state = dataclasses.replace(HEALTHY, machine=machine)
     monkeypatch.setattr(checkup, "check_up", lambda: state)
     monkeypatch.setattr(checkup, "text_checkup", lambda found: "fine")

@@ -12,18 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from quantolab.run.children import Children
+from quantolab.doctor.jobs import Done
+from quantolab.errors import ArgumentError
+from quantolab.processes.children import Children
+from quantolab.processes.jobs import JobKind
 
 
 def test_threads_share_a_pool(tmp_path):
     """Each thread gets the answer to its own question."""
     with Children() as children, ThreadPoolExecutor(4) as pool:
         folders = [tmp_path / str(n) for n in range(12)]
-        results = list(
-            pool.map(lambda f: children.run({"kind": f"no {f.name}"}, folder=f), folders)
-        )
-    for folder, result in zip(folders, results, strict=True):
-        assert f"job 'no {folder.name}' is not known" in result["message"]
+        said = list(pool.map(lambda f: _refusal(children, f), folders))
+    for folder, text in zip(folders, said, strict=True):
+        assert f"job 'no {folder.name}' is not known" in text
+
+
+def _refusal(children, folder):
+    with pytest.raises(ArgumentError) as caught:
+        children.run(JobKind(f"no {folder.name}", Done, Done), Done(), folder=folder)
+    return str(caught.value)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+
 import pandas as pd
+import psutil
 import pytest
 
 from quantolab.doctor import cells, path_matrix
+from quantolab.doctor.jobs import MAKE, PHASE, PhaseJob, Place
 from quantolab.doctor.judging import difference
-from quantolab.doctor.matrix import PATHS, QUANTIZED, VIA, Cell, _Ward, all_work, totals
+from quantolab.doctor.matrix import PATHS, VIA, Cell, _Ward, all_work, totals
 from quantolab.doctor.tables import markdown_matrix, matrix_notes, text_matrix
-from quantolab.errors import ArgumentError, UnsupportedError
-from quantolab.run.children import JobFailed
-from quantolab.run.jobs import find_job
+from quantolab.errors import ArgumentError, QuantolabError, UnsupportedError
+from quantolab.processes.children import Children
+from quantolab.processes.jobs import Desk, find_job
+from quantolab.weights import QUANTIZED
 
 COLUMNS = ["path", "weights", "via", "outcome", "reason", "seconds", "device", "dtype"]
 RUN = ("load", "skip by path", "single file", "save and reload in a fresh process")
@@ -79,36 +84,53 @@ def test_what_plain_diffusers_does(matrix):
     assert "'transformer_blocks.0.attn.to_q'" in by_path.reason
 
 
-def test_a_failure_carries_its_real_message(matrix):
-    cell = cell_of(matrix, "single file", "diffusers")
-    if cell.outcome == "fails":  # until Diffusers' fix is released
-        assert cell.reason.startswith("while loading: ")
-        assert "meta tensor" in cell.reason
+@pytest.fixture
+def ward(tmp_path):
+    """A ward whose tiny pipeline is made."""
+    ward = _Ward(tmp_path, "cpu", "bfloat16", lambda *_: None, 300)
+    with Striking() as children:
+        ward._children = children
+        ward._job(MAKE, ward._place, "lab")
+        yield ward
 
 
-def test_a_crash_is_an_outcome(matrix):
-    """Reloaded int8 weights lie where the CPU's kernel can't read them; see the README."""
-    cell = cell_of(matrix, "save and reload in a fresh process", "diffusers")
-    if cell.outcome == "fails":
-        assert "segmentation fault" in cell.reason
+class Striking(Children):
+    """Children of which one gets a signal as soon as it says that it runs."""
+
+    signal = None
+
+    def run(self, kind, asked, *, watch, **more):
+        def hear(event):
+            watch(event)
+            if event.kind == "stage" and self.signal:
+                (server,) = (p for p in psutil.Process().children() if "server" in str(p.cmdline()))
+                for job in server.children():
+                    job.send_signal(self.signal)
+
+        return super().run(kind, asked, watch=hear, **more)
 
 
-class CrashingChildren:
-    """Stands for a process that says what it does and then dies."""
+def test_a_failure_carries_its_real_message(ward, tmp_path):
+    """Plain Diffusers' own words, whatever version it is."""
+    (tmp_path / "pipeline" / "transformer" / "config.json").unlink()
+    cell = ward._run_cell(Cell("load", "int8", "diffusers"))
+    assert cell.outcome == "fails"
+    assert cell.reason.startswith("while loading: OSError: ")
+    assert "config.json" in cell.reason
 
-    def run(self, request, *, watch, **_):
-        watch({"event": "stage", "stage": "running"})
-        raise JobFailed("the process crashed (segmentation fault)")
 
-
-def test_a_crash_is_told_with_its_stage(tmp_path):
-    ward = _Ward(tmp_path, "cpu", "bfloat16", lambda *_: None, 10)
-    ward._children = CrashingChildren()
+def test_a_crash_is_an_outcome(ward):
+    ward._children.signal = signal.SIGSEGV
     cell = ward._run_cell(Cell("load", "int8", "quantolab"))
     assert (cell.outcome, cell.reason) == (
         "fails",
         "while running: the process crashed (segmentation fault)",
     )
+
+
+def test_a_mistake_of_the_doctor_itself_is_no_outcome(ward):
+    with pytest.raises(QuantolabError, match="KeyError: 'no such path'"):
+        ward._run_cell(Cell("no such path", "int8", "quantolab"))
 
 
 class InvalidCxxCompiler(RuntimeError):
@@ -141,14 +163,12 @@ def test_a_mistake_of_the_doctor_is_no_outcome(tmp_path, monkeypatch, ours):
         return difference(None, None) if ours else pd.DataFrame(no_such_argument=1)
 
     monkeypatch.setitem(cells.PHASES["quantolab"], "load", (phase,))
-    request = {"path": "load", "via": "quantolab", "phase": 0, "weights": "int8",
-               "lab": str(tmp_path), "folder": str(tmp_path), "device": "cpu",
-               "dtype": "bfloat16"}  # fmt: skip
+    asked = PhaseJob(Place(tmp_path, "cpu", "bfloat16"), "load", "int8", "quantolab", 0)
     if ours:
         with pytest.raises(AttributeError):
-            cells.run_phase(request, lambda event: None)
+            cells.run_phase(asked, Desk(tmp_path))
     else:
-        assert cells.run_phase(request, lambda event: None)["outcome"] == "fails"
+        assert cells.run_phase(asked, Desk(tmp_path)).outcome == "fails"
 
 
 def test_totals_and_verdict(matrix):
@@ -235,8 +255,7 @@ def test_unknown_words_are_refused_at_once(arguments, message):
 
 
 def test_jobs_are_found_inside_quantolab_only():
-    assert find_job("quantolab.doctor.cells:run_phase") is cells.run_phase
-    assert find_job("trial").__name__ == "trial"
+    assert find_job(PHASE.does) == (cells.run_phase, PhaseJob)
     for kind in ("nonsense", "os:system", "quantolab_other:main", "quantolab.cli:_parser"):
         with pytest.raises(ArgumentError, match="is not known"):
             find_job(kind)

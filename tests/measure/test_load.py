@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from quantolab.measure.load import OtherLoad
+from quantolab.measure.other_load import OtherLoad
 
 BURN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
 

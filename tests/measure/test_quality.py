@@ -8,12 +8,7 @@ import pytest
 from PIL import Image
 
 from quantolab.errors import ArgumentError, BadPictureError
-from quantolab.measure.quality import (
-    check_pixels,
-    difference_map,
-    picture_psnr,
-    picture_quality,
-)
+from quantolab.measure.quality import check_pixels, difference_map, picture_psnr, picture_quality
 
 
 def noise(size=(32, 24), seed=0):

@@ -5,13 +5,8 @@ import torch
 from torch import nn
 
 from quantolab.errors import ArgumentError
-from quantolab.models.layers import (
-    Layer,
-    check_patterns,
-    kept_in_float32,
-    linear_layers,
-    match_layers,
-)
+from quantolab.models.layers import check_patterns, kept_in_float32, linear_layers, match_layers
+from quantolab.shapes import Layer
 
 PATHS = (
     "x_embedder",

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
+from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, UnsupportedError
+from quantolab.models.skeleton import component_class
 from quantolab.models.source import (
+    Component,
     check_size,
     default_size,
     find_model,
@@ -304,3 +306,18 @@ def test_a_size_that_cannot_be_made(write_pipeline, size, message):
     with pytest.raises(ArgumentError) as caught:
         check_size(source, size)
     assert message in str(caught.value)
+
+
+def test_no_module_that_a_model_names_is_imported(tmp_path, monkeypatch, write_pipeline):
+    (tmp_path / "evilmodule.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = PIPELINES["FluxPipeline"][0]["transformer"]
+    folder = write_pipeline("FluxPipeline", {"transformer": config})
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = ["evilmodule", "Evil"]
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedError, match="only those of diffusers and transformers"):
+        component_class(Component("vae", "evilmodule", "Evil", folder / "vae"))
+    find_model(folder)
+    assert not (tmp_path / "ran").exists()

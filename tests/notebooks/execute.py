@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -24,7 +25,9 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 900
 
 
-def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nbformat.NotebookNode:
+def run(
+    name: str, place: Path, values: Mapping[str, object] | None = None
+) -> nbformat.NotebookNode:
     """Execute a notebook in a copy of its folder, offline, and return it with its outputs.
 
     Parameters
@@ -33,13 +36,13 @@ def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nb
         Without ``.ipynb``.
     place : Path
         An empty folder for the copy.
-    replaced : mapping of str to str, optional
-        Lines of the first code cell to put others in place of.
+    values : mapping of str to anything, optional
+        Other values for names that the first code cell assigns.
 
     Raises
     ------
     ValueError
-        If a line to replace is not in the first code cell.
+        If the first code cell doesn't assign such a name.
     nbclient.exceptions.CellExecutionError
         If a cell fails.
     """
@@ -47,12 +50,11 @@ def run(name: str, place: Path, replaced: Mapping[str, str] | None = None) -> nb
     shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns("out", ".ipynb_checkpoints"))
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
     assignments = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    lines = assignments.source.splitlines()
-    for line, other in (replaced or {}).items():
-        if line not in lines:
-            raise ValueError(f"{name}: the first code cell has no line {line!r}")
-        lines[lines.index(line)] = other
-    assignments.source = "\n".join(lines)
+    assigned = {s.targets[0].id for s in ast.parse(assignments.source).body}
+    for variable, value in (values or {}).items():
+        if variable not in assigned:
+            raise ValueError(f"{name}: the first code cell doesn't assign {variable}")
+        assignments.source += f"\n{variable} = {value!r}"
     client = NotebookClient(
         notebook,
         km=_kernel(place),

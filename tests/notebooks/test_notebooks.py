@@ -15,38 +15,15 @@ sys.path.append(str(Path(__file__).parent))
 
 from execute import NOTEBOOKS, WIDGET_VIEW, run
 
-# For each notebook: lines of its first code cell, and smaller ones to run the tests with.
+# For each notebook: smaller values of its first code cell, to run the tests with.
+ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
 SMALLER = {
-    "00_start_here": {
-        'WEIGHTS = ["none", "float8", "int8", "int4", "int2"]  # none: the unquantized reference': (
-            'WEIGHTS = ["none", "int4"]'
-        ),
-        "STEPS = 20  # denoising steps": "STEPS = 2",
-        "REPEATS = 5  # timed pictures of each recipe": "REPEATS = 1",
-    },
-    "01_skipping": {
-        'WEIGHTS = ["int8", "int4", "int2"]  # the dtypes to weigh layers in': 'WEIGHTS = ["int2"]',
-        "STEPS = 20": "STEPS = 2",
-        "REPEATS = 3": "REPEATS = 1",
-    },
-    "02_single_file": {
-        'WEIGHTS = ["float8", "int8", "int4", "int2"]': 'WEIGHTS = ["int4"]',
-        "STEPS = 20": "STEPS = 2",
-    },
-    "03_saving": {
-        'WEIGHTS = ["float8", "int8", "int4", "int2"]': 'WEIGHTS = ["int4"]',
-        "STEPS = 20": "STEPS = 2",
-    },
-    "04_compile": {
-        'WEIGHTS = ["none", "int8", "int4"]': 'WEIGHTS = ["int8"]',
-        "STEPS = 20": "STEPS = 2",
-        "REPEATS = 5": "REPEATS = 1",
-    },
-    "05_your_own_model": {
-        'WEIGHTS = ["none", "float8", "int8", "int4", "int2"]': 'WEIGHTS = ["none", "int4"]',
-        "STEPS = 20": "STEPS = 2",
-        "REPEATS = 3": "REPEATS = 1",
-    },
+    "00_start_here": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
+    "01_skipping": {"WEIGHTS": ["int2"], **ONE_PROMPT},
+    "02_single_file": {"WEIGHTS": ["int4"], "STEPS": 1},
+    "03_saving": {"WEIGHTS": ["int4"], "STEPS": 1},
+    "04_compile": {"WEIGHTS": ["int8"], **ONE_PROMPT},
+    "05_your_own_model": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
 }
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))

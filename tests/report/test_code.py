@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
-from quantolab.backends.quanto.reading import load, load_component
-from quantolab.backends.quanto.tensors import inner_tensors
 from quantolab.errors import ArgumentError
+from quantolab.loading.component import load, load_component
+from quantolab.measure.held_bytes import inner_tensors
 from quantolab.models.layers import linear_layers, match_layers
 from quantolab.models.skeleton import build_skeleton, dtype_keyword
 from quantolab.models.source import find_model

@@ -17,7 +17,6 @@ from quantolab.errors import ArgumentError
 from quantolab.recipes import Recipe
 from quantolab.report.figures import grid_content, image_grid, plot_tradeoff, tradeoff
 from quantolab.report.grid import GridColumn, GridRow, picture_scale, shown_pixels
-from quantolab.report.labels import Box, Spot, leader_meets, place_labels
 from quantolab.report.lettering import png, text_width, wrapped
 from quantolab.report.tables import results_table
 from quantolab.report.tradeoff import (
@@ -374,24 +373,7 @@ def test_labels_of_ten_recipes_do_not_overlap(make, quality, same):
         assert not a.overlaps(b), (one, other)
 
 
-# --- labels and letters -------------------------------------------------------------------------
-
-
-def test_a_lone_label_goes_to_the_right():
-    frame = Box(0, 0, 100, 100)
-    assert place_labels([Spot(50, 50, 5)], [(20, 10)], frame=frame) == (Box(58, 45, 78, 55),)
-    assert place_labels([Spot(90, 50, 5)], [(20, 10)], frame=frame)[0].right <= 100
-
-
-def test_labels_of_one_spot_are_all_apart():
-    placed = place_labels([Spot(200, 200, 4)] * 8, [(90, 12)] * 8, frame=Box(0, 0, 400, 400))
-    assert [a.overlap(b) for a, b in itertools.combinations(placed, 2)] == [0] * 28
-    assert place_labels([], [], frame=Box(0, 0, 1, 1)) == ()
-
-
-def test_leaders():
-    assert leader_meets(Spot(0, 0, 1), Box(10, -1, 20, 1), Box(4, -1, 6, 1))
-    assert not leader_meets(Spot(0, 0, 1), Box(10, -1, 20, 1), Box(4, 2, 6, 4))
+# --- letters ------------------------------------------------------------------------------------
 
 
 def test_wrapped_lines_fit():

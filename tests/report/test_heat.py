@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantolab.report.heat import HeatScale, heat_colours, heat_picture, heat_scale
+from quantolab.report.difference_heat import HeatScale, heat_colours, heat_picture, heat_scale
 
 
 def test_the_scale_holds_99_of_100_pixels():

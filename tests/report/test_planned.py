@@ -2,7 +2,7 @@
 
 import pytest
 
-from quantolab.models.plan import PIPELINE, plan
+from quantolab.planning.plan import PIPELINE, plan
 from quantolab.report.planned import combinations, fit_sentences, plan_text
 
 

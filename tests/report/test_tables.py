@@ -10,14 +10,7 @@ import pytest
 
 from quantolab.errors import ArgumentError, ModelNotFoundError
 from quantolab.recipes import Recipe
-from quantolab.records import (
-    Comparison,
-    Conditions,
-    PictureQuality,
-    Timing,
-    Trial,
-    Workload,
-)
+from quantolab.records import Comparison, Conditions, PictureQuality, Timing, Trial, Workload
 from quantolab.report.tables import (
     COLUMNS,
     EXTRA_COLUMNS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,8 @@ import psutil
 import pytest
 
 import quantolab as ql
-from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
-from quantolab.run.children import Cancelled
-from quantolab.run.request import check_request
+from quantolab.errors import ArgumentError, BrokenModelError, Cancelled, ModelNotFoundError
+from quantolab.run.asked import check_request
 
 FAST = {"steps": 2, "repeats": 2}
 PROMPTS = ("a red cat", "a blue dog")
@@ -108,7 +108,9 @@ def test_events_tell_how_far_it_is(comparison):
     assert [e.trial.label for e in events if e.trial] == ["none", "float8", "int8", "int4", "int2"]
     done = [e.done for e in events]
     assert done == sorted(done)
-    assert any(e.eta_seconds is not None for e in events)
+    # tests/run/test_session.py holds the arithmetic of the seconds to go; here, when there are any.
+    assert all((e.eta_seconds is not None) == (e.done > 1) for e in events)
+    assert events[-1].eta_seconds == 0
 
 
 def test_several_components_and_skips(pipeline_folder):
@@ -277,3 +279,63 @@ def test_bad_skips_and_devices_write_nothing(pipeline_folder, tmp_path):
         with pytest.raises(ql.QuantolabError, match=message):
             ql.compare(pipeline_folder, [recipe], "a", device=device, out=out, watch=quietly)
     assert not out.exists()
+
+
+def test_other_recipes_are_added_to_a_run(pipeline_folder, tmp_path):
+    """Nothing finished ever leaves a run, whatever it is gone on with."""
+    arguments = {"out": tmp_path / "run", "watch": quietly, **FAST}
+    first = ql.compare(pipeline_folder, ["none", "int8"], PROMPTS[0], **arguments)
+    ran = []
+    more = {**arguments, "watch": lambda p: p.trial and ran.append(p.trial.label)}
+    second = ql.compare(pipeline_folder, ["none", "int2"], PROMPTS[0], resume=True, **more)
+    assert ran == ["int2"]
+    assert [t.label for t in second.trials] == ["none", "int8", "int2"]
+    assert second.trials[:2] == first.trials
+    assert second.trials[2].quality
+    third = ql.compare(pipeline_folder, ["int8"], PROMPTS[0], resume=True, **arguments)
+    assert third.trials == second.trials
+    assert ql.load_comparison(tmp_path / "run").trials == second.trials
+
+
+def test_kept_trials_are_judged_when_the_reference_comes_later(pipeline_folder, tmp_path):
+    arguments = {"out": tmp_path / "run", "watch": quietly, **FAST}
+    first = ql.compare(pipeline_folder, ["int8", "int2"], PROMPTS[0], **arguments)
+    assert not any(trial.quality for trial in first.trials)
+    recipes = ["int8", "int2", "none"]
+    second = ql.compare(pipeline_folder, recipes, PROMPTS[0], resume=True, **arguments)
+    assert [bool(trial.quality) for trial in second.trials] == [True, True, False]
+    at_once = ql.compare(pipeline_folder, recipes, PROMPTS[0], watch=quietly, **FAST)
+    assert [t.quality for t in second.trials] == [t.quality for t in at_once.trials]
+
+
+def test_a_failed_trial_stays_a_row_while_others_are_added(pipeline_folder, tmp_path):
+    arguments = {"out": tmp_path / "run", "watch": quietly, **FAST}
+    ql.compare(pipeline_folder, ["none"], PROMPTS[0], **arguments)
+    path = tmp_path / "run" / "run.json"
+    values = json.loads(path.read_text())
+    failed = {"recipe": {"weights": "int4", "skip": [], "components": []}, "compiled": False}
+    values["asked"].append(failed)
+    values["trials"].append({**failed, "status": "failed", "reason": "it was killed"})
+    path.write_text(json.dumps(values))
+    added = ql.compare(pipeline_folder, ["none", "int2"], PROMPTS[0], resume=True, **arguments)
+    assert [t.status for t in added.trials] == ["ok", "failed", "ok"]
+    again = ql.compare(pipeline_folder, ["int4"], PROMPTS[0], resume=True, **arguments)
+    assert [t.status for t in again.trials] == ["ok", "ok", "ok"]
+
+
+def test_pictures_that_are_gone_are_said_and_made_again(pipeline_folder, tmp_path):
+    arguments = {"out": tmp_path / "run", "watch": quietly, **FAST}
+    ql.compare(pipeline_folder, ["none", "int8"], PROMPTS[0], **arguments)
+    shutil.rmtree(tmp_path / "run" / "images" / "int8")
+    partly = ql.compare(pipeline_folder, ["none"], PROMPTS[0], resume=True, **arguments)
+    assert (partly.trials[1].status, partly.trials[1].reason) == ("failed", "its pictures are gone")
+    whole = ql.compare(pipeline_folder, ["none", "int8"], PROMPTS[0], resume=True, **arguments)
+    assert [t.status for t in whole.trials] == ["ok", "ok"]
+
+
+def test_trials_that_count_other_components_are_not_mixed(pipeline_folder, tmp_path):
+    arguments = {"out": tmp_path / "run", "watch": quietly, **FAST}
+    ql.compare(pipeline_folder, ["none"], PROMPTS[0], **arguments)
+    recipe = ql.Recipe("int8", components=("text_encoder_2",))
+    with pytest.raises(ArgumentError, match="quantize text_encoder_2 too"):
+        ql.compare(pipeline_folder, [recipe], PROMPTS[0], resume=True, **arguments)

@@ -16,7 +16,7 @@ from quantolab.run import journal
 from quantolab.run.journal import Journal
 
 WORKLOAD = Workload("demo", ("a cat", "a dog"), (0, 1), 3, None, (32, 16), "bfloat16", "cpu", 2)
-ASKED = (Trial(Recipe("none"), "failed"), Trial(Recipe("int8"), "failed"))
+ASKED = (Trial(Recipe("none")), Trial(Recipe("int8")))
 
 
 def finished(weights, status="ok"):
@@ -139,3 +139,53 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
         journal.write_whole(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", [".lock", ".work", "images", "run.json", "images/none"])
+def test_links_in_a_run_folder_are_not_followed(tmp_path, name):
+    """A run folder may be a stranger's, made to have somebody else's files overwritten."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).parent.mkdir(exist_ok=True)
+    target = outside / "precious" if name in (".lock", "run.json") else outside
+    (run / name).symlink_to(target)
+    with pytest.raises(OutputError, match="is a link"):
+        Journal(run, WORKLOAD, ASKED, resume=True)
+    assert [p.name for p in outside.iterdir()] == ["precious"]
+    assert (outside / "precious").read_text() == "mine"
+
+
+def test_pictures_behind_links_are_not_read(tmp_path):
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(tmp_path / "made"), 2.5)
+    book.close()
+    picture = next((tmp_path / "run" / "images" / "none").iterdir())
+    secret = tmp_path / "secret.png"
+    picture.rename(secret)
+    picture.symlink_to(secret)
+    with pytest.raises(BrokenModelError, match="leads out of its folder"):
+        journal.read(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "<img src=x onerror=alert(1)>"}, r"trials\[0\]\.status must be one of"),
+        ({"weight_bytes": "many"}, r"trials\[0\]\.weight_bytes must be a whole number"),
+        ({"recipe": {"weights": "int8", "skip": 3, "components": []}}, r"skip must be a list"),
+        ({"timing": [1.0]}, r"timing must be an object"),
+    ],
+)
+def test_a_run_of_wrong_types_is_refused(tmp_path, change, message):
+    book = Journal(tmp_path / "run", WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(tmp_path / "made"), 2.5)
+    book.close()
+    path = tmp_path / "run" / "run.json"
+    values = json.loads(path.read_text())
+    values["trials"][0] |= change
+    path.write_text(json.dumps(values))
+    with pytest.raises(BrokenModelError, match=message):
+        journal.read_run(tmp_path / "run")

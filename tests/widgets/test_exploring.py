@@ -15,15 +15,16 @@ import pytest
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, ModelNotFoundError
+from quantolab.plain_values import to_dict
 from quantolab.records import Timing
 from quantolab.report.tables import read_table, results_table
 from quantolab.run import journal
-from quantolab.run.request import check_request
+from quantolab.run.asked import check_request
 from quantolab.widgets import explorer, recent
 from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
 from quantolab.widgets.estimating import Estimate, Prospect, fit_sentence, judged_seconds
 from quantolab.widgets.tabling import ResultsTable, order
-from quantolab.widgets.taking import EXPORTS, export
+from quantolab.widgets.take_away import EXPORTS, export
 
 PATIENCE = 600  # seconds; only a run that hangs takes so long
 
@@ -196,7 +197,9 @@ def servers():
 
     def running():
         own = psutil.Process().children()
-        return {process for process in own if "quantolab.run.server" in process.cmdline()}
+        return {
+            process for process in own if "quantolab.processes.server" in str(process.cmdline())
+        }
 
     before = running()
     return lambda: running() - before
@@ -290,7 +293,7 @@ def test_an_earlier_run_opens_without_torch(saved):
 
 def test_an_unfinished_run_says_what_is_missing(comparison, saved):
     run = json.loads((saved / "run.json").read_text())
-    run["asked"].append({"recipe": ql.Recipe("int8", ("proj_out",)).to_dict(), "compiled": False})
+    run["asked"].append({"recipe": to_dict(ql.Recipe("int8", ("proj_out",))), "compiled": False})
     (saved / "run.json").write_text(json.dumps(run))
     panel = explorer(run=saved)
     assert "Missing: int2, int8, keeping proj_out." in panel.status.value

@@ -13,8 +13,8 @@ from PIL import Image
 from quantolab.errors import ArgumentError
 from quantolab.measure.quality import difference_map, picture_quality
 from quantolab.recipes import Recipe
+from quantolab.report.difference_heat import heat_picture, heat_scale
 from quantolab.report.grid import grid_content
-from quantolab.report.heat import heat_picture, heat_scale
 from quantolab.widgets import sheet as sheets
 from quantolab.widgets.pictures import PictureViewer
 from quantolab.widgets.sheet import small_size

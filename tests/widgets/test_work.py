@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from quantolab.errors import ArgumentError
-from quantolab.run.children import Cancelled
-from quantolab.widgets.work import Work
+from quantolab.errors import ArgumentError, Cancelled
+from quantolab.widgets.background import Work
 
 
 def nothing(*_):

@@ -10,8 +10,8 @@ import shutil
 
 import torch
 
-from ...models.layers import Layer
-from ...models.predict import group_size
+from ...shapes import Layer
+from .bytes import group_size
 
 INT8_PLAIN = "int8 rows not in steps of 16: plain matrix product"
 """Quanto sends int8 weights with bfloat16 inputs on a CPU to ``torch._weight_int8pack_mm``
@@ -46,14 +46,18 @@ fails, or hangs behind a stale lock, without them. Where they can't be built the
 unregistered, and Quanto's generic classes run instead."""
 
 
-def cure_for(layer: Layer, weights: str, dtype: torch.dtype, device: str) -> str | None:
+CPU_KERNELS = ("int8", "int4")
+"""Words for which Quanto multiplies by a kernel of the CPU's, in bfloat16."""
+
+
+def cure_for(layer: Layer, word: str, dtype: torch.dtype, device: str) -> str | None:
     """Return the name of the cure that a layer's shape asks for, or None."""
     if dtype != torch.bfloat16:
         return None
-    if weights == "int8" and device == "cpu":
+    if word == "int8" and device == "cpu":
         reaches_kernel = layer.in_features % 4 == 0
         return INT8_PLAIN if reaches_kernel and layer.in_features % 16 else None
-    tiny = weights == "int4" and device in ("cpu", "cuda")
+    tiny = word == "int4" and device in ("cpu", "cuda")
     if tiny and group_size(layer.in_features) == 128 and layer.out_features % 16:
         return INT4_GENERIC
     return None

@@ -9,26 +9,12 @@ makes Diffusers refuse it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
-MARK = "quantolab"
-"""A ``quant_method`` that Diffusers doesn't know: its ``from_pretrained`` raises ValueError."""
+from ..forms import MARK, DiffusersForm
 
 _TRANSFORMERS_MARK = "(saved by quantolab: load it with quantolab.load_saved)"
-
-
-@dataclass(frozen=True)
-class DiffusersForm:
-    """How a folder's ``config.json`` describes its quantized layers."""
-
-    loads: bool
-    """Whether plain ``from_pretrained`` rebuilds exactly the layers that the file holds."""
-    reason: str
-    """Why not, or what to heed; empty if there is nothing to say."""
-    quantization_config: dict | None
-    """For ``config.json``; None if nothing is quantized."""
 
 
 def diffusers_form(

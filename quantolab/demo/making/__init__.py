@@ -1,0 +1,1 @@
+"""How the demo model was made: drawing, training, judging. Imported by nothing at run time."""

@@ -1,0 +1,354 @@
+"""The documented paths through plain Diffusers: its calls as its manual writes them, no cures.
+
+One function a phase; each phase runs in a process of its own. A phase returns a finding, or None
+where the next phase goes on. What raises is a failure with its own message.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..models.skeleton import dtype_keyword
+from .bench import Bench
+from .judging import (
+    Finding,
+    judge_compiled,
+    judge_quantized,
+    judge_same,
+    judge_unread,
+    weight_classes,
+)
+
+KEPT_LEAF = "proj_out"
+KEPT_PATH = "transformer_blocks.0.attn.to_q"
+
+
+def load(bench: Bench) -> Finding:
+    """``from_pretrained(quantization_config=QuantoConfig(...))``."""
+    model = _load(bench)
+    bench.stage("running")
+    return judge_quantized(
+        model,
+        bench.weights,
+        bench.tiny.run_transformer(model),
+        bench.tiny.reference("transformer"),
+        paths=bench.tiny.linear_paths(),
+    )
+
+
+def skip_by_leaf(bench: Bench) -> Finding:
+    """``modules_to_not_convert`` with the last part of a layer's path."""
+    return _skip(bench, KEPT_LEAF)
+
+
+def skip_by_path(bench: Bench) -> Finding:
+    """``modules_to_not_convert`` with a layer's full path."""
+    return _skip(bench, KEPT_PATH)
+
+
+def single_file(bench: Bench) -> Finding:
+    """``from_single_file(quantization_config=...)`` with Diffusers' own tensor names."""
+    return _single_file(bench, bench.tiny.single_file)
+
+
+def original_single_file(bench: Bench) -> Finding:
+    """``from_single_file(quantization_config=...)`` with the names that FLUX's makers publish."""
+    _let_converter_know_the_width()
+    return _single_file(bench, bench.tiny.original_file)
+
+
+def save(bench: Bench) -> None:
+    """``save_pretrained`` of a quantized model."""
+    model = _load(bench)
+    _save_model(bench, model, bench.tiny.run_transformer)
+
+
+def reload(bench: Bench) -> Finding:
+    """``from_pretrained`` of that folder."""
+    from diffusers import FluxTransformer2DModel
+
+    with _without_deprecation():
+        model = FluxTransformer2DModel.from_pretrained(
+            bench.place / "saved", **{dtype_keyword("diffusers"): bench.tiny.dtype}
+        )
+    model = _placed(bench, model)
+    bench.stage("running the reloaded model")
+    return _judge_reloaded(bench, model, model, bench.tiny.run_transformer)
+
+
+def save_pipeline(bench: Bench) -> None:
+    """``save_pretrained`` of a pipeline around a quantized transformer."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(
+        bench.tiny.pipeline,
+        transformer=_load(bench),
+        **{dtype_keyword("diffusers"): bench.tiny.dtype},
+    )
+    pipe = _placed(bench, pipe)
+    bench.stage("running")
+    bench.keep_output(bench.tiny.run_pipeline(pipe), weight_classes(pipe.transformer))
+    bench.stage("saving")
+    pipe.save_pretrained(bench.place / "saved")
+
+
+def reload_pipeline(bench: Bench) -> Finding:
+    """``FluxPipeline.from_pretrained`` of that folder."""
+    from diffusers import FluxPipeline
+
+    with _without_deprecation():
+        pipe = FluxPipeline.from_pretrained(
+            bench.place / "saved", **{dtype_keyword("diffusers"): bench.tiny.dtype}
+        )
+    pipe = _placed(bench, pipe)
+    bench.stage("running the reloaded pipeline")
+    return _judge_reloaded(bench, pipe, pipe.transformer, bench.tiny.run_pipeline)
+
+
+def _judge_reloaded(bench: Bench, whole: Any, transformer: Any, run: Callable) -> Finding:
+    saved, classes = bench.kept_output()
+    return judge_same(
+        run(whole),
+        saved,
+        classes,
+        weight_classes(transformer),
+        moved=lambda: run(whole.to(bench.tiny.device)),
+    )
+
+
+def save_encoder(bench: Bench) -> None:
+    """``save_pretrained`` of a text encoder loaded with ``transformers.QuantoConfig``."""
+    from transformers import QuantoConfig, T5EncoderModel
+
+    model = T5EncoderModel.from_pretrained(
+        bench.tiny.pipeline,
+        subfolder="text_encoder_2",
+        quantization_config=QuantoConfig(weights=bench.weights),
+        dtype=bench.tiny.dtype,
+    )
+    _save_model(bench, _placed(bench, model), bench.tiny.run_encoder)
+
+
+def reload_encoder(bench: Bench) -> Finding:
+    """``from_pretrained`` of that folder."""
+    from transformers import T5EncoderModel
+
+    model = T5EncoderModel.from_pretrained(bench.place / "saved", dtype=bench.tiny.dtype)
+    model = _placed(bench, model)
+    bench.stage("running the reloaded model")
+    saved, _ = bench.kept_output()
+    return judge_unread(model, bench.tiny.run_encoder(model), saved)
+
+
+def pipeline_config(bench: Bench) -> Finding:
+    """``PipelineQuantizationConfig(quant_backend="quanto")`` for two components."""
+    from diffusers import FluxPipeline, PipelineQuantizationConfig
+
+    config = PipelineQuantizationConfig(
+        quant_backend="quanto",
+        quant_kwargs={"weights_dtype": bench.weights},
+        components_to_quantize=["transformer", "text_encoder_2"],
+    )
+    with _without_deprecation():
+        pipe = FluxPipeline.from_pretrained(
+            bench.tiny.pipeline,
+            quantization_config=config,
+            **{dtype_keyword("diffusers"): bench.tiny.dtype},
+        )
+    pipe = _placed(bench, pipe)
+    bench.stage("running")
+    return judge_pipeline(bench, pipe)
+
+
+def judge_pipeline(bench: Bench, pipe: Any) -> Finding:
+    """Judge a pipeline in which transformer and second text encoder should be quantized."""
+    lab = bench.tiny
+    lab.run_pipeline(pipe)  # that it runs; its picture is random weights' noise
+    for name, run in (("text_encoder_2", lab.run_encoder), ("transformer", lab.run_transformer)):
+        module = getattr(pipe, name)
+        finding = judge_quantized(
+            module,
+            bench.weights,
+            run(module),
+            lab.reference(name),
+            paths=lab.linear_paths(name),
+        )
+        if finding.outcome != "works":
+            return Finding(finding.outcome, f"{name}: {finding.reason}")
+    return finding
+
+
+def save_quanto(bench: Bench) -> None:
+    """Quantize and save with Quanto alone (`QuantizedDiffusersModel`): the row's starting point."""
+    from ..backends.quanto.as_shipped import save_with_quanto
+
+    model = save_with_quanto(unquantized(bench), bench.weights, bench.place / "saved")
+    bench.stage("running")
+    bench.keep_output(bench.tiny.run_transformer(model), weight_classes(model))
+
+
+def load_quanto(bench: Bench) -> Finding:
+    """``from_pretrained`` of the folder that Quanto saved."""
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel.from_pretrained(
+        bench.place / "saved", **{dtype_keyword("diffusers"): bench.tiny.dtype}
+    )
+    model = _placed(bench, model)
+    bench.stage("running")
+    saved, _ = bench.kept_output()
+    return judge_unread(model, bench.tiny.run_transformer(model), saved)
+
+
+def compile_whole(bench: Bench) -> Finding:
+    """``torch.compile(model, fullgraph=True)``."""
+    return judge_compiled(compiled_whole(bench, _load(bench)), bench.reference_moved)
+
+
+def compile_blocks(bench: Bench) -> Finding:
+    """``model.compile_repeated_blocks(fullgraph=True)``."""
+    return judge_compiled(compiled_blocks(bench, _load(bench)), bench.reference_moved)
+
+
+def compiled_whole(bench: Bench, model: Any) -> float:
+    """Return how far compiling a whole model moves its output, relative to eager."""
+    return _moved(bench, model, lambda: torch.compile(model, fullgraph=True))
+
+
+def compiled_blocks(bench: Bench, model: Any) -> float:
+    """Return how far compiling the repeated blocks moves the output, relative to eager."""
+
+    def compiled() -> Any:
+        model.compile_repeated_blocks(fullgraph=True)
+        return model
+
+    return _moved(bench, model, compiled)
+
+
+def unquantized(bench: Bench) -> Any:
+    """Return the unquantized transformer, for what compiling alone does."""
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel.from_pretrained(
+        bench.tiny.transformer, **{dtype_keyword("diffusers"): bench.tiny.dtype}
+    )
+    return _placed(bench, model)
+
+
+Phase = Callable[[Bench], Finding | None]
+
+PHASES: dict[str, tuple[Phase, ...]] = {
+    "load": (load,),
+    "skip by leaf": (skip_by_leaf,),
+    "skip by path": (skip_by_path,),
+    "single file": (single_file,),
+    "original single file": (original_single_file,),
+    "save and reload in a fresh process": (save, reload),
+    "pipeline save and reload": (save_pipeline, reload_pipeline),
+    "text encoder save and reload": (save_encoder, reload_encoder),
+    "pipeline-level config": (pipeline_config,),
+    "Quanto-direct checkpoint": (save_quanto, load_quanto),
+    "compile full graph": (compile_whole,),
+    "compile of repeated blocks": (compile_blocks,),
+}
+
+
+def _load(bench: Bench, skip: list[str] | None = None) -> Any:
+    from diffusers import FluxTransformer2DModel, QuantoConfig
+
+    with _without_deprecation():
+        model = FluxTransformer2DModel.from_pretrained(
+            bench.tiny.pipeline,
+            subfolder="transformer",
+            quantization_config=QuantoConfig(
+                weights_dtype=bench.weights, modules_to_not_convert=skip
+            ),
+            **{dtype_keyword("diffusers"): bench.tiny.dtype},
+        )
+    return _placed(bench, model)
+
+
+def _placed(bench: Bench, model: Any) -> Any:
+    """Move a model or pipeline to an accelerator; on a CPU nobody calls `to`."""
+    return model if bench.tiny.device == "cpu" else model.to(bench.tiny.device)
+
+
+def _skip(bench: Bench, pattern: str) -> Finding:
+    model = _load(bench, [pattern])
+    bench.stage("running")
+    return judge_skipped(bench, model, pattern)
+
+
+def judge_skipped(bench: Bench, model: Any, pattern: str) -> Finding:
+    """Judge a model in which the layers that a leaf name or a path names should be kept."""
+    paths = bench.tiny.linear_paths()
+    keep = [path for path in paths if path == pattern or path.endswith(f".{pattern}")]
+    output = bench.tiny.run_transformer(model)
+    reference = bench.tiny.reference("transformer")
+    return judge_quantized(model, bench.weights, output, reference, paths=paths, keep=keep)
+
+
+def _single_file(bench: Bench, file: Any) -> Finding:
+    from diffusers import FluxTransformer2DModel, QuantoConfig
+
+    with _without_deprecation():
+        model = FluxTransformer2DModel.from_single_file(
+            str(file),
+            config=str(bench.tiny.transformer),
+            quantization_config=QuantoConfig(weights_dtype=bench.weights),
+            torch_dtype=bench.tiny.dtype,
+        )
+    model = _placed(bench, model)
+    bench.stage("running")
+    return judge_quantized(
+        model,
+        bench.weights,
+        bench.tiny.run_transformer(model),
+        bench.tiny.reference("transformer"),
+        paths=bench.tiny.linear_paths(),
+    )
+
+
+def _let_converter_know_the_width() -> None:
+    """Spare Diffusers a failure that only our tiny model has.
+
+    Its converter of FLUX's original layout holds the published width, 3072, as a literal; ours is
+    256. Without this the row would show that and not what owners of the real file meet.
+    """
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    from ..single_file.names import with_width
+    from .tiny_pipeline import TRANSFORMER
+
+    width = TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"]
+    entry = SINGLE_FILE_LOADABLE_CLASSES["FluxTransformer2DModel"]
+    entry["checkpoint_mapping_fn"] = with_width(entry["checkpoint_mapping_fn"], width)
+
+
+def _save_model(bench: Bench, model: Any, run: Callable[[Any], torch.Tensor]) -> None:
+    bench.stage("running")
+    bench.keep_output(run(model), weight_classes(model))
+    bench.stage("saving")
+    model.save_pretrained(bench.place / "saved")
+
+
+def _moved(bench: Bench, model: Any, compiled: Callable[[], Any]) -> float:
+    from .judging import difference
+
+    bench.stage("running")
+    eager = bench.tiny.run_transformer(model)
+    bench.stage("compiling")
+    return difference(bench.tiny.run_transformer(compiled()), eager)
+
+
+@contextmanager
+def _without_deprecation():
+    """Hush the notice that QuantoConfig will go: it isn't the cell's outcome."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,130 @@
+"""`compare`, the main job: run recipes side by side, and leave a table and a grid."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+
+from ..processes.children import STALL_SECONDS
+from ..recipes import Recipe
+from ..records import Comparison
+from ..run.asked import check_request
+from ..run.engine import run_comparison
+from ..run.session import Watch
+from .opening import watched
+
+
+def compare(
+    model: str | os.PathLike | None = None,
+    recipes: Iterable[Recipe | str] | None = None,
+    prompts: Iterable[str] | str | None = None,
+    *,
+    seeds: Iterable[int] | int = (0,),
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    repeats: int = 5,
+    compile: bool = False,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    cancel: threading.Event | None = None,
+    stall_seconds: float = STALL_SECONDS,
+) -> Comparison:
+    """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
+
+    Each recipe runs in a process of its own: one that crashes, hangs or runs out of memory
+    becomes a ``failed`` row, and the others go on.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"`` (the default), a folder in Diffusers layout, or a Hub id.
+    recipes : iterable of Recipe or str, optional
+        Recipes or weights words; by default the unquantized reference and all four dtypes.
+    prompts : iterable of str, optional
+        Texts to picture; the demo model brings its own.
+    seeds : iterable of int
+        Every prompt is pictured with every seed.
+    steps : int, optional
+        Denoising steps; 20 for the demo model, else 28.
+    guidance : float, optional
+        Guidance scale; by default the pipeline's own.
+    size : (int, int), optional
+        Width and height in pixels; by default what the model was made for.
+    dtype : str
+        Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+    repeats : int
+        Timed generations of one picture each, after every picture has been made once.
+    compile : bool
+        Whether to run each recipe a second time with a compiled denoiser, in rows of its own.
+    out : path, optional
+        Folder for tables, figures, pictures and ``run.json``; nothing is kept without it.
+    resume : bool
+        Whether to go on with what `out` holds: only what is missing or failed is done.
+    watch : callable, optional
+        Called with a `quantolab.run.session.Progress` at each event; by default a progress bar.
+    cancel : threading.Event, optional
+        Set it from anywhere to end the run; finished trials stay in `out`.
+    stall_seconds : float
+        A trial that shows no sign of life for so long is ended as hung.
+
+    Returns
+    -------
+    Comparison
+        Trials in the order of the recipes, and their pictures.
+
+    Raises
+    ------
+    ArgumentError, ModelNotFoundError, BrokenModelError, OutputError
+        If the request can't be run; nothing is written then.
+
+    Examples
+    --------
+    >>> comparison = compare("demo", ["none", "int8", "int4"], repeats=3)
+    >>> results_table(comparison)[["recipe", "weight_bytes", "psnr_db"]]
+    """
+    request = check_request(
+        model,
+        recipes,
+        prompts,
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        dtype=dtype,
+        device=device,
+        repeats=repeats,
+        compile=compile,
+    )
+    with watched(watch) as watch:
+        comparison = run_comparison(
+            request,
+            out=out,
+            resume=resume,
+            watch=watch,
+            cancel=cancel,
+            stall_seconds=stall_seconds,
+            meanwhile=_import_ahead,
+        )
+    if out is not None:
+        from ..report.files import write_report
+
+        write_report(comparison, out)
+    return comparison
+
+
+def _import_ahead() -> None:
+    """Import what judges pictures and makes the report, while a child imports torch beside it."""
+    from PIL import Image
+
+    from ..measure.quality import picture_quality
+    from ..report import figures  # noqa: F401
+
+    # scikit-image imports most of what it needs at its first call.
+    picture_quality(Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "white"))

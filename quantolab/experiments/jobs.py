@@ -1,0 +1,171 @@
+"""The jobs of the experiments beside `compare`: what children are asked for, what they find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..models.source import Source
+from ..processes.jobs import JobKind
+from ..recipes import Recipe
+from ..records import Conditions
+from ..run.jobs import TrialJob
+from ..shapes import Layer
+
+# --- compiling ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """Compile one recipe's denoiser in one way, and time it against eager."""
+
+    trial: TrialJob
+    way: str
+    """One of `run.torch_compile.WAYS`."""
+    other_size: tuple[int, int] | None
+    """To count what a change of size compiles anew."""
+
+
+@dataclass(frozen=True)
+class CompileFound:
+    """What compiling one recipe in one way gave; names as the columns of `compile_report`."""
+
+    graphs: int
+    graph_breaks: int
+    recompilations: int | None
+    compile_seconds: float
+    eager_samples: tuple[float, ...]
+    compiled_samples: tuple[float, ...]
+    difference: float
+    conditions: Conditions
+
+
+# --- sensitivity ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayersJob:
+    """List the layers that recipes quantize in a component, from shapes alone."""
+
+    source: Source
+    component: str
+    dtype: str
+    recipes: tuple[Recipe, ...]
+
+
+@dataclass(frozen=True)
+class LayersFound:
+    """Layers of each recipe, in the order of the recipes."""
+
+    layers: tuple[tuple[Layer, ...], ...]
+
+
+@dataclass(frozen=True)
+class LayerSet:
+    """Layers that are quantized together."""
+
+    weights: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SetError:
+    """What quantizing a set of layers did."""
+
+    weight_error: float
+    """Relative L2 error of the weights."""
+    output_error: float
+    """Relative L2 error of the component's output."""
+
+
+@dataclass(frozen=True)
+class SetsJob:
+    """Measure what each set does, by itself."""
+
+    trial: TrialJob
+    component: str
+    sets: tuple[LayerSet, ...]
+    inputs: int
+    """How many of the component's calls to look at."""
+    results: Path | None
+    """File to which each result is added as a line of JSON as soon as it is there."""
+
+
+@dataclass(frozen=True)
+class SetsFound:
+    """What each set did, in order, and under which conditions."""
+
+    results: tuple[SetError, ...]
+    inputs: int
+    output_floor: float
+    conditions: Conditions
+
+
+# --- full size ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """Time single steps of a denoiser with random weights."""
+
+    cls: str
+    config: dict[str, Any]
+    recipe: Recipe
+    dtype: str
+    device: str
+    side: int
+    """Tokens along one side of the picture (see `sample_inputs`)."""
+    tokens: int
+    """Length of the text."""
+    repeats: int
+    way: str | None
+    """How to compile; None leaves it out."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of the longest-running kernels of a step."""
+
+    name: str
+    share: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps in one way of running."""
+
+    first_seconds: float
+    samples: tuple[float, ...]
+    peak_bytes: int | None
+    reserved_bytes: int | None
+    other_load: float | None
+    kernels: tuple[Kernel, ...]
+    difference: float | None = None
+    """Of the compiled output from eager, relative norm."""
+
+
+@dataclass(frozen=True)
+class StepsFound:
+    """What one recipe weighs, and how long its steps take."""
+
+    device: str
+    weight_bytes: int
+    predicted_weight_bytes: int
+    fill_and_quantize_seconds: float
+    fill_and_quantize_peak_bytes: int | None
+    weight_classes: dict[str, int]
+    """How many Linear layers have which class of weight."""
+    eager: Steps
+    compiled: Steps | None
+    not_compiled: str | None
+    """Why there are no compiled steps though they were asked for."""
+    conditions: Conditions
+
+
+_HERE = "quantolab.experiments"
+COMPILE = JobKind(f"{_HERE}.compiling_child:measure_compiled", CompileJob, CompileFound)
+LAYERS = JobKind(f"{_HERE}.sensitivity_child:list_layers", LayersJob, LayersFound)
+SETS = JobKind(f"{_HERE}.sensitivity_child:measure_sets", SetsJob, SetsFound)
+STEPS = JobKind(f"{_HERE}.full_size_child:measure_steps", StepJob, StepsFound)

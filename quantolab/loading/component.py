@@ -1,0 +1,167 @@
+"""A component from disk, quantized while it is read: one layer in memory twice, never a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..devices import resolve_device
+from ..errors import BrokenModelError, first_line, one_of
+from ..files.choosing import weight_files
+from ..files.foreign import check_config, check_plain
+from ..files.json_objects import read_object
+from ..files.mapped import MappedWeights
+from ..models.resolving import resolve
+from ..models.skeleton import build_skeleton, component_class, quiet_libraries
+from ..models.source import Component, find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from ..weights import DEFAULT
+from .filling import fill_skeleton
+from .in_memory import quantize_resolved
+from .placing import release_memory
+from .report import QuantizeReport, finish
+
+
+def load(
+    model: str | Path | None = None,
+    recipe: Recipe | str = DEFAULT,
+    component: str | None = None,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+) -> torch.nn.Module:
+    """Return one component of a model, quantized, ready for a pipeline.
+
+    Weights are read, quantized and released layer by layer. What comes out is, bit for bit,
+    what Diffusers' ``from_pretrained(quantization_config=QuantoConfig(...))`` gives, with the
+    layers that would crash or fail cured (see `QuantizeReport.cures`).
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout (a pipeline's or a component's), or a Hub id.
+    recipe : Recipe or str
+        What to quantize to and which layers to keep.
+    component : str, optional
+        ``"transformer"``, ``"text_encoder_2"``, ...; by default the denoiser.
+    dtype : str
+        Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+
+    Returns
+    -------
+    torch.nn.Module
+        In eval mode. Its `quantize_report` attribute says what became of each layer. Its
+        configuration says that it is quantized, so its own ``save_pretrained``, or a pipeline's,
+        writes what plain Diffusers loads with equal weights, or refuses where its rules can't
+        express the recipe (then a warning says why). Only `save` writes files whose weights lie
+        where int8's kernel can read them straight from a mapped file.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown recipe, component, dtype or device, or a skip pattern that matches nothing.
+    ModelNotFoundError, BrokenModelError
+        If the model isn't there or its files can't be read.
+
+    Examples
+    --------
+    >>> transformer = load("demo", "int4", device="cpu")
+    >>> pipe = FluxPipeline.from_pretrained(demo_model(), transformer=transformer,
+    ...                                     dtype=torch.bfloat16)
+    """
+    recipe = as_recipe(recipe)
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    device = resolve_device(device)
+    part = find_model(model).component(component)
+    return load_component(part, recipe, dtype=dtype, device=device)[0]
+
+
+def load_component(
+    part: Component, recipe: Recipe, *, dtype: str, device: str, strict_skip: bool = True
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Return a component and its report; arguments as for `load`, already resolved.
+
+    Parameters
+    ----------
+    strict_skip : bool
+        Whether a skip pattern that hits nothing here is an error; not so when several
+        components share one recipe.
+    """
+    check_config(part.folder, read_object(part.folder / "config.json"))
+    files = weight_files(part.folder, part.library)
+    tensors = MappedWeights(files.paths)
+    check_plain(part.folder, {name: tensors.spec(name).dtype for name in tensors})
+    if part.library == "diffusers":
+        module = build_skeleton(part, keep_buffers=True)
+        loaded = _read_layer_by_layer(part, module, tensors, recipe, dtype, device, strict_skip)
+        if loaded is not None:
+            return loaded
+    del tensors  # its own library reads them anew
+    module = _read_whole(part, dtype).to(device)
+    resolved = resolve(module, recipe, part.name, dtype, strict=strict_skip)
+    if recipe.is_reference:
+        report = finish(module, recipe, resolved, ())
+    else:
+        module, report = quantize_resolved(module, recipe, resolved)
+    release_memory()
+    return module.eval(), report
+
+
+def _read_layer_by_layer(
+    part: Component,
+    module: torch.nn.Module,
+    tensors: MappedWeights,
+    recipe: Recipe,
+    dtype: str,
+    device: str,
+    strict_skip: bool,
+) -> tuple[torch.nn.Module, QuantizeReport] | None:
+    """Fill a skeleton from safetensors; None if names don't match and Diffusers must convert."""
+    expected = module.state_dict()
+    if set(tensors) != set(expected):
+        return None
+    for name, like in expected.items():
+        if tensors.spec(name).shape != tuple(like.shape):
+            raise BrokenModelError(
+                f"the weights in {part.folder} don't fit its config.json: {name!r} has the "
+                f"shape {tensors.spec(name).shape}, not {tuple(like.shape)}"
+            )
+    return fill_skeleton(
+        module,
+        tensors,
+        recipe,
+        part.name,
+        dtype=dtype,
+        device=device,
+        strict_skip=strict_skip,
+        release=tensors.release,
+    )
+
+
+def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
+    """Return a component as its own library loads it: text encoders, renamed or tied weights."""
+    cls = component_class(part)
+    try:
+        with quiet_libraries():
+            module, info = cls.from_pretrained(
+                str(part.folder),
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=getattr(torch, dtype),
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise BrokenModelError(
+            f"the weights in {part.folder} can't be read: {first_line(error)}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BrokenModelError(
+            f"the weights in {part.folder} lack {len(missing)} tensors that {part.cls} needs, "
+            f"{missing[0]!r} for one: a file for another class, or a quantized one without its "
+            "configuration"
+        )
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,117 @@
+"""An nn.Module in memory, quantized in place, one layer at a time."""
+
+from __future__ import annotations
+
+import torch
+
+from ..backends import door, is_quantized
+from ..errors import ArgumentError, BrokenModelError
+from ..measure.held_bytes import weight_bytes
+from ..models.layers import linear_layers
+from ..models.resolving import Resolved, resolve
+from ..recipes import Recipe, as_recipe
+from .placing import put_module
+from .report import QuantizeReport, finish
+
+
+def quantize(
+    module: torch.nn.Module, recipe: Recipe | str
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Quantize the Linear layers of a module that is in memory, and say what became of each.
+
+    Works in place, layer by layer, so that never more than one layer exists twice. Data, scales
+    and shifts are, bit for bit, those of Diffusers' ``QuantoConfig``.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any module in one floating-point dtype; Diffusers and transformers models for example.
+    recipe : Recipe or str
+        What to quantize to and which layers to keep; its `components` are not looked at.
+
+    Returns
+    -------
+    module : torch.nn.Module
+        The same object (a new one only if the module itself is a Linear layer). Its
+        `quantize_report` attribute is the report; a model of Diffusers or transformers says in
+        its configuration that it is quantized, as after `load`.
+    report : QuantizeReport
+        Quantized and kept layers, cures, bytes.
+
+    Raises
+    ------
+    ArgumentError
+        If a skip pattern matches nothing, or the module is quantized already, or its weights
+        lie on the meta device; the module is then unchanged.
+    BrokenModelError
+        If a weight holds NaN or infinity.
+
+    Examples
+    --------
+    >>> module, report = quantize(torch.nn.Sequential(torch.nn.Linear(64, 64)), "int8")
+    >>> report.quantized
+    ('0',)
+    """
+    recipe = as_recipe(recipe)
+    _check_module(module)
+    resolved = resolve(module, recipe, dtype=_compute_dtype(module))
+    if recipe.is_reference:
+        report = QuantizeReport(recipe, (), (), (), weight_bytes(module))
+        module.quantize_report = report
+        return module, report
+    return quantize_resolved(module, recipe, resolved)
+
+
+def quantize_resolved(
+    module: torch.nn.Module, recipe: Recipe, resolved: Resolved
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Quantize the layers of a module in place, each to the word that was resolved for it.
+
+    Raises
+    ------
+    ArgumentError
+        If that is none of them.
+    BrokenModelError
+        If a weight holds NaN or infinity; the module is then unchanged.
+    """
+    if not resolved.quantized:
+        raise ArgumentError(
+            f"{type(module).__name__} has {len(resolved.layers)} Linear layers and the recipe "
+            f"'{recipe}' keeps all of them: nothing to quantize"
+        )
+    for choice in resolved.quantized:  # before anything changes
+        _check_finite(module.get_submodule(choice.layer.path).weight, choice.layer.path)
+    applied = []
+    for choice in resolved.quantized:
+        path = choice.layer.path
+        linear = module.get_submodule(path)
+        quantized, cures = door(choice.word, "layers").quantize_linear(
+            choice.layer, choice.word, linear.weight, linear.bias, linear.training
+        )
+        linear.weight = None  # give the memory back before the next layer
+        applied += [(path, cure) for cure in cures]
+        module = put_module(module, path, quantized)
+    return module, finish(module, recipe, resolved, applied)
+
+
+def _compute_dtype(module: torch.nn.Module) -> str:
+    """Return the name of the narrowest floating dtype: a few layers may be kept wider."""
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return str(min(dtypes, key=lambda d: (d.itemsize, str(d)))).removeprefix("torch.")
+
+
+def _check_finite(weight: torch.Tensor, path: str) -> None:
+    """Raise `BrokenModelError` if a weight holds NaN or infinity, which no dtype can store."""
+    low, high = torch.aminmax(weight.detach())  # both carry NaN and infinity
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise BrokenModelError(f"the weight of layer {path!r} holds NaN or infinity")
+
+
+def _check_module(module: torch.nn.Module) -> None:
+    name = type(module).__name__
+    if is_quantized(module):
+        raise ArgumentError(f"{name} is quantized already; load it anew to quantize it otherwise")
+    if not linear_layers(module):
+        raise ArgumentError(f"{name} has no Linear layer, so there is nothing to quantize")
+    if any(p.device.type == "meta" for p in module.parameters()):
+        raise ArgumentError(f"the weights of {name} lie on the meta device: load them first")

@@ -1,0 +1,138 @@
+"""Whole pipelines: put together around components that are there, or loaded with some quantized."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..devices import resolve_device
+from ..errors import BrokenModelError, UnsupportedError, first_line, one_of
+from ..models.layers import check_patterns, linear_layers
+from ..models.skeleton import build_skeleton, dtype_keyword, quiet_libraries
+from ..models.source import find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from ..weights import DEFAULT
+from .component import load_component
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def load_pipeline(
+    model: str | Path | None = None,
+    recipe: Recipe | str = DEFAULT,
+    *,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+) -> DiffusionPipeline:
+    """Return a model's pipeline with the recipe's components quantized.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id.
+    recipe : Recipe or str
+        What to quantize to, which layers to keep, and in which components (the denoiser, unless
+        the recipe names some).
+    dtype : str
+        Compute dtype of all parts.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+
+    Raises
+    ------
+    ArgumentError
+        Unknown recipe, component, dtype or device, or a skip pattern that hits no component.
+    ModelNotFoundError, BrokenModelError, UnsupportedError
+        If the model isn't there, can't be read, or is no pipeline.
+
+    Examples
+    --------
+    >>> pipe = load_pipeline("demo", Recipe("int8", components=("transformer", "text_encoder")))
+    """
+    recipe = as_recipe(recipe)
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    device = resolve_device(device)
+    source = find_model(model)
+    names = recipe.components or (source.denoiser,)
+    components = [source.component(name) for name in names]
+    if recipe.skip:
+        layers = {c.name: linear_layers(build_skeleton(c)) for c in components}
+        check_patterns(recipe.skip, layers)
+    parts = {
+        c.name: load_component(c, recipe, dtype=dtype, device=device, strict_skip=False)[0]
+        for c in components
+    }
+    return assemble(source.folder, source.pipeline, parts, dtype=dtype, device=device)
+
+
+def assemble(
+    folder: Path,
+    pipeline: str | None,
+    parts: dict[str, Any],
+    *,
+    dtype: str,
+    device: str,
+    encoders: bool = True,
+) -> DiffusionPipeline:
+    """Return the pipeline of a folder around components that are loaded already.
+
+    Parameters
+    ----------
+    folder : Path
+        In Diffusers layout.
+    pipeline : str or None
+        Name of its class; None for a folder that holds one component alone.
+    parts : dict
+        Components by name; None leaves one out.
+    dtype, device : str
+        Compute dtype of the rest, and device of all.
+    encoders : bool
+        Whether text encoders are needed; False leaves them and their tokenizers out.
+
+    Raises
+    ------
+    UnsupportedError
+        If it is no pipeline, or Diffusers has no such class.
+    BrokenModelError
+        If Diffusers can't load the rest.
+    """
+    cls = _class_of(folder, pipeline)
+    left_out: dict[str, Any] = {}
+    if not encoders:
+        names = inspect.signature(cls.__init__).parameters
+        left_out = {n: None for n in names if n.startswith(("text_encoder", "tokenizer"))}
+    try:
+        with quiet_libraries():
+            pipe = cls.from_pretrained(
+                str(folder),
+                **{dtype_keyword("diffusers"): getattr(torch, dtype)},
+                local_files_only=True,
+                use_safetensors=True,
+                **{**left_out, **parts},
+            )
+            pipe.to(device)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BrokenModelError(
+            f"{folder} can't be loaded as a {pipeline}: {first_line(error)}"
+        ) from error
+    return pipe
+
+
+def _class_of(folder: Path, pipeline: str | None) -> Any:
+    import diffusers
+
+    if pipeline is None:
+        raise UnsupportedError(
+            f"{str(folder)!r} is one component, not a pipeline: it can be loaded and quantized, "
+            "but makes no pictures"
+        )
+    cls = getattr(diffusers, pipeline, None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UnsupportedError(f"diffusers {diffusers.__version__} has no pipeline {pipeline!r}")
+    return cls

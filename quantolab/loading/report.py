@@ -1,0 +1,87 @@
+"""What became of each layer when a component was quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..backends import door
+from ..measure.held_bytes import weight_bytes
+from ..models.resolving import Resolved
+from ..recipes import Recipe
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What became of each Linear layer of a module."""
+
+    recipe: Recipe
+    quantized: tuple[str, ...]
+    """Paths of the layers whose weights are quantized."""
+    kept: tuple[tuple[str, str], ...]
+    """(path, why) of the layers that keep their weights."""
+    cures: tuple[tuple[str, str], ...]
+    """(path, name of the cure) of layers that would crash or fail in plain Quanto."""
+    weight_bytes: int
+    """Bytes of the whole module afterwards."""
+    words: tuple[str, ...] = ()
+    """Weights word of each quantized layer, in the order of `quantized`."""
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the report as sentences: cures and kept layers, counted."""
+        counts: dict[str, int] = {}
+        for _, name in self.cures:
+            counts[name] = counts.get(name, 0) + 1
+        for _, why in self.kept:
+            why = f"kept: {why}"
+            counts[why] = counts.get(why, 0) + 1
+        return tuple(f"{name} ({n} layers)" for name, n in counts.items())
+
+
+def finish(
+    module: torch.nn.Module,
+    recipe: Recipe,
+    resolved: Resolved,
+    cures: Iterable[tuple[str, str]],
+) -> QuantizeReport:
+    """Have a quantized module say what it is, in its own configuration and by its report.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its layers are quantized.
+    recipe : Recipe
+        As it was asked for.
+    resolved : Resolved
+        What became of each layer.
+    cures : iterable of (str, str)
+        (path, name) of each cure that was applied.
+
+    Returns
+    -------
+    QuantizeReport
+        Also put into the attribute `quantize_report`: `save` records what it says.
+    """
+    words = resolved.words
+    note_config(module, words, [path for path, _ in resolved.kept])
+    report = QuantizeReport(
+        recipe,
+        tuple(words),
+        resolved.kept,
+        tuple(cures),
+        weight_bytes(module),
+        tuple(words.values()),
+    )
+    module.quantize_report = report
+    return report
+
+
+def note_config(module: torch.nn.Module, words: dict[str, str], kept: Iterable[str]) -> None:
+    """Have a module's configuration say which of its layers are quantized, if any are.
+
+    A model has one note, which the first layer's backend writes for all of them.
+    """
+    if words:
+        door(next(iter(words.values())), "config_note").declare(module, words, kept)

@@ -1,0 +1,262 @@
+"""What each part of a model will hold in each dtype, before anything is downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..backends import layer_bytes, quantizing_bytes
+from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
+from ..files.json_objects import read_object
+from ..models.layers import check_patterns, linear_layers
+from ..models.resolving import Resolved, resolve
+from ..models.source import Component, Source, find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from ..shapes import Layer
+from ..units import parse_bytes
+from ..weights import REFERENCE, WORDS
+from .predict import predict_weight_bytes
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+PIPELINE = "pipeline"
+"""Stands in the column `component` of rows that sum up all parts."""
+
+_COLUMNS = (
+    "model", "component", "recipe", "weights", "quantized", "quantized_layers", "parameters",
+    "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
+)  # fmt: skip
+
+_NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
+
+
+def plan(
+    model: str | os.PathLike | None = None,
+    recipes: Iterable[Recipe | str] | Recipe | str | None = None,
+    *,
+    components: Iterable[str] | str | None = None,
+    dtype: str = "bfloat16",
+    vram: int | str | None = None,
+) -> pandas.DataFrame:
+    """Return predicted bytes of each component and recipe of a model that needn't be downloaded.
+
+    Only configuration files are read; components are built on the meta device, which costs no
+    memory. Predicted bytes are those that the quantized component then holds, to the byte.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, a Hub id (configuration files only), or a model
+        whose configuration is built in (`quantolab.models.known`): ``"FLUX.1-dev"``,
+        ``"SD3.5-large"``, ``"Wan2.1-14B"``, ... by its name or its Hub id.
+    recipes : iterable of Recipe or str, optional
+        By default all dtypes. The unquantized reference is always among the rows.
+    components : str or iterable of str, optional
+        Which parts recipes that name none are meant for; by default the denoiser in the sums,
+        while every part that can be quantized has its rows.
+    dtype : str
+        Compute dtype, in which scales and everything that isn't quantized are held.
+    vram : int or str, optional
+        A budget: bytes, or ``"16GB"`` or ``"16GiB"``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each component and recipe, a row for each other part with weights (the VAE),
+        and a row for each recipe whose `component` is ``"pipeline"``: the recipe's parts
+        quantized (column `quantized`), all others in the compute dtype. ``weight_bytes``;
+        ``load_peak_bytes``, see Notes; ``fits``, whether `weight_bytes` are within `vram` (None
+        without one); ``parameters, quantized_layers, weights, compute_dtype``.
+        ``attrs["not_counted"]`` names parts whose class is unknown here.
+
+    Raises
+    ------
+    ArgumentError, ModelNotFoundError, BrokenModelError, UnsupportedError
+        If the request is none, or the model's configuration isn't there or can't be built.
+
+    Notes
+    -----
+    Activations, the accelerator's own context and anything else that runs are not counted.
+
+    ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
+    the component: an upper bound, whatever the order of the file. A layer is quantized some rows
+    at a time, which takes up to 32 MB beside what is made; each backend's `quantizing_bytes` has
+    the exceptions.
+
+    - A Diffusers component is read layer by layer: all quantized weights, and what the largest
+      layer takes beside its own, a copy in the compute dtype included (a file may hold another).
+    - A transformers component (text encoders) is read whole before it is quantized: all
+      unquantized weights, and what the largest layer takes.
+
+    Conditions: safetensors whose names are the class's own. Mapped pages of the file, which are
+    the system's to take back, and holes in the C library's heap come on top. What an accelerator
+    needs while loading has not been measured: there, Quanto's own arithmetic takes up to three
+    times a layer's unquantized weight.
+    Sums over several components assume that the one which needs most is loaded last.
+
+    Examples
+    --------
+    >>> table = plan("FLUX.1-dev", vram="16GB")
+    >>> table[(table.component == "transformer") & (table.weights == "int4")].weight_bytes.item()
+    6327162976
+    """
+    import pandas as pd
+
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    budget = None if vram is None else parse_bytes(vram)
+    source = find_model(model, weights=False)
+    chosen = _with_reference(WORDS if recipes is None else recipes)
+    meant = _names(components)
+    for name in (*meant, *(n for recipe in chosen for n in recipe.components)):
+        source.component(name)
+    parts, not_counted = _build_parts(source)
+    rows = [
+        _row(source, part, recipe, dtype)
+        for part in parts
+        for recipe in chosen
+        if recipe.is_reference or (part.quantizable and _applies(recipe, part.name, meant))
+    ]
+    for recipe in chosen[1:]:
+        _check_recipe(recipe, _quantized(source, recipe, meant), parts, rows)
+    if source.pipeline is not None:
+        rows += [_sum(source, rows, recipe, meant) for recipe in chosen]
+    for row in rows:
+        row["fits"] = None if budget is None else row["weight_bytes"] <= budget
+        row["compute_dtype"] = dtype
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table.attrs = {"vram": budget, "not_counted": not_counted, "denoiser": source.denoiser}
+    return table
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A component without its weights."""
+
+    name: str
+    quantizable: bool
+    read_whole: bool
+    """Whether it is loaded unquantized first."""
+    module: torch.nn.Module
+    layers: tuple[Layer, ...]
+
+
+def _build_parts(source: Source) -> tuple[list[_Part], tuple[str, ...]]:
+    """Return the denoiser, the other components, the parts that are never quantized."""
+    from ..models.skeleton import build_skeleton
+
+    def build(component: Component, quantizable: bool) -> _Part:
+        module = build_skeleton(component)
+        whole = component.library == "transformers"
+        return _Part(component.name, quantizable, whole, module, linear_layers(module))
+
+    ordered = sorted(source.components, key=lambda c: c.name != source.denoiser)
+    parts = [build(component, True) for component in ordered]
+    missing = []
+    for component in _other_components(source):
+        try:
+            parts.append(build(component, False))
+        except (UnsupportedError, BrokenModelError):
+            missing.append(component.name)
+    return parts, tuple(missing)
+
+
+def _other_components(source: Source) -> Iterator[Component]:
+    """Yield what the pipeline lists beside the components that can be quantized."""
+    if source.pipeline is None:
+        return
+    names = {component.name for component in source.components}
+    for name, entry in read_object(source.folder / "model_index.json").items():
+        if not isinstance(entry, list) or len(entry) != 2 or name in names or "/" in name:
+            continue
+        if all(isinstance(word, str) for word in entry) and not name.startswith(_NO_WEIGHTS):
+            yield Component(name, *entry, source.folder / name)
+
+
+def _with_reference(recipes: Iterable[Recipe | str] | Recipe | str) -> tuple[Recipe, ...]:
+    single = isinstance(recipes, (str, Recipe))
+    chosen = (Recipe(REFERENCE), *map(as_recipe, (recipes,) if single else recipes))
+    return tuple(dict.fromkeys(chosen))
+
+
+def _names(components: Iterable[str] | str | None) -> tuple[str, ...]:
+    if components is None:
+        return ()
+    return (components,) if isinstance(components, str) else tuple(components)
+
+
+def _applies(recipe: Recipe, name: str, meant: tuple[str, ...]) -> bool:
+    wanted = recipe.components or meant
+    return not wanted or name in wanted
+
+
+def _quantized(source: Source, recipe: Recipe, meant: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts that a recipe quantizes in the pipeline."""
+    return () if recipe.is_reference else recipe.components or meant or (source.denoiser,)
+
+
+def _check_recipe(
+    recipe: Recipe, mine: tuple[str, ...], parts: list[_Part], rows: list[dict]
+) -> None:
+    """Make sure that each skip pattern hits a layer and that some layer is left to quantize."""
+    check_patterns(recipe.skip, {part.name: part.layers for part in parts if part.name in mine})
+    own = (row for row in rows if row["recipe"] == recipe.label and row["component"] in mine)
+    if not any(row["quantized_layers"] for row in own):
+        raise ArgumentError(f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize")
+
+
+def _row(source: Source, part: _Part, recipe: Recipe, dtype: str) -> dict:
+    resolved = resolve(part.module, recipe, part.name, dtype, strict=False)
+    held = predict_weight_bytes(part.module, resolved.words, dtype)
+    return {
+        "model": source.model,
+        "component": part.name,
+        "recipe": recipe.label,
+        "weights": recipe.weights,
+        "quantized": part.name if resolved.quantized else "",
+        "quantized_layers": len(resolved.quantized),
+        "parameters": sum(p.numel() for p in part.module.parameters()),
+        "weight_bytes": held,
+        "load_peak_bytes": _load_peak(part, resolved, dtype, held),
+    }
+
+
+def _load_peak(part: _Part, resolved: Resolved, dtype: str, held: int) -> int:
+    quantized = [(choice.layer, choice.word) for choice in resolved.quantized]
+    if part.read_whole:
+        largest = max((quantizing_bytes(la, word, dtype) for la, word in quantized), default=0)
+        return predict_weight_bytes(part.module, {}, dtype) + largest
+    # The weight itself is copied where the file holds it in another dtype than it is computed in.
+    beside = (
+        layer_bytes(layer, REFERENCE, dtype)
+        + quantizing_bytes(layer, word, dtype)
+        - layer_bytes(layer, word, dtype)
+        for layer, word in quantized
+    )
+    return held + max(beside, default=0)
+
+
+def _sum(source: Source, rows: list[dict], recipe: Recipe, meant: tuple[str, ...]) -> dict:
+    """Return the row of a whole pipeline under one recipe."""
+    mine = _quantized(source, recipe, meant)
+    parts = [
+        row
+        for row in rows
+        if row["recipe"] == (recipe.label if row["component"] in mine else REFERENCE)
+    ]
+    held = sum(row["weight_bytes"] for row in parts)
+    return {
+        "model": source.model,
+        "component": PIPELINE,
+        "recipe": recipe.label,
+        "weights": recipe.weights,
+        "quantized": ", ".join(mine),
+        "quantized_layers": sum(row["quantized_layers"] for row in parts),
+        "parameters": sum(row["parameters"] for row in parts),
+        "weight_bytes": held,
+        "load_peak_bytes": held
+        + max(row["load_peak_bytes"] - row["weight_bytes"] for row in parts),
+    }

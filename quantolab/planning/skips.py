@@ -1,0 +1,146 @@
+"""What a skip list really hits in a model, and what it costs, before any weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..backends import layer_bytes
+from ..errors import one_of
+from ..models.layers import KEEP_FP32, check_patterns, kept_in_float32, linear_layers, match_layers
+from ..models.source import find_model
+from ..recipes import COMPUTE_DTYPES
+from ..shapes import Layer
+from ..weights import QUANTIZED, WORDS
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def skip_report(
+    model: str | os.PathLike | None = None,
+    skip: Iterable[str] | str = (),
+    *,
+    component: str | None = None,
+    components: Iterable[str] = (),
+    dtype: str = "bfloat16",
+) -> pandas.DataFrame:
+    """Return one row a Linear layer: its shape, its bytes, and whether a skip list keeps it.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        ``"demo"``, a folder in Diffusers layout, or a Hub id (configuration files only).
+    skip : iterable of str
+        Leaf names, full paths, containers' paths or globs.
+    component, components : str, iterable of str, optional
+        Which parts to look at; by default the denoiser.
+    dtype : str
+        Compute dtype, in which kept weights and scales are held.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``component, path, in_features, out_features, skipped, pattern`` (what hit it, or
+        why the model itself keeps it), ``diffusers_skips`` (whether the same list given to
+        Diffusers' ``modules_to_not_convert`` keeps the layer: it compares leaf names only), and
+        ``bytes_none, bytes_float8, ...``: bytes of the weight in each dtype. ``attrs["totals"]``
+        holds, for each dtype, the bytes of all layers and what the skip list adds.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches no layer, with the nearest names.
+
+    Examples
+    --------
+    >>> report = skip_report("demo", ["proj_out"])
+    >>> report[report.skipped].path.tolist()[:1]
+    ['single_transformer_blocks.0.proj_out']
+    """
+    import pandas as pd
+
+    from ..models.skeleton import build_skeleton
+
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    source = find_model(model, weights=False)
+    names = tuple(components) or (component or source.denoiser,)
+    modules = {name: build_skeleton(source.component(name)) for name in names}
+    rows = [
+        _row(name, module, layer, dtype)
+        for name, module in modules.items()
+        for layer in linear_layers(module)
+    ]
+    return with_skips(pd.DataFrame(rows), skip)
+
+
+def with_skips(report: pandas.DataFrame, skip: Iterable[str]) -> pandas.DataFrame:
+    """Return a report for another skip list, without building the model again.
+
+    Parameters
+    ----------
+    report : pandas.DataFrame
+        From `skip_report` without a skip list.
+    skip : iterable of str
+        Leaf names, full paths, containers' paths or globs.
+
+    Raises
+    ------
+    ArgumentError
+        If a pattern matches no layer, with the nearest names.
+    """
+    import pandas as pd
+
+    skip = tuple(skip)
+    layers = layers_of(report)
+    check_patterns(skip, layers)
+    hits = {name: match_layers(skip, layers[name], name) for name in layers}
+    rows = report.to_dict("records")
+    for row in rows:
+        row["diffusers_skips"] |= row["path"].rpartition(".")[2] in skip
+        if not row["skipped"]:  # by the model itself
+            row["pattern"] = hits[row["component"]].get(row["path"])
+            row["skipped"] = row["pattern"] is not None
+    table = pd.DataFrame(rows)
+    table.attrs["totals"] = _totals(table)
+    return table
+
+
+def layers_of(report: pandas.DataFrame) -> dict[str, tuple[Layer, ...]]:
+    """Return the layers that a report lists, by component; patterns don't look at their bias."""
+    found: dict[str, list[Layer]] = {}
+    columns = report[["component", "path", "in_features", "out_features"]]
+    for name, *shape in columns.itertuples(index=False):
+        found.setdefault(name, []).append(Layer(*shape, bias=False))
+    return {name: tuple(layers) for name, layers in found.items()}
+
+
+def _row(name: str, module, layer: Layer, dtype: str) -> dict:
+    in_float32 = kept_in_float32(module, layer.path, dtype)
+    # What Diffusers compares: the leaf name with the list, and with the model's own names.
+    own = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    row = {
+        "component": name,
+        "path": layer.path,
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "skipped": in_float32,
+        "pattern": KEEP_FP32 if in_float32 else None,
+        "diffusers_skips": layer.leaf in own,
+    }
+    for weights in WORDS:
+        kept_dtype = "float32" if in_float32 else dtype
+        row[f"bytes_{weights}"] = layer_bytes(layer, weights, kept_dtype)
+    return row
+
+
+def _totals(table: pandas.DataFrame) -> dict[str, dict[str, int]]:
+    """Bytes of the Linear weights a dtype: as the list leaves them, and what the list adds."""
+    totals = {}
+    for weights in QUANTIZED:
+        column = table[f"bytes_{weights}"]
+        kept = table["bytes_none"].where(table["skipped"], column)
+        totals[weights] = {"bytes": int(kept.sum()), "added": int((kept - column).sum())}
+    return totals

@@ -1,0 +1,381 @@
+"""Child processes as their parent sees them: start, watch, end; what became of each.
+
+Importing torch, Diffusers and Quanto takes seconds and happens once, in a server process that
+forks a child for each job (see `server`). Where forking isn't safe (Windows, macOS) each job
+gets a fresh process instead. The parent itself never imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from ..errors import Cancelled, JobFailed
+from ..plain_values import from_dict, to_dict
+from ..units import format_places
+from .jobs import LOG, RESULT, Asked, Event, Found, JobKind, Order, Preload, read_result
+
+_POLL_SECONDS = 0.1  # how soon Ctrl-C and cancel are heard
+_FORK_SECONDS = 5.0  # what a server needs at most to begin a job, which takes milliseconds
+STALL_SECONDS = 1800.0
+"""A job that shows no sign of life for so long is taken for hung."""
+
+
+class Children:
+    """A place to run jobs, each in a process of its own. Use as a context manager.
+
+    Several threads may `run` jobs at the same time.
+
+    Parameters
+    ----------
+    preload : Preload
+        What the jobs will need, imported ahead.
+    fork : bool, optional
+        Whether to fork children from one server; by default on Linux only.
+    environment : mapping of str to str, optional
+        Environment variables of the children, over those of this process.
+    """
+
+    def __init__(
+        self,
+        preload: Preload = Preload(),  # noqa: B008 - frozen
+        fork: bool | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._preload = preload
+        self._fork = sys.platform == "linux" if fork is None else fork
+        self._environment = dict(environment or {})
+        self._server: _Server | None = None
+        self._serving = threading.Lock()
+        self._left = False
+        self._count = itertools.count(1)
+
+    def __enter__(self) -> Children:
+        if self._fork:
+            self._live_server()  # its imports go on while the caller prepares its jobs
+        return self
+
+    def __exit__(self, *_) -> None:
+        with self._serving:
+            server, self._server, self._left = self._server, None, True
+        if server is not None:
+            server.close()
+
+    def run(
+        self,
+        kind: JobKind[Asked, Found],
+        asked: Asked,
+        *,
+        folder: Path,
+        watch: Callable[[Event], None] = lambda event: None,
+        cancel: threading.Event | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> Found:
+        """Do one job in a process of its own and return what it found.
+
+        Parameters
+        ----------
+        kind : JobKind
+            Which job.
+        asked : record
+            What it takes.
+        folder : Path
+            A folder for the job's own files: ``result.json``, and ``log.txt`` with what the
+            process prints.
+        watch : callable
+            Called with each event of the job, in this thread.
+        cancel : threading.Event, optional
+            Set it to end the job.
+        stall_seconds : float
+            Seconds without an event after which the job counts as hung.
+
+        Raises
+        ------
+        QuantolabError
+            What the job raised.
+        JobFailed
+            If the process crashed, was killed, hung or couldn't start; `JobRaised`, if it ended
+            with an error that nobody raises on purpose.
+        Cancelled
+            If `cancel` was set.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESULT).unlink(missing_ok=True)
+        order = Order(f"{next(self._count)}", kind.does, to_dict(asked), folder)
+        job = self._begin(order, cancel, stall_seconds)
+        try:
+            code = job.follow(watch, cancel, stall_seconds)
+        finally:
+            job.end()
+        if code or not (folder / RESULT).exists():
+            raise JobFailed(_how_it_ended(code, folder / LOG))
+        return read_result(folder, kind)
+
+    def _begin(self, order: Order, cancel: threading.Event | None, stall_seconds: float) -> _Job:
+        if not self._fork:
+            return _begin_alone(order, self._preload, self._environment)
+        server = self._live_server()
+        try:
+            return server.begin(order, cancel, stall_seconds)
+        except JobFailed:
+            if not server.gone:
+                raise
+        return self._live_server().begin(order, cancel, stall_seconds)  # once more
+
+    def _live_server(self) -> _Server:
+        """Return the server; one that was killed or crashed is followed by another."""
+        with self._serving:
+            if self._left:  # in another thread: nobody would end a new one
+                raise JobFailed("the place where jobs run was closed before this one began")
+            if self._server is not None and self._server.gone:
+                self._server.close()
+                self._server = None
+            if self._server is None:
+                self._server = _Server(self._preload, self._environment)
+            return self._server
+
+
+class _Job:
+    """One running job."""
+
+    def __init__(self, own: subprocess.Popen | None = None) -> None:
+        self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._own = own
+        self._pid = own.pid if own else None
+        self._ended = False
+
+    def follow(
+        self,
+        watch: Callable[[Event], None],
+        cancel: threading.Event | None,
+        stall_seconds: float,
+    ) -> int:
+        """Hand on the job's events until its process has ended; return the exit code."""
+        heard = time.monotonic()
+        while True:
+            _raise_if_set(cancel)
+            try:
+                event = self.inbox.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if time.monotonic() - heard > stall_seconds:
+                    raise JobFailed(
+                        f"ended after {format_places(stall_seconds, 0)} s without a sign of life"
+                    ) from None
+                continue
+            heard = time.monotonic()
+            if event.kind == "exited":
+                self._ended = True
+                return event.code or 0
+            if event.kind == "started":
+                self._pid = event.pid
+            else:
+                watch(event)
+
+    def end(self) -> None:
+        """Kill the process and all that it started, if it still runs."""
+        if self._ended or not self._has_started():
+            return
+        try:
+            if hasattr(os, "killpg"):
+                os.killpg(self._pid, signal.SIGKILL)
+            else:
+                self._own.kill()
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _has_started(self) -> bool:
+        """Whether there is a process to end; one that was asked for just now is waited for."""
+        if self._pid is None:
+            try:
+                self._pid = self.inbox.get(timeout=_FORK_SECONDS).pid
+            except queue.Empty:
+                pass
+        return self._pid is not None
+
+
+class _Server:
+    """The process that imports once and forks a child for each job; several threads may ask it.
+
+    Parameters
+    ----------
+    preload, environment
+        As for `Children`.
+    """
+
+    def __init__(self, preload: Preload, environment: Mapping[str, str]) -> None:
+        self._process = _start([json.dumps(to_dict(preload))], environment)
+        self._ready = threading.Event()
+        self._jobs: dict[str, _Job] = {}
+        self._writing = threading.Lock()  # two requests must not mix
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, which it doesn't do of itself."""
+        return self._process.poll() is not None
+
+    def begin(self, order: Order, cancel: threading.Event | None, stall_seconds: float) -> _Job:
+        """Have a job begun, when the imports are done.
+
+        Raises
+        ------
+        JobFailed, Cancelled
+            As `Children.run`.
+        """
+        self._wait_until_ready(cancel, stall_seconds)
+        job = self._jobs[order.job] = _Job()
+        try:
+            with self._writing:
+                self._process.stdin.write(json.dumps(to_dict(order)) + "\n")
+                self._process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._failure() from error
+        if not self._reader.is_alive():  # it ended this very moment
+            self._tell_end()
+        return job
+
+    def close(self) -> None:
+        """End it and its children."""
+        try:
+            self._process.stdin.close()  # it ends its children and itself
+        except BrokenPipeError:
+            pass  # it was killed, and a request still lay in the buffer
+        if not self._ready.is_set():  # still importing: it was asked for no job yet
+            self._process.kill()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(timeout=10)
+        if not self._reader.is_alive():  # else something that a job started still holds it
+            self._process.stdout.close()
+
+    def _wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
+        """Wait for the imports: until then it may be killed, since it has no children."""
+        began = time.monotonic()
+        while not self._ready.wait(_POLL_SECONDS):
+            _raise_if_set(cancel)
+            if self.gone:
+                raise self._failure()
+            if time.monotonic() - began > stall_seconds:
+                raise JobFailed(f"not started after {format_places(stall_seconds, 0)} s")
+
+    def _failure(self) -> JobFailed:
+        code = self._process.wait()
+        return JobFailed(f"the process that starts trials has ended: {_how_it_ended(code)}")
+
+    def _read(self) -> None:
+        """Hand events to their jobs until the process ends, which takes its jobs with it."""
+        for event in _events(self._process):
+            if event.kind == "ready":
+                self._ready.set()
+            elif (job := self._jobs.get(event.job)) is not None:
+                job.inbox.put(event)
+                if event.kind == "exited":
+                    del self._jobs[event.job]
+        self._process.wait()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        for job in list(self._jobs.values()):
+            job.inbox.put(Event("exited", code=self._process.returncode))
+
+
+def _begin_alone(order: Order, preload: Preload, environment: Mapping[str, str]) -> _Job:
+    """Begin a job in a fresh process."""
+    process = _start(["--once"], environment)
+    job = _Job(process)
+
+    def read() -> None:
+        for event in _events(process):
+            job.inbox.put(event)
+        process.stdout.close()
+        job.inbox.put(Event("exited", code=process.wait()))
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        process.stdin.write(f"{json.dumps(to_dict(preload))}\n{json.dumps(to_dict(order))}\n")
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it has ended already, and the reader says so
+    return job
+
+
+def _events(process: subprocess.Popen) -> Iterator[Event]:
+    for line in process.stdout:
+        try:
+            yield from_dict(Event, json.loads(line))
+        except ValueError:
+            continue  # not ours: a library that writes to a saved descriptor
+
+
+def _raise_if_set(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("cancelled")
+
+
+def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen:
+    environment = {**os.environ, **extra, "TQDM_DISABLE": "1"}
+    home = str(Path(__file__).resolve().parents[2])
+    return subprocess.Popen(
+        # -P: a torch.py in the current folder is a stranger's file, no library.
+        [sys.executable, "-P", "-c", _SERVE, home, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+# The child imports this very quantolab, wherever it was imported from: its folder is added only
+# where another one, or none, would be found, since it may hold more than quantolab.
+_SERVE = """
+import importlib.util, os, sys
+home = sys.argv.pop(1)
+found = importlib.util.find_spec("quantolab")
+if found is None:
+    sys.path.append(home)
+elif not os.path.samefile(os.path.dirname(found.origin), os.path.join(home, "quantolab")):
+    sys.path.insert(0, home)
+from quantolab.processes.server import main
+main()
+"""
+
+
+def _how_it_ended(code: int, log: Path | None = None) -> str:
+    if code < 0 or code > 128:
+        number = -code if code < 0 else code - 128
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        why = {
+            "SIGSEGV": "the process crashed (segmentation fault)",
+            "SIGKILL": "the process was killed (SIGKILL), by the system for lack of memory or "
+            "by somebody",
+            "SIGABRT": "the process aborted (SIGABRT)",
+            "SIGTERM": "the process was ended (SIGTERM)",
+        }.get(name, f"the process ended by {name}")
+        return why
+    last = _last_line(log) if log else ""
+    return f"the process ended with exit status {code}" + (f": {last}" if last else "")
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""

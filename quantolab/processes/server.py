@@ -1,0 +1,156 @@
+"""The process that imports torch, Diffusers and Quanto once and forks a child for each job.
+
+Started by `children.Children`, which never imports it.
+Requests come in as JSON lines on standard input, events go out as JSON lines on standard output.
+It holds no model and starts no thread, so its children begin clean and cost some milliseconds.
+When standard input ends (its parent is gone, even by ``kill -9``), it ends its children and
+itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import sys
+from typing import NoReturn
+
+from ..plain_values import from_dict, to_dict
+from .jobs import LOG, Event, Order, Preload, run_job
+
+
+def main() -> None:
+    """Serve jobs until standard input ends; with ``--once``, do one job in this process."""
+    out = os.dup(1)
+    _redirect_output(os.devnull)
+    if "--once" in sys.argv:
+        preload(from_dict(Preload, json.loads(sys.stdin.readline())))
+        _run(out, from_dict(Order, json.loads(sys.stdin.readline())))
+        return
+    # A terminal's Ctrl-C goes to the whole process group: the parent alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload(from_dict(Preload, json.loads(sys.argv[1])))
+    send(out, Event("ready"))
+    _serve(out)
+
+
+def preload(wanted: Preload) -> None:
+    """Import what jobs need. Nothing here may start threads or touch an accelerator."""
+    import importlib
+
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without initializing CUDA
+    import torch
+
+    for library, cls in wanted.classes:
+        try:
+            getattr(importlib.import_module(library), cls, None)
+        except (ImportError, RuntimeError):
+            pass  # the job that needs it says so
+    more = () if torch.cuda.is_available() else wanted.without_cuda
+    for name in (*wanted.modules, *more):
+        importlib.import_module(name)
+
+
+def send(out: int, event: Event) -> None:
+    """Write one line; lines under PIPE_BUF bytes from several processes never mix."""
+    os.write(out, (json.dumps(to_dict(event)) + "\n").encode())
+
+
+def _serve(out: int) -> NoReturn:
+    children: dict[int, str] = {}
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    selector = selectors.DefaultSelector()
+    selector.register(0, selectors.EVENT_READ)
+    selector.register(wake_read, selectors.EVENT_READ)
+    pending = b""
+    while True:
+        for key, _ in selector.select():
+            if key.fd == wake_read:
+                os.read(wake_read, 4096)
+                _reap(out, children)
+                continue
+            chunk = os.read(0, 65536)
+            if not chunk:
+                for pid in children:
+                    _kill_group(pid)
+                os._exit(0)  # taking torch down in order takes over a second, for nothing
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                order = from_dict(Order, json.loads(line))
+                pid = _fork(out, order, (wake_read, wake_write))
+                children[pid] = order.job
+
+
+def _fork(out: int, order: Order, own: tuple[int, ...]) -> int:
+    server = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        _die_with(server)
+        os.setsid()  # a group of its own: it can be ended with all that it starts
+        send(out, Event("started", order.job, pid=os.getpid()))
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        for fd in own:
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _run(out, order)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent ends, however that comes (Linux only)."""
+    if sys.platform == "linux":
+        set_signal_at_parents_death = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_signal_at_parents_death, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(70)  # it had ended before
+
+
+def _run(out: int, order: Order) -> None:
+    _redirect_output(str(order.folder / LOG))
+    run_job(order, lambda event: send(out, event))
+
+
+def _reap(out: int, children: dict[int, str]) -> None:
+    while children:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        job = children.pop(pid, None)
+        if job is not None:
+            code = os.waitstatus_to_exitcode(status)
+            send(out, Event("exited", job, code=code))
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _redirect_output(path: str) -> None:
+    """Send what libraries print to a file: standard output carries events only."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What a child process does for a comparison: plan, encode prompts, run one trial."""
+
+from __future__ import annotations
+
+import torch
+
+from ..devices import resolve_device
+from ..errors import ArgumentError
+from ..measure.conditions import describe_conditions
+from ..measure.memory import PeakMemory
+from ..measure.other_load import OtherLoad
+from ..models.layers import check_patterns, linear_layers
+from ..models.resolving import components_of, resolve
+from ..models.skeleton import build_skeleton
+from ..planning.predict import predict_weight_bytes
+from ..processes.jobs import Desk
+from ..recipes import Recipe
+from ..records import Timing
+from ..weights import REFERENCE
+from . import studio
+from .jobs import IMAGES, Encoded, EncodeJob, PlanJob, Planned, RecipePlan, TrialFound, TrialJob
+from .torch_compile import use_own_cache
+
+
+def plan(asked: PlanJob, desk: Desk) -> Planned:
+    """Return the device, what each recipe will hold in bytes and which layers it keeps.
+
+    Builds the components on the meta device: no weight is read.
+    """
+    device = resolve_device(asked.device)
+    skeletons = {name: build_skeleton(asked.source.component(name)) for name in asked.components}
+    return Planned(device, tuple(_plan(asked, recipe, skeletons) for recipe in asked.recipes))
+
+
+def _plan(asked: PlanJob, recipe: Recipe, skeletons: dict[str, torch.nn.Module]) -> RecipePlan:
+    mine = components_of(recipe, asked.source)
+    check_patterns(recipe.skip, {name: linear_layers(skeletons[name]) for name in mine})
+    total, kept, left = 0, [], 0
+    for name, module in skeletons.items():
+        own = recipe if name in mine else Recipe(REFERENCE)
+        resolved = resolve(module, own, name, asked.dtype, strict=False)
+        total += predict_weight_bytes(module, resolved.words, asked.dtype)
+        left += len(resolved.quantized)
+        if name in mine:
+            kept += [f"{name}.{path}" for path in sorted(path for path, _ in resolved.kept)]
+    if not recipe.is_reference and not left:
+        raise ArgumentError(f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize")
+    return RecipePlan(total, tuple(kept), mine)
+
+
+def encode(asked: EncodeJob, desk: Desk) -> Encoded:
+    """Encode the prompts once for all trials that don't quantize text encoders."""
+    encoded = studio.encode_prompts(
+        asked.source, asked.prompts, dtype=asked.dtype, device=asked.device
+    )
+    if encoded is not None:
+        studio.save_encoded(encoded, asked.path)
+    return Encoded(encoded is not None)
+
+
+def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
+    """Run one recipe: load, quantize, make every picture, time the repeats."""
+    workload = asked.workload
+    if asked.compiled:
+        use_own_cache(desk.folder)
+    desk.stage("loading")
+    prepared = studio.prepare(asked)
+    images = desk.folder / IMAGES
+    images.mkdir(exist_ok=True)
+    pairs = workload.pairs
+    maker = studio.Studio(prepared, workload, desk)
+    warmup, samples, repeatable = [], [], True
+    with PeakMemory(workload.device) as peak:
+        first = {}
+        desk.stage("making the pictures")
+        for number, (prompt, seed) in enumerate(pairs):
+            picture, seconds = maker.make(prompt, seed)
+            picture.save(images / f"{number:03d}.png")
+            warmup.append(seconds)
+            first[number] = picture.tobytes()
+        desk.stage("timing")
+        with OtherLoad() as others:
+            for repeat in range(workload.repeats):
+                number = repeat % len(pairs)
+                picture, seconds = maker.make(*pairs[number])
+                samples.append(seconds)
+                repeatable &= picture.tobytes() == first[number]
+    notes = list(prepared.notes)
+    if not repeatable:
+        notes.append("the same prompt and seed did not give the same pixels every time")
+    compiling = max(0.0, warmup[0] - sorted(samples)[len(samples) // 2]) if asked.compiled else None
+    return TrialFound(
+        prepared.weight_bytes,
+        prepared.file_bytes,
+        peak.bytes,
+        prepared.load_seconds,
+        compiling,
+        Timing(tuple(samples), tuple(warmup), others.share),
+        tuple(notes),
+        describe_conditions(workload.device, peak.method),
+    )

@@ -1,0 +1,264 @@
+"""Prompts, seeds, steps and size become pictures: the part of a trial that knows pipelines."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..devices import synchronize
+from ..loading.component import load_component
+from ..loading.pipelines import assemble
+from ..measure.held_bytes import weight_bytes
+from ..measure.quality import check_pixels
+from ..models.resolving import components_of
+from ..models.skeleton import quiet_libraries
+from ..models.source import Source
+from ..processes.jobs import Desk
+from ..recipes import Recipe
+from ..records import Workload
+from ..saved.pieces import file_bytes
+from ..weights import REFERENCE
+from .jobs import TrialJob
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What `encode_prompt` of a pipeline class returns, under the names by which its `__call__` takes
+# it back (None: not taken back). Source: the classes' own signatures, Diffusers 0.42. A class
+# that isn't listed gets its prompts as text and encodes them in each generation.
+_SD3 = (
+    "prompt_embeds", "negative_prompt_embeds",
+    "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
+
+_MASKED = (
+    "prompt_embeds", "prompt_attention_mask",
+    "negative_prompt_embeds", "negative_prompt_attention_mask",
+)  # fmt: skip
+
+_ENCODED_AS: dict[str, tuple[str | None, ...]] = {
+    "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", None),
+    "StableDiffusion3Pipeline": _SD3,
+    "StableDiffusionXLPipeline": _SD3,
+    "PixArtAlphaPipeline": _MASKED,
+    "PixArtSigmaPipeline": _MASKED,
+    "SanaPipeline": _MASKED,
+    "AuraFlowPipeline": _MASKED,
+}
+
+_EVENT_SECONDS = 0.2  # at most so many progress events a second: each costs a system call
+
+
+@dataclass
+class Prepared:
+    """A pipeline that is ready to make pictures, and what it took to get there."""
+
+    pipe: Any
+    denoiser: torch.nn.Module
+    encoded: dict[str, dict[str, torch.Tensor]] | None
+    """By prompt, keyword arguments for the pipeline; None if it takes the text itself."""
+    weight_bytes: int
+    file_bytes: int
+    load_seconds: float
+    notes: tuple[str, ...]
+
+
+def prepare(asked: TrialJob) -> Prepared:
+    """Load and quantize the components that are counted, and build the pipeline around them."""
+    source, dtype, device = asked.source, asked.workload.dtype, asked.workload.device
+    parts: dict[str, torch.nn.Module] = {}
+    notes: list[str] = []
+    started = time.perf_counter()
+    for name in asked.components:
+        own = asked.recipe if name in components_of(asked.recipe, source) else Recipe(REFERENCE)
+        parts[name], report = load_component(
+            source.component(name), own, dtype=dtype, device=device, strict_skip=False
+        )
+        notes += [f"{name}: {note}" for note in report.notes()]
+    synchronize(device)
+    load_seconds = time.perf_counter() - started
+    if asked.compiled:
+        parts[source.denoiser].compile()
+    encoders_here = any(name.startswith("text_encoder") for name in parts)
+    file = None if encoders_here else asked.encoded
+    pipe = build_pipeline(source, parts, dtype=dtype, device=device, encoders=file is None)
+    if file is not None:
+        encoded = load_encoded(file, device)
+    else:
+        encoded = encode_with(pipe, asked.workload.prompts, device)
+    return Prepared(
+        pipe,
+        getattr(pipe, source.denoiser),
+        encoded,
+        sum(weight_bytes(module) for module in parts.values()),
+        sum(file_bytes(module) for module in parts.values()),
+        load_seconds,
+        tuple(notes),
+    )
+
+
+def build_pipeline(
+    source: Source,
+    parts: dict[str, torch.nn.Module | None],
+    *,
+    dtype: str,
+    device: str,
+    encoders: bool,
+) -> Any:
+    """Return a model's pipeline around components that are loaded, without a progress bar.
+
+    Parameters as for `assemble`.
+    """
+    pipe = assemble(
+        source.folder, source.pipeline, parts, dtype=dtype, device=device, encoders=encoders
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def encode_prompts(
+    source: Source, prompts: Iterable[str], *, dtype: str, device: str
+) -> dict[str, dict[str, torch.Tensor]] | None:
+    """Return the encoded prompts, with nothing but the text encoders in memory.
+
+    None if this pipeline's prompts can't be encoded ahead.
+    """
+    if source.pipeline not in _ENCODED_AS:
+        return None
+    left_out = dict.fromkeys((source.denoiser, "vae"))
+    pipe = build_pipeline(source, left_out, dtype=dtype, device=device, encoders=True)
+    return encode_with(pipe, prompts, device)
+
+
+@torch.no_grad()
+def encode_with(
+    pipe: Any, prompts: Iterable[str], device: str
+) -> dict[str, dict[str, torch.Tensor]] | None:
+    """Return, for each prompt, the keyword arguments that stand for it in the pipeline's call."""
+    names = _ENCODED_AS.get(type(pipe).__name__)
+    if names is None:
+        return None
+    accepted = inspect.signature(pipe.encode_prompt).parameters
+    extra: dict[str, Any] = {"device": device}
+    if "prompt_2" in accepted:
+        extra["prompt_2"] = None
+    if "prompt_3" in accepted:
+        extra["prompt_3"] = None
+    extra.update(_text_length(pipe, accepted))
+    encoded = {}
+    with quiet_libraries():
+        for prompt in prompts:
+            values = pipe.encode_prompt(prompt=prompt, **extra)
+            encoded[prompt] = {
+                name: value
+                for name, value in zip(names, values, strict=True)
+                if name is not None and value is not None
+            }
+    return encoded
+
+
+def save_encoded(encoded: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
+    """Write encoded prompts to one safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{number}.{name}": value.cpu().contiguous()
+        for number, kwargs in enumerate(encoded.values())
+        for name, value in kwargs.items()
+    }
+    save_file(tensors, path, metadata={"prompts": json.dumps(list(encoded))})
+
+
+def load_encoded(path: Path, device: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Return what `save_encoded` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        prompts = json.loads(file.metadata()["prompts"])
+        encoded: dict[str, dict[str, torch.Tensor]] = {prompt: {} for prompt in prompts}
+        for key in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
+            number, _, name = key.partition(".")
+            value = file.get_tensor(key).to(device=device, copy=True)
+            encoded[prompts[int(number)]][name] = value
+    return encoded
+
+
+class Studio:
+    """Makes pictures one at a time, all in the same way, and says how long each took."""
+
+    def __init__(self, prepared: Prepared, workload: Workload, desk: Desk) -> None:
+        self._pipe = prepared.pipe
+        self._encoded = prepared.encoded
+        self._device = workload.device
+        self._desk = desk
+        self._told = 0.0
+        width, height = workload.size
+        accepted = inspect.signature(self._pipe.__call__).parameters
+        arguments: dict[str, Any] = {
+            "num_inference_steps": workload.steps,
+            "width": width,
+            "height": height,
+            "output_type": "np",
+            "guidance_scale": workload.guidance,
+            "callback_on_step_end": self._on_step,
+        }
+        if arguments["guidance_scale"] is None:
+            del arguments["guidance_scale"]
+        if self._encoded is None:
+            arguments.update(_text_length(self._pipe, accepted))
+        self._arguments = {k: v for k, v in arguments.items() if k in accepted}
+        # Pipelines whose embeddings include negative ones refuse a default negative prompt text.
+        if self._encoded is not None and "negative_prompt" in accepted:
+            self._arguments["negative_prompt"] = None
+
+    def make(self, prompt: str, seed: int) -> tuple[Image.Image, float]:
+        """Return one picture and the seconds it took, from encoded prompt to pixels.
+
+        Raises
+        ------
+        BadPictureError
+            If it is black, constant or not a number.
+        """
+        from PIL import Image
+
+        text = {"prompt": prompt} if self._encoded is None else self._encoded[prompt]
+        # Noise from the CPU's generator is the same on every device.
+        noise = torch.Generator("cpu").manual_seed(seed)
+        synchronize(self._device)
+        started = time.perf_counter()
+        with torch.no_grad(), quiet_libraries():
+            pixels = self._pipe(**text, **self._arguments, generator=noise).images[0]
+        synchronize(self._device)
+        seconds = time.perf_counter() - started
+        check_pixels(pixels)
+        self._desk.picture()
+        return Image.fromarray((pixels * 255).round().astype("uint8")), seconds
+
+    def _on_step(self, pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
+        now = time.monotonic()
+        if now - self._told > _EVENT_SECONDS:
+            self._told = now
+            self._desk.step()
+        return kwargs
+
+
+def _text_length(pipe: Any, accepted) -> dict[str, int]:
+    """Return the prompt length in tokens: the pipeline's own, or its tokenizer's if that is less.
+
+    FLUX pads every prompt to 512 tokens, also for a model whose tokenizer says 32.
+    """
+    parameter = accepted.get("max_sequence_length")
+    if parameter is None or not isinstance(parameter.default, int):
+        return {}
+    tokenizers = sorted(n for n in pipe.components if n.startswith("tokenizer"))
+    longest = getattr(getattr(pipe, tokenizers[-1], None), "model_max_length", None)
+    if tokenizers and isinstance(longest, int):
+        return {"max_sequence_length": min(parameter.default, longest)}
+    return {}

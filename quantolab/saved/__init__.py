@@ -1,0 +1,1 @@
+"""Saved models: written so that loading quantizes nothing, loaded, verified, converted."""

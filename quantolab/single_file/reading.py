@@ -1,0 +1,207 @@
+"""A component from one file, as models are often published, quantized while it is read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..devices import resolve_device
+from ..errors import (
+    ArgumentError,
+    BrokenModelError,
+    ModelNotFoundError,
+    UnsupportedError,
+    first_line,
+    nearest,
+    one_of,
+)
+from ..files.foreign import check_plain
+from ..files.lazy_tensors import Replayed
+from ..files.mapped import MappedWeights
+from ..loading.filling import fill_skeleton
+from ..models.skeleton import build_skeleton
+from ..models.source import Component, find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
+from .names import PREFIX, as_diffusers_names
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files that torch.load reads, which may hold code."""
+
+
+def load_single_file(
+    path: str | os.PathLike,
+    recipe: Recipe | str = "int8",
+    *,
+    config: str | os.PathLike | None = None,
+    component: str | None = None,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    allow_pickle: bool = False,
+) -> torch.nn.Module:
+    """Return a component from one file, quantized, ready for a pipeline.
+
+    Reads Diffusers' own layout and the original layouts that Diffusers can convert (FLUX as its
+    makers publish it, the same under ``model.diffusion_model.``, and others). Tensors are read,
+    converted, quantized and released one by one. The result is, bit for bit, what `load` gives
+    from the same model's folder.
+
+    Parameters
+    ----------
+    path : str or path
+        A ``.safetensors`` file.
+    recipe : Recipe or str
+        What to quantize to and which layers to keep, by Diffusers' names of the layers.
+    config : str or path, optional
+        What describes the model: the folder of a component, of a pipeline, or a Hub id (only
+        configuration files are fetched). May be left out if the file lies beside its
+        ``config.json``. It is never guessed from the weights.
+    component : str, optional
+        Which part of a pipeline the file holds; by default the denoiser.
+    dtype : str
+        Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+    allow_pickle : bool
+        Whether ``.ckpt``, ``.pt``, ``.pth`` and ``.bin`` files may be read. Even then nothing
+        but tensors is unpickled (``torch.load(weights_only=True)``).
+
+    Returns
+    -------
+    torch.nn.Module
+        In eval mode. Its `quantize_report` attribute says what became of each layer.
+
+    Raises
+    ------
+    ArgumentError
+        An unusable argument, a folder instead of a file, a pickle without `allow_pickle`, or no
+        `config` where one is needed.
+    ModelNotFoundError
+        If the file or the configuration isn't there.
+    BrokenModelError
+        If the file is truncated, no safetensors, quantized already, or its tensors aren't those
+        of the configuration.
+    UnsupportedError
+        If Diffusers can't convert this class's original layout.
+
+    Examples
+    --------
+    >>> transformer = load_single_file(
+    ...     "flux1-dev.safetensors", "int8", config="black-forest-labs/FLUX.1-dev"
+    ... )
+    """
+    recipe = as_recipe(recipe)
+    one_of("compute dtype", dtype, COMPUTE_DTYPES)
+    device = resolve_device(device)
+    path = check_path(path, allow_pickle)
+    part = described_by(path, config, component)
+    stored, shapes = open_file(path)
+    check_plain(path, own_dtypes(shapes))
+    module = build_skeleton(part, keep_buffers=True)
+    tensors = as_diffusers_names(path, part, module, stored, shapes)
+    how = {"dtype": dtype, "device": device}
+    # A converter that has run may have changed tensors in place: those can't be read again.
+    if isinstance(stored, MappedWeights) and isinstance(tensors, Replayed):
+        how["release"] = stored.release
+    module, _ = fill_skeleton(module, tensors, recipe, part.name, **how)
+    return module.eval()
+
+
+def own_dtypes(shapes: Mapping[str, torch.Tensor]) -> dict[str, torch.dtype]:
+    """Return the dtypes of a file's tensors, without those of a whole checkpoint's other parts."""
+    inside = {name for name in shapes if name.startswith(PREFIX)}
+    return {name: shapes[name].dtype for name in inside or shapes}
+
+
+def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
+    """Return the path of a file that may be read.
+
+    Raises
+    ------
+    ArgumentError, ModelNotFoundError
+        If it is a folder, one of several files, a pickle that wasn't allowed, another kind of
+        file, or isn't there.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ArgumentError(
+            f"{str(path)!r} is a folder; one .safetensors file was expected (load reads folders)"
+        )
+    if not path.is_file():
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        files = [str(path.with_name(p.name)) for p in beside if p.suffix == ".safetensors"]
+        raise ModelNotFoundError(f"file {str(path)!r} isn't there{nearest(str(path), files)}")
+    if re.search(r"-\d+-of-\d+\.", path.name):
+        raise ArgumentError(
+            f"{str(path)!r} is one of several files that hold a model together; load reads their "
+            "folder"
+        )
+    ending = path.suffix.casefold()
+    if ending in PICKLES and not allow_pickle:
+        raise ArgumentError(
+            f"{str(path)!r} is a pickle ({ending}), which can hold code; allowed: .safetensors, "
+            "or with allow_pickle=True the tensors of a pickle and nothing else"
+        )
+    if ending not in (".safetensors", *PICKLES):
+        raise ArgumentError(
+            f"{str(path)!r} ends in {ending or 'nothing'!r}; allowed: .safetensors, or with "
+            f"allow_pickle=True {', '.join(PICKLES)}"
+        )
+    return path
+
+
+def described_by(path: Path, config: str | os.PathLike | None, component: str | None) -> Component:
+    """Return the component that the file holds, by its configuration."""
+    if config is None:
+        if not (path.parent / "config.json").is_file():
+            raise ArgumentError(
+                f"config is needed: nothing beside {str(path)!r} says what model its weights are "
+                "of; pass config=<folder of the component or of the pipeline, or its Hub id>"
+            )
+        config = path.parent
+    elif Path(config).name == "config.json":
+        config = Path(config).parent
+    part = find_model(config, weights=False).component(component)
+    if part.library != "diffusers":
+        raise UnsupportedError(
+            f"{part.name!r} is a {part.cls} of {part.library}: single files are read for Diffusers "
+            "models only; load reads it from its folder"
+        )
+    return part
+
+
+def open_file(path: Path) -> tuple[Mapping[str, torch.Tensor], dict]:
+    """Return a file's tensors, read on demand, and their shapes as meta tensors."""
+    if path.suffix.casefold() in PICKLES:
+        tensors = _unpickled(path)
+        return tensors, {name: t.to("meta") for name, t in tensors.items()}
+    stored = MappedWeights([path])
+    specs = map(stored.spec, stored)
+    return stored, {s.name: torch.empty(s.shape, dtype=s.dtype, device="meta") for s in specs}
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """Return a pickle's tensors; `weights_only` refuses, and so never runs, anything else."""
+    try:
+        values = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise BrokenModelError(
+            f"{path} holds something other than tensors, or is no pickle of torch; nothing in it "
+            "was run"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise BrokenModelError(f"{path} can't be read by torch: {first_line(error)}") from error
+    while isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
+        values = values["state_dict"]  # as Diffusers does: training frameworks nest it
+    if isinstance(values, dict):
+        values = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
+    if not values or not isinstance(values, dict):
+        raise BrokenModelError(f"{path} holds no dictionary of tensors")
+    return values

@@ -1,0 +1,38 @@
+"""What the process beside the kernel does for panels."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..devices import device_name, free_bytes
+from ..models.source import find_model
+from ..planning.skips import skip_report
+from ..processes.jobs import Desk
+from ..report.code import diffusers_code
+from ..run import child
+from ..run.jobs import PlanJob
+from .jobs import Ahead, Fetched, FetchJob, Listed, ListJob, Script, ScriptJob
+
+
+def look_ahead(asked: PlanJob, desk: Desk) -> Ahead:
+    """Return the plan of each recipe, and the device with its free memory."""
+    planned = child.plan(asked, desk)
+    return Ahead(planned, device_name(planned.device), free_bytes(planned.device))
+
+
+def fetch(asked: FetchJob, desk: Desk) -> Fetched:
+    """Bring a Hub model's weights into the local cache: a job, so that it can be ended."""
+    return Fetched(str(find_model(asked.model).folder))
+
+
+def list_layers(asked: ListJob, desk: Desk) -> Listed:
+    """Return the rows of a model's `skip_report` without a skip list."""
+    folder = asked.source.folder
+    report = skip_report(folder, components=asked.components, dtype=asked.dtype)
+    return Listed(tuple(report.to_dict("records")))
+
+
+def write_script(asked: ScriptJob, desk: Desk) -> Script:
+    """Return the plain Diffusers script of a recipe."""
+    options = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
+    return Script(diffusers_code(options.pop("recipe"), **options))

@@ -1,0 +1,80 @@
+"""What panels ask of the process beside the kernel, which has torch; the kernel never loads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..models.source import Source
+from ..processes.jobs import JobKind
+from ..recipes import Recipe
+from ..run.jobs import PlanJob, Planned
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What will become of each recipe, and on which device."""
+
+    planned: Planned
+    device_name: str
+    free_bytes: int | None
+    """Free memory of the device; None where it doesn't say."""
+
+
+@dataclass(frozen=True)
+class FetchJob:
+    """Bring a Hub model's weights into the local cache."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Where it lies."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
+class ListJob:
+    """List the Linear layers of a model's components."""
+
+    source: Source
+    components: tuple[str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The rows of `skip_report` without a skip list."""
+
+    rows: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class ScriptJob:
+    """Write the plain Diffusers script of a recipe."""
+
+    recipe: Recipe
+    model: str
+    dtype: str
+    device: str
+    prompt: str
+    steps: int
+    seed: int
+    size: tuple[int, int]
+    guidance: float | None
+
+
+@dataclass(frozen=True)
+class Script:
+    """The script."""
+
+    code: str
+
+
+_CHILD = "quantolab.widgets.child"
+LOOK_AHEAD = JobKind(f"{_CHILD}:look_ahead", PlanJob, Ahead)
+FETCH = JobKind(f"{_CHILD}:fetch", FetchJob, Fetched)
+LIST_LAYERS = JobKind(f"{_CHILD}:list_layers", ListJob, Listed)
+WRITE_SCRIPT = JobKind(f"{_CHILD}:write_script", ScriptJob, Script)

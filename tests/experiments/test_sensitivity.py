@@ -1,0 +1,269 @@
+"""What layers are worth: measured on a tiny FLUX, resumed, and turned into recipes that fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+
+import pytest
+import torch
+
+import quantolab as ql
+from quantolab.backends import layer_bytes
+from quantolab.errors import ArgumentError, Cancelled
+from quantolab.experiments import advising
+from quantolab.experiments.advising import advise, skip_patterns
+from quantolab.experiments.sensitivity import block_of, sensitivity
+from quantolab.models.layers import linear_layers, match_layers
+from quantolab.shapes import Layer
+
+QUIET = {"watch": lambda progress: None}
+ASKED = {
+    "steps": 2,
+    "inputs": 1,
+    "dtype": "float32",
+    "device": "cpu",
+    "prompt": "a red cat",
+    **QUIET,
+}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("sensitivity") / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def table(pipeline_folder, out):
+    return sensitivity(pipeline_folder, ["int8", "int4"], out=out, **ASKED)
+
+
+@pytest.fixture(scope="module")
+def denoiser(pipeline_folder):
+    return ql.load(pipeline_folder, "none", dtype="float32", device="cpu")
+
+
+# -- the table
+
+
+def test_every_layer_has_a_row_a_dtype(table, denoiser):
+    layers = linear_layers(denoiser)
+    assert list(table.path) == [layer.path for layer in layers] * 2
+    assert list(table.weights) == ["int8"] * len(layers) + ["int4"] * len(layers)
+    assert set(table.component) == {"transformer"}
+    assert (table.saved_bytes == table.bytes_none - table.bytes_quantized).all()
+    for row, layer in zip(table.to_dict("records"), [*layers, *layers], strict=True):
+        assert row["bytes_quantized"] == layer_bytes(layer, row["weights"], "float32")
+    assert set(table.inputs) == {1}
+    assert set(table["size"]) == {"32x32"}
+    assert set(table.prompt) == {"a red cat"}
+
+
+def test_weight_errors_are_those_of_the_arithmetic(table, denoiser):
+    """int8 by hand: rounded to 127 steps of the largest value of each row."""
+    rows = table[table.weights == "int8"].set_index("path")
+    for path in ("proj_out", "transformer_blocks.0.attn.to_q"):
+        weight = denoiser.get_submodule(path).weight
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        error = (weight / scale).round() * scale - weight
+        expected = (error.norm() / weight.norm()).item()
+        assert rows.weight_error[path] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fewer_bits_make_larger_errors(table):
+    by = {word: rows.set_index("path") for word, rows in table.groupby("weights")}
+    assert (by["int4"].weight_error > 5 * by["int8"].weight_error).all()
+    assert (by["int4"].output_error > by["int8"].output_error).mean() > 0.9
+    assert (table.output_error > table.output_floor).mean() > 0.9  # rounding is far below
+    assert 0 < table.output_floor.iloc[0] < 1e-4
+
+
+def test_the_last_layer_alone_changes_the_output_as_its_weight_does(table):
+    """No layer follows ``proj_out``, so what it adds to the output is its own error."""
+    row = table[(table.path == "proj_out") & (table.weights == "int4")].iloc[0]
+    assert row.output_error == pytest.approx(row.weight_error, rel=0.3)
+
+
+def test_a_run_that_was_ended_goes_on(pipeline_folder, table, out, tmp_path):
+    lines = out.read_text().splitlines()
+    assert len(lines) == 1 + len(table) + 1  # what was asked, the rows, the conditions
+    half = tmp_path / "half.jsonl"
+    half.write_text("\n".join(lines[:21]) + "\n" + lines[21][:30])  # cut in the middle of a line
+    seen = []
+    asked = {**ASKED, "watch": seen.append}
+    again = sensitivity(pipeline_folder, ["int8", "int4"], out=half, **asked)
+    assert again.equals(table)
+    assert {p.total for p in seen} == {0, len(table) - 20}  # only what was missing
+    assert sorted(half.read_text().splitlines()) == sorted(lines)
+
+
+def test_results_of_another_call_are_not_mixed(pipeline_folder, out, table):
+    before = out.read_text()
+    with pytest.raises(ArgumentError, match="holds results of another call"):
+        sensitivity(pipeline_folder, ["int8"], out=out, **{**ASKED, "prompt": "a dog"})
+    assert out.read_text() == before
+
+
+def test_blocks_of_a_text_encoder(pipeline_folder):
+    recipe = ql.Recipe("int2", skip=("*.wo",))
+    table = sensitivity(
+        pipeline_folder, recipe, component="text_encoder_2", groups="blocks", **ASKED
+    )
+    assert list(table.path) == ["encoder.block.0", "encoder.block.1"]
+    assert list(table.layers) == [5, 5]  # q, k, v, o, wi
+    assert (table.output_error > table.output_floor).all()
+
+
+def test_a_run_can_be_cancelled(pipeline_folder):
+    cancel = threading.Event()
+    asked = {**ASKED, "watch": lambda p: p.done >= 1 and cancel.set(), "cancel": cancel}
+    with pytest.raises(Cancelled):
+        sensitivity(pipeline_folder, ["int8"], **asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"groups": "blcks"}, "did you mean 'blocks'"),
+        ({"recipes": ["none"]}, "names nothing to quantize"),
+        ({"recipes": ["int8", ql.Recipe("int8", ("proj_out",))]}, "more than once"),
+        ({"inputs": 0}, "inputs must be a whole number of 1 or more"),
+        ({"component": "transfromer"}, "did you mean 'transformer'"),
+    ],
+)
+def test_bad_requests_are_refused(pipeline_folder, arguments, said):
+    with pytest.raises(ArgumentError, match=said):
+        sensitivity(pipeline_folder, **arguments)
+
+
+def test_blocks():
+    assert block_of("transformer_blocks.3.attn.to_out.0") == "transformer_blocks.3"
+    assert block_of("encoder.block.11.layer.0.SelfAttention.q") == "encoder.block.11"
+    assert block_of("time_text_embed.timestep_embedder.linear_1") == "time_text_embed"
+    assert block_of("proj_out") == "proj_out"
+    assert block_of("to_out.0") == "to_out"
+
+
+# -- skip lists
+
+
+PATHS = (
+    "x_embedder", "blocks.0.to_q", "blocks.0.to_out.0", "blocks.1.to_q", "blocks.1.to_out.0",
+    "blocks.10.to_q", "single.0.proj_out", "norm_out.linear", "proj_out",
+)  # fmt: skip
+LAYERS = tuple(Layer(path, 8, 4, True) for path in PATHS)
+
+
+@pytest.mark.parametrize(
+    ("paths", "patterns"),
+    [
+        (["blocks.0.to_q"], ("blocks.0.to_q",)),
+        (["blocks.0.to_q", "blocks.0.to_out.0"], ("blocks.0",)),
+        (["blocks.0", "blocks.1", "blocks.10.to_q"], ("blocks",)),
+        (["norm_out.linear", "x_embedder"], ("x_embedder", "norm_out.linear")),
+        (["proj_out"], ("[p]roj_out",)),  # the bare name would keep single.0.proj_out too
+        ([], ()),
+    ],
+)
+def test_a_skip_list_keeps_what_it_should_and_no_more(paths, patterns):
+    assert skip_patterns(paths, LAYERS) == patterns
+    wanted = [p for p in PATHS if any(p == q or p.startswith(q + ".") for q in paths)]
+    assert sorted(match_layers(patterns, LAYERS)) == sorted(wanted)
+
+
+def test_any_set_of_layers_can_be_said(denoiser):
+    layers = linear_layers(denoiser)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        chosen = [la.path for la in layers if torch.rand(1, generator=generator) < 0.5]
+        assert sorted(match_layers(skip_patterns(chosen, layers), layers)) == sorted(chosen)
+
+
+# -- advice
+
+
+@pytest.fixture(scope="module")
+def sizes(pipeline_folder):
+    rows = ql.plan(pipeline_folder, dtype="float32").query("component == 'transformer'")
+    return dict(zip(rows.recipe, rows.weight_bytes, strict=True))
+
+
+def fits(pipeline_folder, recipe, budget):
+    module = ql.load(pipeline_folder, recipe, dtype="float32", device="cpu")
+    return ql.weight_bytes(module) <= budget
+
+
+@pytest.mark.parametrize("share", (0.0, 0.1, 0.5, 0.9, 1.5))
+def test_what_is_advised_fits(pipeline_folder, table, sizes, share):
+    budget = int(sizes["int4"] + share * (sizes["int8"] - sizes["int4"]))
+    recipe = advise(pipeline_folder, budget, table=table, check=False, dtype="float32")
+    assert fits(pipeline_folder, recipe, budget)
+    if share == 0:
+        assert recipe == ql.Recipe("int4")
+    elif share < 1:
+        assert recipe.weights == "int4" and recipe.skip
+
+
+def test_more_bytes_never_predict_more_damage(pipeline_folder, table, sizes):
+    shapes = advising._shapes(pipeline_folder, None, "float32")
+    budgets = [int(sizes["int4"] * (1 + i / 5)) for i in range(8)]
+    errors = [min(advising._candidates(table, shapes, b, None))[0] for b in budgets]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_the_advice_is_better_than_the_plain_dtype(pipeline_folder, table, sizes, denoiser):
+    """Measured anew, on inputs that the advice has not seen."""
+    from quantolab.models.sample_inputs import first_output, sample_inputs
+
+    budget = (sizes["int4"] + sizes["int8"]) // 2
+    recipe = advise(pipeline_folder, budget, table=table, dtype="float32", **QUIET)
+    inputs = sample_inputs(denoiser, torch.float32)
+    reference = first_output(denoiser, inputs)
+
+    def error(recipe):
+        module = ql.load(pipeline_folder, recipe, dtype="float32", device="cpu")
+        assert ql.weight_bytes(module) <= budget
+        return (first_output(module, inputs) - reference).norm() / reference.norm()
+
+    assert error(recipe) < error("int4")
+
+
+def test_checking_takes_the_best_measured(pipeline_folder, table, sizes, monkeypatch):
+    monkeypatch.setattr(advising, "_output_errors", lambda model, recipes, *_: [
+        0.1 if recipe == ql.Recipe("int4") else 0.2 for recipe in recipes
+    ])  # fmt: skip
+    budget = (sizes["int4"] + sizes["int8"]) // 2
+    assert advise(pipeline_folder, budget, table=table, dtype="float32") == ql.Recipe("int4")
+
+
+def test_what_fits_unquantized_stays_so(pipeline_folder, sizes):
+    assert advise(pipeline_folder, sizes["none"], dtype="float32") == ql.Recipe("none")
+
+
+def test_what_cannot_fit_is_refused(pipeline_folder, sizes):
+    with pytest.raises(ArgumentError, match=f"the least is int2 with {sizes['int2']} bytes"):
+        advise(pipeline_folder, sizes["int2"] - 1, dtype="float32")
+
+
+def test_bad_advice_requests_are_refused(pipeline_folder, table, sizes):
+    with pytest.raises(ArgumentError, match="a budget is needed"):
+        advise(pipeline_folder)
+    with pytest.raises(ArgumentError, match="lacks component"):
+        advise(pipeline_folder, sizes["int4"], table=table[["path"]], dtype="float32")
+    with pytest.raises(ArgumentError, match="compute_dtype is 'float32', not 'bfloat16'"):
+        advise(pipeline_folder, sizes["int4"], table=table)
+    for other in (table.iloc[1:], table[table.weights == "int8"].iloc[::2]):
+        with pytest.raises(ArgumentError, match="not of all layers of transformer"):
+            advise(pipeline_folder, sizes["int8"], table=other, dtype="float32")
+    with pytest.raises(ArgumentError, match="not of all layers of transformer of 'demo'"):
+        advise("demo", "10MB", table=table, dtype="float32")
+
+
+def test_infinite_errors_are_kept_first(table):
+    rows = table[table.weights == "int4"].to_dict("records")
+    rows[5]["output_error"] = math.inf
+    kept, error = advising._best_kept(rows, rows[5]["saved_bytes"])
+    assert kept == [rows[5]["path"]]
+    assert math.isfinite(error)
+    assert json.loads(json.dumps(rows[5]["output_error"])) == math.inf  # as results are kept
