@@ -252,6 +252,8 @@ class Module:
                 texts = [name for name in self._imported_by(node) if ANY in name]
             elif isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)):
                 texts = [] if id(node) in self._pieces else self.texts(node)
+                code = "\n".join(texts)  # that another process may be given to run
+                texts += [".".join(filter(None, names)) for names in _IMPORTED_IN.findall(code)]
             found += [(t.partition(":")[0], node.lineno) for t in texts if _is_ours(t)]
         return list(dict.fromkeys(found))
 
@@ -297,6 +299,9 @@ class Module:
 
 
 _IMPORTERS = ("import_module", "__import__")
+_IMPORTED_IN = re.compile(
+    rf"(?:^|;) *(?:from|import) +({OURS}(?:\.\w+)+)(?: +import +(\w+))?", re.MULTILINE
+)
 
 
 def _walk(node: ast.AST, when: str) -> list[tuple[ast.AST, str]]:
@@ -953,6 +958,8 @@ S = f"{OURS}.run.session"
         ("text", "A = 'quantolab.run'\nDO = A + '.child' + ':do'"),
         ("text", "COMMAND = ['python', '-m', 'quantolab.run.child']"),
         ("text", "WANTED = Preload((), ('quantolab.run.child',))"),
+        ("text", "CODE = '''\nimport sys\nfrom quantolab.run import child\n'''\nrun(CODE)"),
+        ("text", "COMMAND = ['python', '-c', 'import sys; import quantolab.run.child']"),
         ("any", "def f(name):\n    return f'quantolab.run.{name}'"),
         ("any", "def f(name):\n    return 'quantolab.' + name"),
         ("any", "import importlib\nimportlib.import_module(f'.{x}', 'quantolab.run')"),
@@ -972,6 +979,7 @@ def test_the_guard_sees_every_kind_of_leaning(tmp_path, when, text):
         "NAME = 'quantolab.json'",
         "'''A docstring.'''\n'quantolab.run.child'",
         "TEXT = 'see quantolab.run.child'",
+        "SHOWN = 'import quantolab as ql\\nql.do()'",
         "JOB = f'{__name__}:do'",  # of itself
         "import os\nos.path",
     ],

@@ -19,10 +19,6 @@ from .forms import DiffusersForm
 if TYPE_CHECKING:
     import torch
 
-_LIBRARIES = {"quanto": "optimum.quanto"}
-"""What a module must have been made with to hold a backend's layers."""
-
-
 def door(word: str, name: str) -> Any:
     """Return a module of the backend that a weights word means.
 
@@ -66,7 +62,8 @@ def stored_form(backend: str) -> Any:
 def stored_form_of(part: torch.nn.Module) -> Any:
     """Return the ``stored_form`` of the backend that made a layer; None for ordinary modules."""
     for backend in BACKENDS:
-        if _LIBRARIES[backend] in sys.modules:  # else no layer can be its
+        # Where its library wasn't imported, no layer can be its.
+        if importlib.import_module(f"{__name__}.{backend}").LIBRARY in sys.modules:
             form = stored_form(backend)
             if form.owns(part):
                 return form

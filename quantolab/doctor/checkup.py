@@ -15,7 +15,8 @@ from ..processes.children import Children
 from ..text_tables import GAP, text_columns
 from ..units import ABSENT, format_bytes, format_seconds
 from .constants import ROUNDS, ROWS, WIDTH
-from .jobs import EXAMINE, ExamineJob, Extension, Hub, Machine
+from .jobs import ExamineJob, Extension, Hub, Machine
+from .kinds import EXAMINE
 from .tools import Tool, check_tools
 from .versions import Version, check_versions
 

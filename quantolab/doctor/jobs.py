@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..processes.jobs import JobKind
-
 
 @dataclass(frozen=True)
 class Place:
@@ -136,11 +134,3 @@ class Machine:
     extensions: tuple[Extension, ...]
     hub: Hub
     speeds: tuple[Speed, ...]
-
-
-_HERE = "quantolab.doctor"
-MAKE = JobKind(f"{_HERE}.tiny_pipeline:make_pipeline", Place, Made)
-PHASE = JobKind(f"{_HERE}.cells:run_phase", PhaseJob, Verdict)
-BUILD = JobKind(f"{_HERE}.cells:build_extension", Place, Done)
-COMPILE = JobKind(f"{_HERE}.cells:compile_unquantized", CompileJob, Moved)
-EXAMINE = JobKind(f"{_HERE}.machine:examine", ExamineJob, Machine)

@@ -18,7 +18,8 @@ from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import COMPUTE_DTYPES, slug
 from ..weights import QUANTIZED, weights_of
 from .constants import EXTENSIONS
-from .jobs import BUILD, COMPILE, MAKE, PHASE, CompileJob, PhaseJob, Place
+from .jobs import CompileJob, PhaseJob, Place
+from .kinds import BUILD, COMPILE, MAKE, PHASE
 from .outcomes import Cell
 
 if TYPE_CHECKING:

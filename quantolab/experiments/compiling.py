@@ -21,7 +21,8 @@ from ..run import torch_compile
 from ..run.asked import Request, check_request
 from ..run.session import Session, Watch
 from ..weights import REFERENCE
-from .jobs import COMPILE, CompileJob
+from .jobs import CompileJob
+from .kinds import COMPILE
 from .opening import watched
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from ..records import FAILED, OK, UNSUPPORTED
 from ..run.session import preload_of
 from ..units import format_digits, format_percent
 from ..weights import REFERENCE, WORDS
-from .jobs import STEPS, StepJob, Steps
+from .jobs import StepJob, Steps
+from .kinds import STEPS
 
 if TYPE_CHECKING:
     import pandas

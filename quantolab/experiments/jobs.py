@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..models.source import Source
-from ..processes.jobs import JobKind
 from ..recipes import Recipe
 from ..records import Conditions
 from ..run.jobs import TrialJob
@@ -162,10 +161,3 @@ class StepsFound:
     not_compiled: str | None
     """Why there are no compiled steps though they were asked for."""
     conditions: Conditions
-
-
-_HERE = "quantolab.experiments"
-COMPILE = JobKind(f"{_HERE}.compiling_child:measure_compiled", CompileJob, CompileFound)
-LAYERS = JobKind(f"{_HERE}.sensitivity_child:list_layers", LayersJob, LayersFound)
-SETS = JobKind(f"{_HERE}.sensitivity_child:measure_sets", SetsJob, SetsFound)
-STEPS = JobKind(f"{_HERE}.full_size_child:measure_steps", StepJob, StepsFound)

@@ -23,7 +23,8 @@ from ..run.asked import Request
 from ..run.session import Session, Watch
 from ..shapes import Layer
 from ..weights import REFERENCE
-from .jobs import LAYERS, SETS, LayerSet, LayersJob, SetError, SetsFound, SetsJob
+from .jobs import LayerSet, LayersJob, SetError, SetsFound, SetsJob
+from .kinds import LAYERS, SETS
 from .opening import watched
 
 

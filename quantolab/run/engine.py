@@ -19,8 +19,9 @@ from ..processes.children import STALL_SECONDS
 from ..records import FAILED, OK, UNSUPPORTED, Comparison, PictureQuality, Trial
 from ..weights import REFERENCE
 from .asked import Request, counted_components
-from .jobs import IMAGES, TRIAL, RecipePlan
+from .jobs import IMAGES, RecipePlan
 from .journal import RUN_FILE, Journal, check_folder, picture_path, read_asked, read_run
+from .kinds import TRIAL
 from .session import Session, Watch
 
 if TYPE_CHECKING:

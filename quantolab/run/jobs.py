@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.source import Source
-from ..processes.jobs import JobKind
 from ..recipes import Recipe
 from ..records import Conditions, Timing, Workload
 
@@ -92,7 +91,3 @@ class TrialFound:
 
 IMAGES = "images"
 """Folder of a trial's pictures, ``000.png`` and so on, in its job's."""
-
-PLAN = JobKind("quantolab.run.child:plan", PlanJob, Planned)
-ENCODE = JobKind("quantolab.run.child:encode", EncodeJob, Encoded)
-TRIAL = JobKind("quantolab.run.child:run_trial", TrialJob, TrialFound)

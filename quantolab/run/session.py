@@ -17,7 +17,8 @@ from ..recipes import Recipe
 from ..records import Trial
 from ..weights import BACKENDS
 from .asked import Request
-from .jobs import ENCODE, PLAN, EncodeJob, PlanJob, RecipePlan, TrialJob
+from .jobs import EncodeJob, PlanJob, RecipePlan, TrialJob
+from .kinds import ENCODE, PLAN
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..run.journal import read_run
 from ..run.session import preload_of
 from ..units import format_bytes, format_count, format_ratio, format_roughly
 from .background import Assistant
-from .jobs import LOOK_AHEAD
+from .kinds import LOOK_AHEAD
 from .latest import Latest
 from .markup import Raw, bar, note, table
 from .recent import recent_runs

@@ -34,7 +34,8 @@ from .choosing import Choice, changed, choice_of
 from .drawing import tradeoff_html
 from .estimating import Estimate, Estimator, estimate_html
 from .form import Form
-from .jobs import FETCH, FetchJob
+from .jobs import FetchJob
+from .kinds import FETCH
 from .latest import Latest
 from .markup import alert, note
 from .model_field import WRAP

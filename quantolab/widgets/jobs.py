@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.source import Source
-from ..processes.jobs import JobKind
 from ..recipes import Recipe
-from ..run.jobs import PlanJob, Planned
+from ..run.jobs import Planned
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,3 @@ class Script:
     """The script."""
 
     code: str
-
-
-_CHILD = "quantolab.widgets.child"
-LOOK_AHEAD = JobKind(f"{_CHILD}:look_ahead", PlanJob, Ahead)
-FETCH = JobKind(f"{_CHILD}:fetch", FetchJob, Fetched)
-LIST_LAYERS = JobKind(f"{_CHILD}:list_layers", ListJob, Listed)
-WRITE_SCRIPT = JobKind(f"{_CHILD}:write_script", ScriptJob, Script)

@@ -20,7 +20,8 @@ from ..run.session import preload_of
 from ..shapes import Layer
 from ..units import ABSENT, format_bytes, format_count
 from ..weights import QUANTIZED
-from .jobs import LIST_LAYERS, ListJob
+from .jobs import ListJob
+from .kinds import LIST_LAYERS
 from .latest import Latest
 from .markup import Raw, code, escaped, note, table
 from .panel import Panel

@@ -22,7 +22,8 @@ from ..weights import REFERENCE
 from .background import Assistant
 from .choosing import Choice
 from .code_box import CodeBox
-from .jobs import WRITE_SCRIPT, ScriptJob
+from .jobs import ScriptJob
+from .kinds import WRITE_SCRIPT
 from .latest import Latest
 from .markup import alert, note
 from .model_field import LABEL, WRAP

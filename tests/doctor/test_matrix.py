@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from quantolab.doctor import cells, path_matrix
-from quantolab.doctor.jobs import MAKE, PHASE, PhaseJob, Place
+from quantolab.doctor.jobs import PhaseJob, Place
 from quantolab.doctor.judging import difference
+from quantolab.doctor.kinds import MAKE, PHASE
 from quantolab.doctor.matrix import PATHS, VIA, Cell, _Ward, all_work, totals
 from quantolab.doctor.tables import markdown_matrix, matrix_notes, text_matrix
 from quantolab.errors import ArgumentError, QuantolabError, UnsupportedError

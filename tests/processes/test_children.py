@@ -20,7 +20,8 @@ from quantolab.processes.children import Children
 from quantolab.processes.jobs import JobKind, Preload
 from quantolab.recipes import Recipe
 from quantolab.records import Workload
-from quantolab.run.jobs import TRIAL, PlanJob, Planned, TrialJob
+from quantolab.run.jobs import PlanJob, Planned, TrialJob
+from quantolab.run.kinds import TRIAL
 
 FLUX = Preload((("diffusers", "FluxPipeline"),))
 

@@ -2,3 +2,8 @@
 
 Known faults of Quanto are cured in `cures`; `as_shipped` is Quanto without our cures.
 """
+
+from __future__ import annotations
+
+LIBRARY = "optimum.quanto"
+"""What a module must have been made with to hold layers of this backend."""
