@@ -13,7 +13,7 @@ from pathlib import Path
 from . import __version__
 from .errors import ArgumentError, QuantolabError, nearest
 from .recipes import COMPUTE_DTYPES, default_recipes
-from .run.journal import RUNS, new_folder
+from .run import RUNS
 from .weights import REFERENCE, WORDS
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -155,6 +155,7 @@ def _add_compare(commands) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from .experiments.comparing import compare
+    from .run.journal import new_folder
 
     out = arguments.out
     if out is None:

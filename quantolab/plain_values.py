@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 
@@ -54,7 +54,8 @@ def from_dict(cls: type[Record], values: object, where: str = "") -> Record:
     if not isinstance(values, Mapping):
         raise _wrong(where or cls.__name__, "an object", values)
     given = {}
-    for name, (kind, is_needed) in _fields(cls).items():
+    fields = _fields(cast(Hashable, cls))  # mypy takes a type variable's type for unhashable
+    for name, (kind, is_needed) in fields.items():
         place = f"{where}.{name}" if where else name
         if name in values:
             given[name] = _as(kind, values[name], place)
@@ -78,13 +79,13 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     """Return type of each field, and whether it must be given."""
     hints = get_type_hints(cls)
     missing = dataclasses.MISSING
     return {
         f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        for f in dataclasses.fields(cls)
         if f.init
     }
 

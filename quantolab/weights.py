@@ -49,7 +49,7 @@ class Weights:
     @property
     def per_byte(self) -> int:
         """How many values a byte holds, 1 at least."""
-        return 8 // self.bits if self.is_packed else 1
+        return 8 // self.bits if self.bits is not None and self.is_packed else 1
 
 
 # From the most precise to the least: the order of every table, menu and grid. Colours are Okabe

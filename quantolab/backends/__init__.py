@@ -19,6 +19,7 @@ from .forms import DiffusersForm
 if TYPE_CHECKING:
     import torch
 
+
 def door(word: str, name: str) -> Any:
     """Return a module of the backend that a weights word means.
 

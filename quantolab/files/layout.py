@@ -33,6 +33,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -270,7 +271,7 @@ def _step(spec: Spec) -> int:
 
 def header_bytes_of(layout: FileLayout) -> bytes:
     """Return length and header, padded so that the payload starts on a boundary."""
-    header: dict = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for entry in layout.entries:
         header[entry.spec.name] = {
             "dtype": _DTYPE_NAMES[entry.spec.dtype],
@@ -282,7 +283,7 @@ def header_bytes_of(layout: FileLayout) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _header(path: Path, text: bytes) -> dict:
+def _header(path: Path, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_pairs)
     except (ValueError, RecursionError) as error:

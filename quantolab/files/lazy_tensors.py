@@ -8,7 +8,9 @@ when that tensor is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
@@ -44,7 +46,13 @@ class Recorded(torch.Tensor):
         return wrapped
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Run `func` on shapes alone and remember it for later."""
         kwargs = kwargs or {}
         inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Recorded)]
@@ -60,29 +68,34 @@ class Recorded(torch.Tensor):
         tensors = [x for x in tree_flatten(result)[0] if isinstance(x, torch.Tensor)]
         sources = frozenset().union(*(x.sources for x in inputs))
 
-        def compute():
+        def compute() -> Any:
             real_args, real_kwargs = tree_map(
                 lambda x: x.compute() if isinstance(x, Recorded) else x, (args, kwargs)
             )
             return func(*real_args, **real_kwargs)
 
+        def compute_part(number: int) -> torch.Tensor:
+            return compute()[number]
+
         if isinstance(result, torch.Tensor):
             return cls.wrap(result, compute, sources)
         if isinstance(result, (tuple, list)) and len(tensors) == len(result):
             return type(result)(
-                cls.wrap(part, lambda i=i: compute()[i], sources) for i, part in enumerate(result)
+                cls.wrap(part, partial(compute_part, i), sources) for i, part in enumerate(result)
             )
         return result  # shapes, dtypes, numbers
 
 
-def _assigns(func) -> bool:
+def _assigns(func: Callable[..., Any]) -> bool:
     name = getattr(func, "__name__", "")
     if name.endswith("__"):
         return name in _ASSIGNING
     return name.endswith("_")
 
 
-def record(stored: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Tensor]) -> dict:
+def record(
+    stored: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Tensor]
+) -> dict[str, Recorded]:
     """Return one `Recorded` tensor for each stored one.
 
     Parameters
@@ -93,12 +106,12 @@ def record(stored: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Tensor
         The same names with meta tensors.
     """
     return {
-        name: Recorded.wrap(like, lambda name=name: stored[name], frozenset((name,)))
+        name: Recorded.wrap(like, partial(stored.__getitem__, name), frozenset((name,)))
         for name, like in shapes.items()
     }
 
 
-class Replayed(Mapping):
+class Replayed(Mapping[str, torch.Tensor]):
     """A mapping of `Recorded` tensors that gives real ones, computed anew at each access."""
 
     def __init__(self, recorded: Mapping[str, Recorded]) -> None:

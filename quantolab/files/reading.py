@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 
@@ -86,13 +87,13 @@ class Reading:
         self._files = [(_File(path, digests.get(path.name)), layout) for path, layout in files]
         self._blocks = (b for file, layout in self._files for b in _blocks(file, layout, size))
         self._threads = ThreadPoolExecutor(_AHEAD, thread_name_prefix="quantolab-reading")
-        self._coming: deque[tuple[_Block, torch.Tensor, Future]] = deque()
+        self._coming: deque[tuple[_Block, torch.Tensor, Future[None]]] = deque()
         self._start(_AHEAD)
 
     def __enter__(self) -> Reading:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error: object) -> None:
         self._threads.shutdown(cancel_futures=True)
         for file, _ in self._files:
             file.close()
@@ -119,7 +120,8 @@ class _File:
         self.path = path
         self._expected = digest
         self._hasher = None if digest is None else xxhash.xxh3_128()
-        self._lock, self._opened = threading.Lock(), None
+        self._lock = threading.Lock()
+        self._opened: FileIO | None = None
 
     def read(self, view: memoryview, start: int) -> None:
         """Fill a view with the file's bytes from `start` on."""
@@ -127,21 +129,22 @@ class _File:
             with self._lock:
                 if self._opened is None:
                     self._opened = self.path.open("rb", buffering=0)
+                file = self._opened
             position = 0
             while position < len(view):
-                count = self._read_at(view[position:], start + position)
+                count = self._read_at(file, view[position:], start + position)
                 if not count:
                     raise _broken(self.path, "it ended while it was read")
                 position += count
         except OSError as error:
             raise _broken(self.path, str(error)) from error
 
-    def _read_at(self, view: memoryview, start: int) -> int | None:
+    def _read_at(self, file: FileIO, view: memoryview, start: int) -> int | None:
         if hasattr(os, "preadv"):
-            return os.preadv(self._opened.fileno(), [view], start)
+            return os.preadv(file.fileno(), [view], start)
         with self._lock:  # Windows: a file has one position only
-            self._opened.seek(start)
-            return self._opened.readinto(view)
+            file.seek(start)
+            return file.readinto(view)
 
     def digest(self, view: memoryview) -> None:
         """Digest the bytes that follow those digested before."""

@@ -6,16 +6,15 @@ place in one step. What a killed process left is cleared away by the next writer
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from ..errors import OutputError
@@ -23,7 +22,6 @@ from ..errors import OutputError
 _AT_FDCWD, _EXCHANGE = -100, 2
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 _MARK = ".saving-"
-_HOST = socket.gethostname().replace("-", "_")
 
 
 @contextmanager
@@ -89,7 +87,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise OutputError(f"{path} can't be written: {_said(error)}") from error
 
 
-def usable_folder(folder: str | os.PathLike) -> Path:
+def usable_folder(folder: str | os.PathLike[str]) -> Path:
     """Return a folder that exists and can be written, made if need be.
 
     Raises
@@ -115,7 +113,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def _fresh(place: Path) -> Path:
     """Return a name for what will take a place, after clearing away what others left of it."""
-    start = f".{place.name[:100]}{_MARK}{_HOST}-"
+    start = f".{place.name[:100]}{_MARK}{_host()}-"
     for left in place.parent.glob(glob.escape(start) + "*"):
         _clear(left)
     return place.parent / f"{start}{os.getpid()}-{secrets.token_hex(8)}"
@@ -142,6 +140,8 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders' names in one step; False where the system can't."""
     if sys.platform != "linux":
         return False
+    import ctypes
+
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -149,11 +149,18 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0
 
 
+@cache
+def _host() -> str:
+    import socket  # not where only --help is asked for
+
+    return socket.gethostname().replace("-", "_")
+
+
 def _clear(left: Path) -> None:
     """Remove one file or folder if the process of this machine that began it has ended."""
     host, _, rest = left.name.rpartition(_MARK)[2].partition("-")
     number = rest.partition("-")[0]
-    if host != _HOST or not number.isdigit() or _is_alive(int(number)) or rest.endswith("-old"):
+    if host != _host() or not number.isdigit() or _is_alive(int(number)) or rest.endswith("-old"):
         return
     if left.is_dir() and not left.is_symlink():
         shutil.rmtree(left, ignore_errors=True)

@@ -92,7 +92,7 @@ def _fill(
     return applied
 
 
-def _belongs_to(name: str, waiting: dict) -> bool:
+def _belongs_to(name: str, waiting: Mapping[str, object]) -> bool:
     owner, _, leaf = name.rpartition(".")
     return leaf == "bias" and f"{owner}.weight" in waiting
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from ..errors import Cancelled, JobFailed
 from ..plain_values import from_dict, to_dict
@@ -64,7 +65,7 @@ class Children:
             self._live_server()  # its imports go on while the caller prepares its jobs
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._serving:
             server, self._server, self._left = self._server, None, True
         if server is not None:
@@ -147,7 +148,7 @@ class Children:
 class _Job:
     """One running job."""
 
-    def __init__(self, own: subprocess.Popen | None = None) -> None:
+    def __init__(self, own: subprocess.Popen[str] | None = None) -> None:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._own = own
         self._pid = own.pid if own else None
@@ -182,24 +183,25 @@ class _Job:
 
     def end(self) -> None:
         """Kill the process and all that it started, if it still runs."""
-        if self._ended or not self._has_started():
+        pid = None if self._ended else self._started_pid()
+        if pid is None:
             return
         try:
             if hasattr(os, "killpg"):
-                os.killpg(self._pid, signal.SIGKILL)
-            else:
+                os.killpg(pid, signal.SIGKILL)
+            elif self._own is not None:
                 self._own.kill()
         except (ProcessLookupError, PermissionError):
             pass
 
-    def _has_started(self) -> bool:
-        """Whether there is a process to end; one that was asked for just now is waited for."""
+    def _started_pid(self) -> int | None:
+        """Return the process to end, if there is one; one just asked for is waited for."""
         if self._pid is None:
             try:
                 self._pid = self.inbox.get(timeout=_FORK_SECONDS).pid
             except queue.Empty:
                 pass
-        return self._pid is not None
+        return self._pid
 
 
 class _Server:
@@ -213,6 +215,7 @@ class _Server:
 
     def __init__(self, preload: Preload, environment: Mapping[str, str]) -> None:
         self._process = _start([json.dumps(to_dict(preload))], environment)
+        self._requests, self._told = _pipes(self._process)
         self._ready = threading.Event()
         self._jobs: dict[str, _Job] = {}
         self._writing = threading.Lock()  # two requests must not mix
@@ -236,8 +239,8 @@ class _Server:
         job = self._jobs[order.job] = _Job()
         try:
             with self._writing:
-                self._process.stdin.write(json.dumps(to_dict(order)) + "\n")
-                self._process.stdin.flush()
+                self._requests.write(json.dumps(to_dict(order)) + "\n")
+                self._requests.flush()
         except (BrokenPipeError, ValueError) as error:
             raise self._failure() from error
         if not self._reader.is_alive():  # it ended this very moment
@@ -247,7 +250,7 @@ class _Server:
     def close(self) -> None:
         """End it and its children."""
         try:
-            self._process.stdin.close()  # it ends its children and itself
+            self._requests.close()  # it ends its children and itself
         except BrokenPipeError:
             pass  # it was killed, and a request still lay in the buffer
         if not self._ready.is_set():  # still importing: it was asked for no job yet
@@ -259,7 +262,7 @@ class _Server:
             self._process.wait()
         self._reader.join(timeout=10)
         if not self._reader.is_alive():  # else something that a job started still holds it
-            self._process.stdout.close()
+            self._told.close()
 
     def _wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
         """Wait for the imports: until then it may be killed, since it has no children."""
@@ -277,7 +280,7 @@ class _Server:
 
     def _read(self) -> None:
         """Hand events to their jobs until the process ends, which takes its jobs with it."""
-        for event in _events(self._process):
+        for event in _events(self._told):
             if event.kind == "ready":
                 self._ready.set()
             elif (job := self._jobs.get(event.job)) is not None:
@@ -295,25 +298,32 @@ class _Server:
 def _begin_alone(order: Order, preload: Preload, environment: Mapping[str, str]) -> _Job:
     """Begin a job in a fresh process."""
     process = _start(["--once"], environment)
+    requests, told = _pipes(process)
     job = _Job(process)
 
     def read() -> None:
-        for event in _events(process):
+        for event in _events(told):
             job.inbox.put(event)
-        process.stdout.close()
+        told.close()
         job.inbox.put(Event("exited", code=process.wait()))
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        process.stdin.write(f"{json.dumps(to_dict(preload))}\n{json.dumps(to_dict(order))}\n")
-        process.stdin.close()
+        requests.write(f"{json.dumps(to_dict(preload))}\n{json.dumps(to_dict(order))}\n")
+        requests.close()
     except BrokenPipeError:
         pass  # it has ended already, and the reader says so
     return job
 
 
-def _events(process: subprocess.Popen) -> Iterator[Event]:
-    for line in process.stdout:
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """Return both ends of a process from `_start`: what it is asked, and what it tells."""
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout
+
+
+def _events(told: IO[str]) -> Iterator[Event]:
+    for line in told:
         try:
             yield from_dict(Event, json.loads(line))
         except ValueError:
@@ -325,7 +335,7 @@ def _raise_if_set(cancel: threading.Event | None) -> None:
         raise Cancelled("cancelled")
 
 
-def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen:
+def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen[str]:
     environment = {**os.environ, **extra, "TQDM_DISABLE": "1"}
     home = str(Path(__file__).resolve().parents[2])
     return subprocess.Popen(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..devices import DEVICES
 from ..errors import ArgumentError, one_of, whole_number
@@ -52,7 +54,7 @@ def counted_components(recipes: Iterable[Recipe], source: Source) -> tuple[str, 
 
 
 def check_request(
-    model=None,
+    model: Source | str | os.PathLike[str] | None = None,
     recipes: Iterable[Recipe | str] | None = None,
     prompts: Iterable[str] | str | None = None,
     *,
@@ -107,11 +109,11 @@ def check_request(
     return Request(source, chosen, workload, bool(compile))
 
 
-def _many(value, single: type) -> tuple:
+def _many(value: Any, single: type) -> tuple[Any, ...]:
     return (value,) if isinstance(value, (str, single)) else tuple(value)
 
 
-def _prompts(prompts, is_demo: bool) -> tuple[str, ...]:
+def _prompts(prompts: Iterable[str] | str | None, is_demo: bool) -> tuple[str, ...]:
     if prompts is None:
         if is_demo:
             from ..demo import PROMPTS
@@ -124,7 +126,7 @@ def _prompts(prompts, is_demo: bool) -> tuple[str, ...]:
     return chosen
 
 
-def _seeds(seeds) -> tuple[int, ...]:
+def _seeds(seeds: Iterable[int] | int) -> tuple[int, ...]:
     chosen = tuple(dict.fromkeys(_many(seeds, int)))
     if not chosen:
         raise ArgumentError("seeds is empty; at least one whole number is needed")
@@ -149,7 +151,7 @@ def _guidance(guidance: float | None) -> float | None:
     raise ArgumentError(f"guidance must be a number of 0 or more, not {guidance!r}")
 
 
-def _size(source: Source, size) -> tuple[int, int]:
+def _size(source: Source, size: tuple[int, int] | None) -> tuple[int, int]:
     if size is None:
         size = default_size(source)
         if size is None:

@@ -24,6 +24,7 @@ from ..files.whole import clear_leftovers, usable_folder, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
 from ..records import FAILED, Comparison, Trial, Workload
+from . import RUNS
 from .jobs import IMAGES
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ FORMAT = 1
 """Version of ``run.json``. 1: first."""
 
 RUN_FILE, WORK = "run.json", ".work"
-RUNS = "quantolab-runs"
-"""Where runs go that are given no folder."""
 
 
 @dataclass(frozen=True)

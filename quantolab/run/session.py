@@ -83,7 +83,8 @@ class Session:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
-        self.stage, self.label = "starting", None
+        self.stage = "starting"
+        self.label: str | None = None
         self.done = 0
         self.total = total
         self._watch = watch
@@ -100,7 +101,7 @@ class Session:
         self._children.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._children.__exit__(*error)
 
     @property

@@ -23,13 +23,13 @@ from ..files.whole import new_folder, write_whole
 from ..files.writing import DIGEST, write_files
 from ..weights import weights_of
 from .folder import QMAP, SavedFolder, check_config_digest, layer_words, open_saved
-from .record import Digests, PlainDiffusers, Record
+from .record import Digests, Dtype, PlainDiffusers, Record
 from .restoring import waiting_module
 from .writing import check_replaceable, dtype_name, recipe_of, versions, write_folder
 
 
 def from_quanto(
-    folder: str | os.PathLike, out: str | os.PathLike, *, require_diffusers: bool = True
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, require_diffusers: bool = True
 ) -> Path:
     """Convert a checkpoint that Quanto saved into one that Diffusers and `load_saved` load.
 
@@ -89,7 +89,7 @@ def from_quanto(
     return target
 
 
-def to_quanto(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
+def to_quanto(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Convert a saved model into a checkpoint that Quanto itself loads.
 
     Parameters
@@ -137,12 +137,13 @@ def to_quanto(folder: str | os.PathLike, out: str | os.PathLike) -> Path:
     return target
 
 
-def _opened(folder: str | os.PathLike):
+def _opened(
+    folder: str | os.PathLike[str],
+) -> tuple[SavedFolder, dict[str, str], torch.nn.Module, list[str]]:
     """Return what a folder holds, checked against the class that its configuration names."""
     saved = open_saved(folder)
     words = layer_words(saved)
-    if saved.record is not None:
-        check_config_digest(saved)
+    check_config_digest(saved)
     module, _, kept = waiting_module(saved, words)
     return saved, words, module, kept
 
@@ -162,14 +163,14 @@ def _stored(saved: SavedFolder) -> list[Piece]:
     return parts
 
 
-def _next_value(reader: Iterator, is_last: bool) -> list[torch.Tensor]:
+def _next_value(reader: Iterator[tuple[str, torch.Tensor]], is_last: bool) -> list[torch.Tensor]:
     value = next(reader)[1]
     if is_last:
         next(reader, None)  # compares the digest
     return [value]
 
 
-def _dtype(saved: SavedFolder) -> str:
+def _dtype(saved: SavedFolder) -> Dtype:
     kinds = [e.spec.dtype for n, e in saved.entries.items() if n.endswith("weight._scale")]
     kinds = kinds or [e.spec.dtype for e in saved.entries.values()]
     return dtype_name(max(set(kinds), key=kinds.count))

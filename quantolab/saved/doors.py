@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def save(
     module: torch.nn.Module | DiffusionPipeline,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     max_shard_size: int | str | None = None,
     overwrite: bool = True,
@@ -80,7 +80,7 @@ def save(
 
 
 def load_saved(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     device: str = "auto",
     dtype: str | None = None,

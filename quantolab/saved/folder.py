@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ class SavedFolder:
 
     folder: Path
     component: Component
-    config: dict
+    config: dict[str, Any]
     record: Record | None
     """None for folders that others wrote."""
     qmap: dict[str, str] | None
@@ -78,7 +79,7 @@ class SavedFolder:
             ) from error
 
 
-def open_saved(folder: str | os.PathLike) -> SavedFolder:
+def open_saved(folder: str | os.PathLike[str]) -> SavedFolder:
     """Return what a component's folder holds, everything but payload checked.
 
     Raises
@@ -144,7 +145,9 @@ def _check_record(saved: SavedFolder, record: Record) -> None:
 
 
 def check_config_digest(saved: SavedFolder) -> None:
-    """Raise `BrokenModelError` if ``config.json`` isn't the one that was saved."""
+    """Raise `BrokenModelError` if ``config.json`` isn't the one that the record knows, if any."""
+    if saved.record is None:
+        return
     found = digest_of((saved.folder / "config.json").read_bytes())
     recorded = saved.record.digest.files["config.json"]
     if found != recorded:
@@ -209,7 +212,7 @@ def _read_qmap(folder: Path) -> dict[str, str] | None:
     return words
 
 
-def _declared_word(config: dict) -> str | None:
+def _declared_word(config: dict[str, Any]) -> str | None:
     said = config.get("quantization_config")
     if said is None:
         return None

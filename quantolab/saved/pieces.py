@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def pieces(module: torch.nn.Module) -> Iterator[Piece]:
     UnsupportedError
         If activations are quantized.
     """
-    seen: set = set()
+    seen: set[int] = set()
     for path, part in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         form = stored_form_of(part)
@@ -34,7 +35,7 @@ def pieces(module: torch.nn.Module) -> Iterator[Piece]:
 
 
 def _plain_piece(part: torch.nn.Module, prefix: str) -> Piece:
-    tensors: dict = {}
+    tensors: dict[str, Any] = {}
     part._save_to_state_dict(tensors, prefix, keep_vars=False)
     tensors = {n: t for n, t in tensors.items() if isinstance(t, torch.Tensor)}
     specs = tuple(Spec(n, t.dtype, tuple(t.shape)) for n, t in tensors.items())
@@ -44,7 +45,7 @@ def _plain_piece(part: torch.nn.Module, prefix: str) -> Piece:
     return Piece(specs, lambda: list(tensors.values()))
 
 
-def _without_seen(piece: Piece, part: torch.nn.Module, prefix: str, seen: set) -> Piece:
+def _without_seen(piece: Piece, part: torch.nn.Module, prefix: str, seen: set[int]) -> Piece:
     """Return the piece without tensors that an earlier module shares with this one."""
     shared = set()
     own = {**part._parameters, **part._buffers}

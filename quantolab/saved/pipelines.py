@@ -103,7 +103,7 @@ def _is_saved_by_us_or_quantized(place: Path) -> bool:
     return "quantization_config" in read_object(place / "config.json", place)
 
 
-def _dtype_of(folder: Path, parts: dict) -> str:
+def _dtype_of(folder: Path, parts: dict[str, Any]) -> str:
     if (folder / RECORD).is_file():
         word = read_object(folder / RECORD, folder).get("dtype")
         return one_of(f"dtype in {folder / RECORD}", word, COMPUTE_DTYPES)

@@ -17,7 +17,7 @@ RECORD = "quantolab.json"
 FORMAT = 1
 """Version of `quantolab.json`; raised when an older quantolab could misread it."""
 
-_Dtype = Literal["bfloat16", "float16", "float32", "float64"]
+Dtype = Literal["bfloat16", "float16", "float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Record:
     """Name of its class; ``class`` in the file."""
     library: str
     recipe: Recipe
-    dtype: _Dtype
+    dtype: Dtype
     """What it computes in."""
     quantized_layers: dict[str, str]
     """Weights word by path."""
@@ -55,7 +55,7 @@ class Record:
     cures: tuple[tuple[str, str], ...]
     """(path, name) of what was mended in each layer."""
     tied: dict[str, str]
-    buffers: dict[str, _Dtype]
+    buffers: dict[str, Dtype]
     """Dtypes of those that no file holds."""
     plain_diffusers: PlainDiffusers
     versions: dict[str, str]

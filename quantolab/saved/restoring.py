@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -25,7 +26,6 @@ def load_saved_component(
 ) -> torch.nn.Module:
     """Return the component of a folder that is opened already; see `load_saved`."""
     words = layer_words(saved)
-    check = check and saved.record is not None
     if check:
         check_config_digest(saved)
     target = None if dtype is None else getattr(torch, dtype)
@@ -56,7 +56,7 @@ def _reading(
 ) -> Reading:
     """Start reading a folder's files; their tensors last where none is moved or converted."""
     lasting = device == "cpu" and dtype is None and "int4" not in words.values()
-    digests = saved.record.digest.files if check else {}
+    digests = saved.record.digest.files if check and saved.record is not None else {}
     return Reading(saved.files, digests, lasting=lasting)
 
 
@@ -150,7 +150,7 @@ def _needed(module: torch.nn.Module, words: dict[str, str]) -> Iterator[tuple[st
         if path in words:
             yield from door(words[path], "stored_form").needed_specs(part, prefix).items()
             continue
-        own: dict = {}
+        own: dict[str, Any] = {}
         part._save_to_state_dict(own, prefix, keep_vars=False)
         for name, tensor in own.items():
             if isinstance(tensor, torch.Tensor):
@@ -193,7 +193,7 @@ def _fill(
     return found
 
 
-def _form(part: torch.nn.Module):
+def _form(part: torch.nn.Module) -> Any:
     return stored_form_of(part)
 
 

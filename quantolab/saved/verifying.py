@@ -78,8 +78,8 @@ class VerifyReport:
 
 
 def verify_saved(
-    folder: str | os.PathLike,
-    model: torch.nn.Module | str | os.PathLike | None = None,
+    folder: str | os.PathLike[str],
+    model: torch.nn.Module | str | os.PathLike[str] | None = None,
     *,
     component: str | None = None,
     device: str = "auto",

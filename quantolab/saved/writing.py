@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,7 +26,7 @@ from ..models.source import Component
 from ..recipes import Recipe
 from ..weights import REFERENCE
 from .pieces import pieces
-from .record import RECORD, Digests, PlainDiffusers, Record
+from .record import RECORD, Digests, Dtype, PlainDiffusers, Record
 from .ties import tied_names
 
 _PACKAGES = ("torch", "diffusers", "transformers", "optimum-quanto", "safetensors")
@@ -102,14 +102,14 @@ def _owner(name: str, quantized: dict[str, str]) -> str | None:
     return None
 
 
-def _json(config: dict) -> str:
+def _json(config: dict[str, Any]) -> str:
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def write_folder(
     folder: Path,
     parts: list[Piece],
-    config: dict,
+    config: dict[str, Any],
     record: Record,
     max_shard_size: int | str | None = None,
 ) -> list[FileLayout]:
@@ -211,7 +211,7 @@ def library_of(module: Any) -> str:
     )
 
 
-def component_config(module: torch.nn.Module, library: str) -> dict:
+def component_config(module: torch.nn.Module, library: str) -> dict[str, Any]:
     """Return what stands in a component's ``config.json``, without its quantization."""
     with warnings.catch_warnings():
         # What is saved here is saved by us: no note about other savers (see `config_note`).
@@ -233,12 +233,12 @@ def compute_dtype(module: torch.nn.Module) -> torch.dtype:
     for parameter in module.parameters():
         if parameter.is_floating_point():
             counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
-    return max(counts, key=counts.get) if counts else torch.float32
+    return max(counts, key=lambda kind: counts[kind]) if counts else torch.float32
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> Dtype:
     """Return a dtype's name as recipes and files write it: ``"bfloat16"``."""
-    return str(dtype).removeprefix("torch.")
+    return cast(Dtype, str(dtype).removeprefix("torch."))  # one that models compute in
 
 
 def recipe_of(quantized: dict[str, str], kept: Iterable[str]) -> Recipe:
@@ -255,7 +255,7 @@ def _recipe(report: Any, quantized: dict[str, str], kept: list[str]) -> Recipe:
     return recipe_of(quantized, kept)
 
 
-def _loose_buffers(module: torch.nn.Module) -> dict[str, str]:
+def _loose_buffers(module: torch.nn.Module) -> dict[str, Dtype]:
     """Return the dtypes of floating-point buffers that no file holds: loading computes them."""
     held = {spec.name for spec in specs_of(pieces(module))}
     return {

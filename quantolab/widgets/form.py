@@ -12,8 +12,8 @@ from ..errors import ArgumentError
 from ..models.known import known_models
 from ..models.source import Source, default_size, size_step
 from ..recipes import Recipe, default_recipes
+from ..run import RUNS
 from ..run.asked import check_request
-from ..run.journal import RUNS
 from ..weights import REFERENCE, WORDS
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
 from .model_field import LABEL, WRAP, ModelField
