@@ -13,7 +13,7 @@ from PIL import Image
 
 from .. import units
 from ..errors import ArgumentError, one_of
-from ..records import Comparison
+from ..records import Comparison, Trial
 from ..weights import WORDS
 from .lettering import POINTS, ShownFigure, lettering, wrapped
 from .tables import plain_rows, reference_row, results_table, split_label
@@ -82,15 +82,11 @@ def grid_content(
     position = reference_row(table)
     records = plain_rows(table)
     reference = None if position is None else records[position]
-    order = {trial.recipe: i for i, trial in reversed(list(enumerate(comparison.trials)))}
-    ranked = sorted(
-        zip(comparison.trials, records, strict=True),
-        key=lambda pair: (
-            WORDS.index(pair[0].recipe.weights), order[pair[0].recipe], pair[0].compiled,
-        ),
-    )  # fmt: skip
+    by_label = dict(zip((t.label for t in comparison.trials), records, strict=True))
     return GridContent(
-        columns=tuple(_column(record, reference) for _, record in ranked),
+        columns=tuple(
+            _column(by_label[trial.label], reference) for trial in in_grid_order(comparison.trials)
+        ),
         rows=rows,
         captions={
             (trial.label, picture.prompt, picture.seed): units.format_decibels(picture.psnr_db)
@@ -100,6 +96,20 @@ def grid_content(
         },
         footer=_footer(comparison, reference),
     )
+
+
+def in_grid_order(trials: Iterable[Trial]) -> tuple[Trial, ...]:
+    """Return trials as columns of a grid: from the most precise words to the least.
+
+    Recipes of one word stay in their order, and a compiled one stands beside its eager twin.
+    """
+    trials = tuple(trials)
+    first = {trial.recipe: place for place, trial in reversed(list(enumerate(trials)))}
+
+    def place(trial: Trial) -> tuple[int, int, bool]:
+        return WORDS.index(trial.recipe.weights), first[trial.recipe], trial.compiled
+
+    return tuple(sorted(trials, key=place))
 
 
 def _rows(comparison: Comparison, prompts: Iterable[str] | str | None) -> tuple[GridRow, ...]:

@@ -410,7 +410,7 @@ class Explorer(Panel):
     def _show_results(self, comparison: Comparison, *, ended: bool = False) -> None:
         """Show a comparison in every tab; one that has no trial yet as an empty grid."""
         done = {trial.label for trial in comparison.trials}
-        waiting = [] if ended else [t.label for t in self._asked if t.label not in done]
+        waiting = [] if ended else [t for t in self._asked if t.label not in done]
         self.results.value = note(f"Results in {_shortest(comparison.folder)}")
         self.viewer.update(comparison, waiting=waiting)
         self.shown_table.update(results_table(comparison))

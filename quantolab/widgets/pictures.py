@@ -14,7 +14,7 @@ from PIL import Image
 from .. import units
 from ..errors import ArgumentError, QuantolabError, one_of
 from ..measure.quality import difference_map, picture_psnr, picture_quality
-from ..records import Comparison
+from ..records import Comparison, Trial
 from ..report.difference_heat import HeatScale, heat_colours, heat_picture, heat_scale
 from .assets import asset
 from .sheet import Pictures, Sheet, make_sheet, png_file, sheet_html
@@ -128,15 +128,15 @@ class PictureViewer(anywidget.AnyWidget):
         if comparison is not None:
             self.update(comparison)
 
-    def update(self, comparison: Comparison, waiting: Iterable[str] = ()) -> None:
+    def update(self, comparison: Comparison, waiting: Iterable[Trial] = ()) -> None:
         """Show a comparison, or how far one has come; what the user chose stays as it is.
 
         Parameters
         ----------
         comparison : Comparison
             Its trials have ended; among its images there may be some of a trial under way.
-        waiting : iterable of str
-            Labels of trials that are still to come.
+        waiting : iterable of Trial
+            Those that are still to come.
         """
         self._pictures.take(comparison.images)
         self.comparison = comparison

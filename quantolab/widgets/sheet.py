@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass
 import xxhash
 from PIL import Image
 
-from ..records import Comparison
-from ..report.grid import GridColumn, GridContent, GridRow, grid_content
+from ..records import Comparison, Trial
+from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_grid_order
 from ..report.tables import split_label
-from ..weights import WORDS
 from .markup import Raw, escaped, table_cell, table_of, table_row
 
 WAITING = "waiting"
@@ -129,7 +128,7 @@ def png_file(picture: Image.Image, *, level: int = 1) -> bytes:
 # --- words and places -------------------------------------------------------------------------
 
 
-def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[str] = ()) -> Sheet:
+def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[Trial] = ()) -> Sheet:
     """Return the sheet of a comparison.
 
     Parameters
@@ -138,16 +137,17 @@ def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[str
         Finished trials; pictures of a trial under way may be among its images.
     pictures : Pictures
         Holding its images.
-    waiting : iterable of str
-        Labels of trials that are still to come.
+    waiting : iterable of Trial
+        Those that are still to come.
     """
-    known = [trial.label for trial in comparison.trials]
-    waiting = [label for label in dict.fromkeys(waiting) if label not in known]
-    pairs = comparison.workload.pairs
-    if not pairs or not (known or waiting):
+    known = {trial.label for trial in comparison.trials}
+    trials = (*comparison.trials, *(trial for trial in waiting if trial.label not in known))
+    if not comparison.workload.pairs or not trials:
         return Sheet()
     content = grid_content(comparison) if known else _nothing_yet(comparison)
-    columns = _in_order([*content.columns, *map(_waiting_column, waiting)], [*known, *waiting])
+    there = {column.label: column for column in content.columns}
+    # In the grid's order, so that a trial that ends doesn't move its column.
+    columns = tuple(there.get(t.label) or _waiting_column(t.label) for t in in_grid_order(trials))
     cells = tuple(
         tuple(_cell(column, row, content, pictures) for column in columns) for row in content.rows
     )
@@ -169,21 +169,6 @@ def _nothing_yet(comparison: Comparison) -> GridContent:
 
 def _waiting_column(label: str) -> GridColumn:
     return GridColumn(label, *split_label(label), facts=(WAITING,))
-
-
-def _in_order(columns: list[GridColumn], labels: list[str]) -> tuple[GridColumn, ...]:
-    """Columns in the grid's order, so that a trial that ends doesn't move its column."""
-    recipes = [label.removesuffix(" compiled") for label in labels]
-    return tuple(
-        sorted(
-            columns,
-            key=lambda column: (
-                WORDS.index(column.name.split()[0]),
-                recipes.index(column.label.removesuffix(" compiled")),
-                column.label.endswith(" compiled"),
-            ),
-        )
-    )
 
 
 def _cell(column: GridColumn, row: GridRow, content: GridContent, pictures: Pictures) -> Cell:

@@ -388,3 +388,21 @@ def test_weights_on_disk_that_are_no_numbers_are_refused(flux_folder, tmp_path, 
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(BrokenModelError, match="layer 'proj_out' holds NaN or infinity"):
         ql.load(tmp_path / "model", weights, device="cpu")
+
+
+def test_a_recipe_that_keeps_everything_is_refused_at_every_door(flux_folder, pipeline_folder):
+    recipe = ql.Recipe("int8", skip=("**",))
+    doors = (
+        lambda: ql.load(flux_folder, recipe, device="cpu"),
+        lambda: ql.load(pipeline_folder, recipe, "text_encoder_2", device="cpu"),
+        lambda: ql.quantize(torch.nn.Sequential(torch.nn.Linear(8, 8)), recipe),
+        lambda: ql.load_single_file(
+            flux_folder / "diffusion_pytorch_model.safetensors",
+            recipe,
+            config=flux_folder,
+            device="cpu",
+        ),
+    )
+    for door in doors:
+        with pytest.raises(ArgumentError, match="nothing to quantize"):
+            door()

@@ -500,3 +500,26 @@ def test_a_foreign_model_is_named(saved_int8, tmp_path):
         with pytest.raises((BrokenModelError, UnsupportedError)) as caught:
             load_saved(folder, device="cpu")
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["none", "int8"])
+def test_a_model_that_was_changed_since_it_was_built_is_refused(flux_folder, tmp_path, word):
+    """Its class, built anew, would ask for other tensors: the file would be of no use."""
+    module = FluxTransformer2DModel.from_pretrained(flux_folder, dtype=torch.bfloat16)
+    module.fuse_qkv_projections()
+    ql.quantize(module, word)
+    with pytest.raises(ArgumentError, match=r"to_qkv.*unfuse_qkv_projections"):
+        save(module, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_an_adapter_is_refused_and_its_matrices_are_left_alone(flux_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    module = FluxTransformer2DModel.from_pretrained(flux_folder, dtype=torch.bfloat16)
+    module.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"]))
+    module, report = ql.quantize(module, "int8")
+    assert not any("lora_" in path for path in report.quantized)
+    assert any(path.endswith("to_q.base_layer") for path in report.quantized)
+    with pytest.raises(ArgumentError, match="unload_lora_weights"):
+        save(module, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []

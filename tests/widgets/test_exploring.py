@@ -17,6 +17,7 @@ import quantolab as ql
 from quantolab.errors import ArgumentError, ModelNotFoundError
 from quantolab.plain_values import to_dict
 from quantolab.records import Timing
+from quantolab.report.files import load_comparison
 from quantolab.report.tables import read_table, results_table
 from quantolab.run import journal
 from quantolab.run.asked import check_request
@@ -24,7 +25,7 @@ from quantolab.widgets import explorer, recent
 from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
 from quantolab.widgets.estimating import Estimate, Prospect, fit_sentence, judged_seconds
 from quantolab.widgets.tabling import ResultsTable, order
-from quantolab.widgets.take_away import EXPORTS, export
+from quantolab.widgets.take_away import EXPORTS, export, zip_run
 
 PATIENCE = 600  # seconds; only a run that hangs takes so long
 
@@ -440,3 +441,15 @@ def test_the_script_and_the_call_belong_to_the_run(saved, comparison):
     panel.take_away.recipe.value = "int8"
     assert panel.take_away.script.code == ""
     panel.close()
+
+
+def test_a_packed_run_holds_nothing_that_links_lead_to(saved, tmp_path):
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "id").write_text("secret")
+    (saved / "notes.txt").symlink_to(tmp_path / "key")
+    (saved / "images" / "more").symlink_to(tmp_path / "keys")
+    with zipfile.ZipFile(zip_run(load_comparison(saved))) as archive:
+        names = archive.namelist()
+    assert "saved/run.json" in names
+    assert not any("notes" in name or "more" in name or "id" in name.split("/") for name in names)

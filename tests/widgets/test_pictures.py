@@ -115,7 +115,7 @@ def test_finished_trials_appear_and_the_rest_is_waited_for(comparison):
     viewer = PictureViewer()
     order = []
     for finished in range(len(labels) + 1):
-        viewer.update(partly(comparison, finished), waiting=labels[finished:])
+        viewer.update(partly(comparison, finished), waiting=comparison.trials[finished:])
         order.append([column["label"] for column in viewer._sheet["columns"]])
         notes = [cell["note"] for cell in viewer._sheet["cells"][0]]
         failed = finished == len(labels)
@@ -132,8 +132,7 @@ def test_columns_keep_the_grids_order_whatever_order_trials_run_in(make):
     order = ("none", "int8", "int8 compiled", str(skipping), f"{skipping} compiled", "int2")
     for finished in range(7):
         viewer = PictureViewer()
-        labels = [trial.label for trial in found.trials]
-        viewer.update(partly(found, finished), waiting=labels[finished:])
+        viewer.update(partly(found, finished), waiting=found.trials[finished:])
         assert viewer._words.labels == order
 
 
@@ -142,20 +141,19 @@ def test_pictures_of_a_trial_under_way_are_shown(comparison):
     early = partly(comparison, 1)
     early = dataclasses.replace(early, images=early.images | {key: comparison.images[key]})
     viewer = PictureViewer()
-    viewer.update(early, waiting=["float8"])
+    viewer.update(early, waiting=comparison.trials[1:2])
     column = [row[1] for row in viewer._sheet["cells"]]
     assert [bool(cell["key"]) for cell in column] == [True, False, False, False]
     assert [cell["note"] for cell in column] == ["", "waiting", "waiting", "waiting"]
 
 
 def test_choices_survive_updates(comparison):
-    labels = [trial.label for trial in comparison.trials]
     viewer = PictureViewer()
-    viewer.update(partly(comparison, 3), waiting=labels[3:])
+    viewer.update(partly(comparison, 3), waiting=comparison.trials[3:])
     viewer.mode, viewer.pair, viewer.place = "compare", ("float8", "int8"), (YELLOW, 1)
     viewer.position = 0.25
     for finished in (4, 5, 6):
-        viewer.update(partly(comparison, finished), waiting=labels[finished:])
+        viewer.update(partly(comparison, finished), waiting=comparison.trials[finished:])
     assert (viewer.mode, viewer.pair, viewer.place, viewer.position, viewer._row) == (
         "compare", ("float8", "int8"), (YELLOW, 1), 0.25, 3,
     )  # fmt: skip
@@ -163,8 +161,7 @@ def test_choices_survive_updates(comparison):
 
 def test_without_a_choice_the_ends_of_the_range_are_compared(comparison, make):
     viewer = PictureViewer()
-    labels = [trial.label for trial in comparison.trials]
-    viewer.update(partly(comparison, 1), waiting=labels[1:])
+    viewer.update(partly(comparison, 1), waiting=comparison.trials[1:])
     assert viewer.pair == ("none", "int2")
     viewer.update(comparison)  # int2 has failed
     assert viewer.pair == ("none", "int4")
