@@ -66,7 +66,8 @@ def compare(
     out : path, optional
         Folder for tables, figures, pictures and ``run.json``; nothing is kept without it.
     resume : bool
-        Whether to go on with what `out` holds: only what is missing or failed is done.
+        Whether to go on with what `out` holds: what is missing or failed is done, other recipes
+        are added, and nothing that has ended leaves the run.
     watch : callable, optional
         Called with a `quantolab.run.session.Progress` at each event; by default a progress bar.
     cancel : threading.Event, optional
