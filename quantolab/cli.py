@@ -149,7 +149,11 @@ def _add_compare(commands) -> None:
         metavar="FOLDER",
         help=f"where results go (default: a new folder under {RUNS}/)",
     )
-    p.add_argument("--resume", action="store_true", help="finish the run that FOLDER holds, or add other recipes to it")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="finish the run that FOLDER holds, or add other recipes to it",
+    )
     p.set_defaults(run=_compare)
 
 

@@ -12,7 +12,11 @@ expect = pytest.importorskip("playwright.sync_api").expect
 MADE = "import os\nos.environ['XDG_CACHE_HOME'] = os.path.abspath('cache')"
 PANEL = "from quantolab import widgets\npanel = widgets.explorer('demo')\npanel"
 SMALL = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=2, repeats=1)"
-LONG = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=6, repeats=60)"
+# In float32: processors without bfloat16 of their own would take minutes for a trial.
+LONG = (
+    "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=6, repeats=60, "
+    "dtype='float32')"
+)
 
 
 def fill(page, label, text):

@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 from torch.nn.functional import mse_loss, pad
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from .loop import Training, save
+from .loop import Training, autocast, save
 from .words import END, LENGTH, PAD, word_tokenizer
 
 LENGTHS = ((LENGTH, 0.93, 1), (64, 0.04, 1), (160, 0.02, 2), (512, 0.01, 4))
@@ -181,7 +181,7 @@ def _loss(
 ) -> torch.Tensor:
     """Flow-matching loss at random times, mostly noisy ones."""
     mixed, time, wanted = noisy(clean)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         velocity = predict(mixed, time, tokens)
     return mse_loss(velocity.float(), wanted)
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from .denoiser import Denoiser, noisy, pack
-from .loop import Training
+from .loop import Training, autocast
 from .words import word_tokenizer
 
 _RATE = 3e-4
@@ -95,7 +95,7 @@ def distil_guidance(
     while not training.done:
         picks = torch.randint(len(clean), (batch,))
         mixed, time, _ = noisy(clean[picks])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 wanted = target(mixed, time, tokens[picks]).float()
             velocity = student(mixed, time, tokens[picks])

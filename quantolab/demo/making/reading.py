@@ -28,7 +28,7 @@ from .drawing import (
     Spec,
     random_caption,
 )
-from .loop import Training
+from .loop import Training, autocast
 from .words import LENGTH, word_tokenizer
 
 _PLACES = {
@@ -208,7 +208,7 @@ def train_readers(model: Denoiser, steps: int, folder: Path, seed: int, batch: i
         rng = random.Random(f"lesson {seed} {training.step}")
         (i,) = rng.choices(range(len(lengths)), shares)
         inputs = lesson(rng, max(1, batch // divisors[i] ** 2), lengths[i])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = reader(*inputs)
         training.update(loss)
     return training.finish()
