@@ -141,7 +141,7 @@ def _shapes(model, component: str | None, dtype: str) -> _Shapes:
 
     source = find_model(model, weights=False)
     part = source.component(component)
-    module = build_skeleton(part)
+    module = build_skeleton(part, dtype=dtype)
     return _Shapes(source.model, part.name, dtype, module, linear_layers(module))
 
 

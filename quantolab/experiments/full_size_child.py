@@ -115,7 +115,7 @@ def _skeleton(asked: StepJob, desk: Desk) -> torch.nn.Module:
     folder.mkdir(exist_ok=True)
     write_whole(folder / "config.json", json.dumps(asked.config))
     part = Component("transformer", "diffusers", asked.cls, folder)
-    return build_skeleton(part, keep_buffers=True)
+    return build_skeleton(part, keep_buffers=True, dtype=asked.dtype)
 
 
 @dataclass(frozen=True)

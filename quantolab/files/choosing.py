@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BrokenModelError
+from .foreign import foreign
 from .json_objects import check_inside, read_object
 
 SUFFIX = ".safetensors"
+SUFFIXES = (SUFFIX, ".sft")
+"""How names of safetensors files end; the first is what is written."""
+
 INDEX = ".safetensors.index.json"
 """How the name of a file ends that says which tensor lies in which shard."""
 
@@ -49,9 +53,9 @@ def weight_files(folder: Path, library: str, home: Path | None = None) -> Weight
         a file that isn't there or lies elsewhere.
     """
     stem = STEMS[library]
-    own = [folder / (stem + INDEX), folder / (stem + SUFFIX)]
+    own = [folder / (stem + ending) for ending in (INDEX, *SUFFIXES)]
     if library == "transformers":
-        own.reverse()
+        own = [*own[1:], own[0]]
     found = next((path for path in own if path.exists() or path.is_symlink()), None)
     chosen = found or _only_one(folder)
     if chosen.name.endswith(INDEX):
@@ -74,7 +78,7 @@ def weight_map(index: Path, home: Path | None = None) -> dict[str, str]:
         raise BrokenModelError(f"{index} has no 'weight_map' of tensor and file names")
     for name in found.values():
         plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
-        if not plain or not name.endswith(SUFFIX):
+        if not plain or not name.endswith(SUFFIXES):
             raise BrokenModelError(
                 f"{index} names {name!r}: allowed are .safetensors files in its own folder"
             )
@@ -88,9 +92,11 @@ def _only_one(folder: Path) -> Path:
         raise BrokenModelError(f"{folder} holds {len(indexes)} index files; one was expected")
     if indexes:
         return indexes[0]
-    found = sorted(folder.glob("*" + SUFFIX))
+    found = sorted(path for ending in SUFFIXES for path in folder.glob("*" + ending))
     names = [path for path in found if path.name.count(".") == 1] or found
     if not names:
+        if gguf := sorted(p.name for p in folder.glob("*.gguf")):
+            raise foreign(folder, "GGUF", repr(gguf[0]))
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         hint = f" (pickles such as {pickles[0]} are never loaded)" if pickles else ""
         raise BrokenModelError(f"{folder} holds no .safetensors file{hint}")

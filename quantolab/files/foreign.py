@@ -1,37 +1,71 @@
 """Weights that somebody has quantized already: cast as if they weren't, they would be noise.
 
-One rule for every door, by the names and types of tensors, since configurations may be silent.
+One table of kinds and one sentence for all doors. Names and types of tensors count as well as what
+a configuration says, since that may be silent. Never imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ..errors import BrokenModelError
 
 _QUANTO = (".weight._data", ".weight._scale", ".weight._data._data")
-
-# How names of tensors end that only one kind of quantization writes. Sources: the libraries' own
-# state dicts, and ComfyUI's loader for the last two.
-_BY_ENDING = {
-    "bitsandbytes": (".absmax", ".quant_map", ".SCB"),
-    "GPTQ or AWQ": (".qweight", ".qzeros"),
-    "modelopt (nvfp4)": (".weight_scale_2",),
-    "ComfyUI (scaled float8)": (".scale_weight", ".scale_input", "scaled_fp8"),
-    "ComfyUI (comfy_quant)": (".comfy_quant",),
-}
-_SMALL = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+WRITTEN_HERE = ("quanto", "quantolab")
+"""What configurations call quantization that `load_saved` reads."""
 
 
-def check_plain(where: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """One kind of quantization that others write, and how it shows."""
+
+    name: str
+    methods: tuple[str, ...] = ()
+    """What a configuration calls it (``quant_method``)."""
+    endings: tuple[str, ...] = ()
+    """How names of tensors end that it alone writes."""
+    packages: tuple[str, ...] = ()
+    """Part of the name of the module in which its classes of weights and layers are."""
+
+
+# Sources: the libraries' own state dicts and configurations, and ComfyUI's loader. The first that
+# fits is named: ComfyUI's files also hold the names of the formats that they wrap.
+KINDS = (
+    Kind("ComfyUI (comfy_quant)", (), (".comfy_quant",)),
+    Kind("ComfyUI (scaled float8)", (), (".scale_weight", ".scale_input", "scaled_fp8")),
+    Kind(
+        "bitsandbytes",
+        ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"),
+        (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".SCB"),
+        ("bitsandbytes",),
+    ),
+    Kind(
+        "modelopt (nvfp4)",
+        ("modelopt", "nvfp4", "NVFP4"),
+        (".weight_scale_2", "_quantizer._amax", "_quantizer._scale"),
+        ("modelopt",),
+    ),
+    Kind("GGUF", ("gguf",), (), ("gguf",)),
+    Kind("SDNQ", ("sdnq", "sdnq_training"), (".svd_up", ".svd_down"), ("sdnq",)),
+    Kind("torchao", ("torchao",), ("_weight_qdata", "_weight_scale_and_zero"), ("torchao",)),
+    Kind("GPTQ or AWQ", ("gptq", "awq", "auto-round"), (".qweight", ".qzeros"), ("gptqmodel",)),
+    Kind("Nunchaku (SVDQuant)", ("svdquant", "nunchaku"), (".wscales", ".smooth_factor")),
+    Kind("float8 in blocks", ("fp8", "fbgemm_fp8"), (".weight_scale_inv",)),
+    Kind("compressed-tensors", ("compressed-tensors",), (".weight_packed",)),
+)
+
+_SMALL = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
+
+
+def check_plain(where: Path | str, dtypes: Mapping[str, Any]) -> None:
     """Refuse tensors that are quantized.
 
     Parameters
     ----------
-    where : Path
+    where : Path or str
         The file or folder that they are in.
     dtypes : mapping of str to torch.dtype
         Type of each tensor by its name: the component's own, no other's that shares its file.
@@ -41,30 +75,38 @@ def check_plain(where: Path, dtypes: Mapping[str, torch.dtype]) -> None:
     BrokenModelError
         With the kind, where that is known, and the tensor that tells.
     """
-    for name in dtypes:
-        if name.endswith(_QUANTO):
-            raise BrokenModelError(
-                f"{where} is quantized by Quanto already ({name!r}); load_saved reads its folder"
-            )
-        if ".quant_state." in name:
-            raise _foreign(where, "bitsandbytes", name)
-        for kind, endings in _BY_ENDING.items():
-            if name.endswith(endings):
-                raise _foreign(where, kind, name)
+    if own := next((name for name in dtypes if name.endswith(_QUANTO)), None):
+        raise BrokenModelError(
+            f"{where} is quantized by Quanto already ({own!r}); load_saved reads its folder"
+        )
+    check_foreign(where, dtypes)
+
+
+def check_foreign(where: Path | str, dtypes: Mapping[str, Any]) -> None:
+    """Refuse tensors that others than Quanto have quantized; see `check_plain`."""
+    for kind in KINDS:
+        for name in dtypes:
+            of_bits = kind.name == "bitsandbytes" and ".quant_state." in name
+            if of_bits or (kind.endings and name.endswith(kind.endings)):
+                raise foreign(where, kind.name, repr(name))
+    _check_scales(where, dtypes)
+
+
+def _check_scales(where: Path | str, dtypes: Mapping[str, Any]) -> None:
     scaled = {
         name.rpartition(".")[0]: name for name in dtypes if "scale" in name.rpartition(".")[2]
     }
     for name, dtype in dtypes.items():
-        owner = name.rpartition(".")[0]
-        if dtype in _SMALL and owner in scaled and scaled[owner] != name:
+        owner, word = name.rpartition(".")[0], str(dtype).removeprefix("torch.")
+        if word in _SMALL and owner in scaled and scaled[owner] != name:
             raise BrokenModelError(
-                f"{where} is quantized already: {name!r} is {str(dtype).removeprefix('torch.')} "
-                f"and has a scale ({scaled[owner]!r}), without which it means nothing; "
-                "unquantized weights, or ones plainly cast to float8, were expected"
+                f"{where} is quantized already: {name!r} is {word} and has a scale "
+                f"({scaled[owner]!r}), without which it means nothing; unquantized weights, or "
+                "ones plainly cast to float8, were expected"
             )
 
 
-def check_config(where: Path, config: Mapping[str, object]) -> None:
+def check_config(where: Path | str, config: Mapping[str, Any]) -> None:
     """Refuse a model whose configuration says that it is quantized.
 
     Raises
@@ -72,19 +114,75 @@ def check_config(where: Path, config: Mapping[str, object]) -> None:
     BrokenModelError
         With the method that it names.
     """
+    method = method_in(where, config)
+    if method in WRITTEN_HERE:
+        raise BrokenModelError(
+            f"{where} is quantized already, with {method!r}; load_saved reads it"
+        )
+    if method is not None:
+        raise foreign_method(where, method)
+
+
+def method_in(where: Path | str, config: Mapping[str, Any]) -> str | None:
+    """Return by which method a configuration says that its model is quantized, if it does.
+
+    Raises
+    ------
+    BrokenModelError
+        If what it says is no object.
+    """
     said = config.get("quantization_config")
     if not said:
-        return
-    method = said.get("quant_method") if isinstance(said, Mapping) else None
-    if method in ("quanto", "quantolab"):
-        hint = "load_saved reads it"
-    else:
-        hint = "an unquantized model was expected"
-    raise BrokenModelError(f"{where} is quantized already, with {method!r}; {hint}")
+        return None
+    if hasattr(said, "to_dict"):
+        said = said.to_dict()  # of a model in memory
+    if not isinstance(said, Mapping):
+        raise BrokenModelError(f"{where} has a 'quantization_config' that is no object: {said!r}")
+    method = said.get("quant_method")
+    return str(getattr(method, "value", method))
 
 
-def _foreign(where: Path, kind: str, name: str) -> BrokenModelError:
+def foreign_method(where: Path | str, method: str) -> BrokenModelError:
+    """Return the error for a model that is quantized by a method that others have."""
+    known = (kind.name for kind in KINDS if method in kind.methods)
+    return foreign(where, next(known, repr(method)), "its configuration says so")
+
+
+def check_classes(where: str, classes: Mapping[str, type]) -> None:
+    """Refuse layers or weights in memory whose classes belong to another library's quantization.
+
+    Parameters
+    ----------
+    where : str
+        The model.
+    classes : mapping of str to type
+        Classes of layers and weights by their names.
+
+    Raises
+    ------
+    BrokenModelError
+        With the kind and the name.
+    """
+    for name, cls in classes.items():
+        parts = cls.__module__.split(".")
+        for kind in KINDS:
+            if any(package in parts for package in kind.packages):
+                raise foreign(where, kind.name, f"{name!r} is a {cls.__name__}")
+
+
+def foreign(where: Path | str, kind: str, sign: str) -> BrokenModelError:
+    """Return the one error for whatever others have quantized.
+
+    Parameters
+    ----------
+    where : Path or str
+        The file, folder or model.
+    kind : str
+        Who quantized it.
+    sign : str
+        What tells so.
+    """
     return BrokenModelError(
-        f"{where} is quantized already, by {kind} ({name!r}): without its scales it means "
-        "nothing; unquantized weights were expected"
+        f"{where} is quantized already, by {kind} ({sign}), which means nothing to quantolab: the "
+        "unquantized model that it was made from is needed"
     )

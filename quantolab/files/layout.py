@@ -39,6 +39,7 @@ import torch
 
 from ..errors import ArgumentError, BrokenModelError
 from ..units import parse_bytes
+from .foreign import foreign
 from .json_objects import unique_pairs
 
 ALIGNMENT = 64
@@ -187,9 +188,13 @@ def read_layout(path: Path) -> FileLayout:
         tensors twice, of unknown type, with wrong sizes, overlapping, or with holes.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise _broken(path, "it isn't an ordinary file")  # a pipe would be waited for
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
+            if start.startswith(b"GGUF"):
+                raise foreign(path, "GGUF", "it begins so")
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
                 raise _broken(

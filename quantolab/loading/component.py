@@ -9,12 +9,12 @@ import torch
 from ..devices import resolve_device
 from ..errors import BrokenModelError, first_line, one_of
 from ..files.choosing import weight_files
-from ..files.foreign import check_config, check_plain
-from ..files.json_objects import read_object
+from ..files.foreign import check_plain
 from ..files.mapped import MappedWeights
 from ..models.resolving import resolve
 from ..models.skeleton import build_skeleton, component_class, quiet_libraries
 from ..models.source import Component, find_model
+from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..weights import DEFAULT
 from .filling import fill_skeleton
@@ -90,12 +90,12 @@ def load_component(
         Whether a skip pattern that hits nothing here is an error; not so when several
         components share one recipe.
     """
-    check_config(part.folder, read_object(part.folder / "config.json"))
+    check_configured(part)
     files = weight_files(part.folder, part.library)
     tensors = MappedWeights(files.paths)
     check_plain(part.folder, {name: tensors.spec(name).dtype for name in tensors})
     if part.library == "diffusers":
-        module = build_skeleton(part, keep_buffers=True)
+        module = build_skeleton(part, keep_buffers=True, dtype=dtype)
         loaded = _read_layer_by_layer(part, module, tensors, recipe, dtype, device, strict_skip)
         if loaded is not None:
             return loaded

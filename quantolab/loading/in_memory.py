@@ -6,6 +6,7 @@ import torch
 
 from ..backends import door, is_quantized
 from ..errors import ArgumentError, BrokenModelError
+from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
 from ..models.layers import linear_layers
 from ..models.resolving import Resolved, resolve
@@ -107,10 +108,31 @@ def _check_finite(weight: torch.Tensor, path: str) -> None:
         raise BrokenModelError(f"the weight of layer {path!r} holds NaN or infinity")
 
 
+def _check_foreign(module: torch.nn.Module) -> None:
+    """Refuse a model that another library has quantized, or whose weights are stored small."""
+    name = type(module).__name__
+    held = {path or name: type(part) for path, part in module.named_modules()}
+    check_classes(name, held | {path: type(part) for path, part in module.named_parameters()})
+    config = getattr(module, "config", None)
+    said = getattr(config, "quantization_config", None)
+    method = method_in(name, {"quantization_config": said})
+    if method is not None and method not in WRITTEN_HERE:
+        raise foreign_method(name, method)
+    for layer in linear_layers(module):
+        dtype = module.get_submodule(layer.path).weight.dtype
+        if not dtype.is_floating_point or dtype.itemsize < 2:
+            raise BrokenModelError(
+                f"{name} can't be quantized: the weight of layer {layer.path!r} is {dtype} (as "
+                "layerwise casting and foreign quantization leave it); weights in bfloat16, "
+                "float16 or float32 are needed, so load the model anew"
+            )
+
+
 def _check_module(module: torch.nn.Module) -> None:
     name = type(module).__name__
     if is_quantized(module):
         raise ArgumentError(f"{name} is quantized already; load it anew to quantize it otherwise")
+    _check_foreign(module)
     if not linear_layers(module):
         raise ArgumentError(f"{name} has no Linear layer, so there is nothing to quantize")
     if any(p.device.type == "meta" for p in module.parameters()):

@@ -13,6 +13,7 @@ from ..errors import BrokenModelError, UnsupportedError, first_line, one_of
 from ..models.layers import check_patterns, linear_layers
 from ..models.skeleton import build_skeleton, dtype_keyword, quiet_libraries
 from ..models.source import find_model
+from ..models.unquantized import check_unquantized
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..weights import DEFAULT
 from .component import load_component
@@ -57,8 +58,10 @@ def load_pipeline(
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     source = find_model(model)
-    names = recipe.components or (source.denoiser,)
+    names = recipe.components or source.default_components
     components = [source.component(name) for name in names]
+    for component in source.components:
+        check_unquantized(component)
     if recipe.skip:
         layers = {c.name: linear_layers(build_skeleton(c)) for c in components}
         check_patterns(recipe.skip, layers)

@@ -112,7 +112,7 @@ def resolve(
 
 def components_of(recipe: Recipe, source: Source) -> tuple[str, ...]:
     """Return the names of the components that a recipe quantizes in a model."""
-    return () if recipe.is_reference else recipe.components or (source.denoiser,)
+    return () if recipe.is_reference else recipe.components or source.default_components
 
 
 def _choice(

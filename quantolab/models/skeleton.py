@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 
 import torch
 
-from ..errors import BrokenModelError, UnsupportedError
+from ..errors import BrokenModelError, QuantolabError, UnsupportedError, first_line
+from ..files.json_objects import read_object
+from ..units import format_bytes
 from .source import LIBRARIES, Component
+
+# No published model comes near these; a configuration that does is broken, or means harm.
+_MOST_LAYERS = 10_000
+_MOST_MODULES = 100_000
+_MOST_BUFFER_BYTES = 4 << 30
+_LARGE = 100_000  # only with numbers beyond it can buffers be so large
+
+_COUNTS = ("layers", "blocks", "depth", "n_layer", "num_experts", "n_heads")
+"""Parts of the names by which configurations count their layers."""
 
 
 def component_class(component: Component) -> type:
@@ -37,7 +50,9 @@ def component_class(component: Component) -> type:
     return cls
 
 
-def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch.nn.Module:
+def build_skeleton(
+    component: Component, *, keep_buffers: bool = False, dtype: str | None = None
+) -> torch.nn.Module:
     """Return a component with its parameters on the meta device, in eval mode.
 
     Parameters
@@ -46,6 +61,9 @@ def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch
         From `find_model`.
     keep_buffers : bool
         Whether buffers are really computed, as loading needs those that no file holds.
+    dtype : str, optional
+        Compute dtype, in which constructors make buffers for which they name none: so it is while
+        ``from_pretrained`` of both libraries builds a model. By default torch's own.
 
     Raises
     ------
@@ -53,27 +71,117 @@ def build_skeleton(component: Component, *, keep_buffers: bool = False) -> torch
         If the configuration doesn't build the class.
     """
     cls = component_class(component)
+    written = read_object(component.folder / "config.json")
+    check_counts(component.folder / "config.json", written)
     try:
-        with quiet_libraries():
-            if component.library == "diffusers":
-                # Only the class's own arguments: a saved `quantization_config` isn't one.
-                config = cls.load_config(str(component.folder), local_files_only=True)
-                config.pop("quantization_config", None)
-                with without_random_init(), _empty_weights(keep_buffers):
-                    module = cls.from_config(config)
-            else:
-                from transformers import AutoConfig
-
-                config = AutoConfig.from_pretrained(
-                    str(component.folder), local_files_only=True, trust_remote_code=False
-                )
-                with without_random_init(), _empty_weights(keep_buffers):
-                    module = cls(config)
-    except (TypeError, ValueError, KeyError, AttributeError, OSError, ZeroDivisionError) as error:
+        with quiet_libraries(), without_random_init(), _default_dtype(dtype), _few_modules():
+            build = _builder(cls, component)
+            if keep_buffers and _largest(written) > _LARGE:
+                with torch.device("meta"):
+                    _check_buffers(build())
+            with _empty_weights(keep_buffers):
+                module = build()
+    except QuantolabError:
+        raise
+    except Exception as error:  # a malformed configuration fails in as many ways as it has
         raise BrokenModelError(
-            f"{component.folder / 'config.json'} doesn't build a {component.cls}: {error}"
+            f"{component.folder / 'config.json'} doesn't build a {component.cls}: "
+            f"{first_line(error)}"
         ) from error
     return module.eval().requires_grad_(False)
+
+
+def check_counts(
+    where: Path, config: Mapping, limit: int = _MOST_LAYERS, allowed: str = ""
+) -> None:
+    """Refuse a configuration that asks for more layers than can be: building it might never end.
+
+    Parameters
+    ----------
+    where : Path
+        Its file.
+    config : mapping
+        What that holds.
+    limit : int
+        The most layers of one kind.
+    allowed : str
+        Why that is the limit; by default that there is no larger model.
+
+    Raises
+    ------
+    BrokenModelError
+        With the entry that asks for more.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_counts(where, value, limit, allowed)
+        if not any(word in str(key) for word in _COUNTS):
+            continue
+        for count in value if isinstance(value, list) else [value]:
+            if isinstance(count, (int, float)) and not count <= limit:
+                raise BrokenModelError(
+                    f"{where} asks for {key}={count}, and {allowed or f'{limit} is the most'}"
+                )
+
+
+def _builder(cls: type, component: Component) -> Callable[[], torch.nn.Module]:
+    """Return what builds a component from its configuration, which is read once."""
+    if component.library == "diffusers":
+        # Only the class's own arguments: a saved `quantization_config` isn't one.
+        config = cls.load_config(str(component.folder), local_files_only=True)
+        config.pop("quantization_config", None)
+        return lambda: cls.from_config(config)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        str(component.folder), local_files_only=True, trust_remote_code=False
+    )
+    return lambda: cls(config)
+
+
+def _largest(value: object) -> float:
+    """Return the largest number in a configuration."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, (int, float)) else 0
+
+
+def _check_buffers(module: torch.nn.Module) -> None:
+    held = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+    if held > _MOST_BUFFER_BYTES:
+        raise ValueError(f"its buffers would take {format_bytes(held)}")
+
+
+@contextmanager
+def _default_dtype(dtype: str | None):
+    with _BUILDING:
+        before = torch.get_default_dtype()
+        if dtype is not None:
+            torch.set_default_dtype(getattr(torch, dtype))
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@contextmanager
+def _few_modules():
+    """Stop a constructor that makes modules without end."""
+    made = 0
+
+    def count(*_) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_MODULES:
+            raise ValueError(f"it has more than {_MOST_MODULES} modules")
+
+    handle = torch.nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def dtype_keyword(library: str) -> str:

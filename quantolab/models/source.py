@@ -19,11 +19,20 @@ from ..files.json_objects import read_object
 from .known import KnownModel, find_known, known_folder, known_models
 
 DEMO = "demo"
-DENOISERS = ("transformer", "unet")
+# What pipelines of Diffusers call the parts that denoise, in the order in which the first is taken
+# where one is asked for. Source: the arguments of their constructors, which a test goes over.
+DENOISERS = (
+    "transformer", "transformer_2", "unconditional_transformer",
+    "unet", "image_unet", "text_unet",
+    "prior", "prior_prior", "decoder", "super_res_first", "super_res_last",
+)  # fmt: skip
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LIBRARIES = ("diffusers", "transformers")
-_NEVER_QUANTIZED = re.compile(r"vae|vqvae|safety_checker|scheduler|tokenizer|feature_extractor")
+_NEVER_QUANTIZED = re.compile(
+    r"vae|vqgan|movq|safety_checker|scheduler|tokenizer|feature_extractor|watermark"
+)
+_NEVER_QUANTIZED_CLASSES = re.compile(r"^Autoencoder|^AsymmetricAutoencoder|VQModel$")
 _CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 
 
@@ -53,10 +62,36 @@ class Source:
     revision: str | None = None
 
     @property
-    def denoiser(self) -> str:
-        """Name of the component that is quantized unless another is asked for."""
+    def denoisers(self) -> tuple[str, ...]:
+        """Names of the components that denoise: two in Wan 2.2, none where none is known.
+
+        The one component of a folder without a pipeline stands for them, whatever it is.
+        """
         names = [c.name for c in self.components]
-        return next((n for n in (*DENOISERS, *names) if n in names), names[0])
+        if self.pipeline is None:
+            return (names[0],)
+        return tuple(name for name in DENOISERS if name in names)
+
+    @property
+    def default_components(self) -> tuple[str, ...]:
+        """Names of the components that are quantized unless others are asked for.
+
+        Raises
+        ------
+        ArgumentError
+            If none of the pipeline's parts is known to denoise, with their names: none is guessed.
+        """
+        if not self.denoisers:
+            raise ArgumentError(
+                f"none of the parts of {self.model!r} is known to denoise, so that one must be "
+                f"asked for as its component: {', '.join(c.name for c in self.components)}"
+            )
+        return self.denoisers
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the first of `default_components`."""
+        return self.default_components[0]
 
     def component(self, name: str | None = None) -> Component:
         """Return a component by its name; None is the denoiser.
@@ -227,6 +262,7 @@ def _is_quantizable(name: str, entry: object) -> bool:
         and not name.startswith("_")
         and Path(name).name == name  # a folder inside the model's own
         and not _NEVER_QUANTIZED.search(name)
+        and not _NEVER_QUANTIZED_CLASSES.search(entry[1])
     )
 
 
@@ -282,7 +318,7 @@ def _find_on_hub(name: str, weights: bool) -> Source:
     )
 
     # Never pickles: only configuration, tokenizers and safetensors.
-    patterns = [*_CONFIG_FILES, "*/*.safetensors"] if weights else [*_CONFIG_FILES]
+    patterns = [*_CONFIG_FILES, "*/*.safetensors", "*/*.sft"] if weights else [*_CONFIG_FILES]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

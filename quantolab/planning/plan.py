@@ -113,7 +113,8 @@ def plan(
     meant = _names(components)
     for name in (*meant, *(n for recipe in chosen for n in recipe.components)):
         source.component(name)
-    parts, not_counted = _build_parts(source)
+    needed = {*(meant or source.denoisers), *(n for recipe in chosen for n in recipe.components)}
+    parts, not_counted = _build_parts(source, needed, dtype)
     rows = [
         _row(source, part, recipe, dtype)
         for part in parts
@@ -128,7 +129,8 @@ def plan(
         row["fits"] = None if budget is None else row["weight_bytes"] <= budget
         row["compute_dtype"] = dtype
     table = pd.DataFrame(rows, columns=_COLUMNS)
-    table.attrs = {"vram": budget, "not_counted": not_counted, "denoiser": source.denoiser}
+    main = (source.denoisers or meant or _names(parts[0].name))[0]
+    table.attrs = {"vram": budget, "not_counted": not_counted, "denoiser": main}
     return table
 
 
@@ -144,22 +146,32 @@ class _Part:
     layers: tuple[Layer, ...]
 
 
-def _build_parts(source: Source) -> tuple[list[_Part], tuple[str, ...]]:
-    """Return the denoiser, the other components, the parts that are never quantized."""
+def _build_parts(
+    source: Source, needed: set[str], dtype: str
+) -> tuple[list[_Part], tuple[str, ...]]:
+    """Return the denoisers, the other components, the parts that are never quantized.
+
+    Also the names of those that can't be built here; one that is needed must be.
+    """
     from ..models.skeleton import build_skeleton
+    from ..models.unquantized import check_unquantized
 
     def build(component: Component, quantizable: bool) -> _Part:
-        module = build_skeleton(component)
+        module = build_skeleton(component, dtype=dtype)
         whole = component.library == "transformers"
         return _Part(component.name, quantizable, whole, module, linear_layers(module))
 
-    ordered = sorted(source.components, key=lambda c: c.name != source.denoiser)
-    parts = [build(component, True) for component in ordered]
-    missing = []
-    for component in _other_components(source):
+    ordered = sorted(source.components, key=lambda c: c.name not in source.denoisers)
+    parts, missing = [], []
+    for component in ordered:
+        check_unquantized(component)
+    for component in (*ordered, *_other_components(source)):
+        quantizable = component in ordered
         try:
-            parts.append(build(component, False))
+            parts.append(build(component, quantizable))
         except (UnsupportedError, BrokenModelError):
+            if component.name in needed:
+                raise
             missing.append(component.name)
     return parts, tuple(missing)
 
@@ -195,7 +207,7 @@ def _applies(recipe: Recipe, name: str, meant: tuple[str, ...]) -> bool:
 
 def _quantized(source: Source, recipe: Recipe, meant: tuple[str, ...]) -> tuple[str, ...]:
     """Return the parts that a recipe quantizes in the pipeline."""
-    return () if recipe.is_reference else recipe.components or meant or (source.denoiser,)
+    return () if recipe.is_reference else recipe.components or meant or source.default_components
 
 
 def _check_recipe(

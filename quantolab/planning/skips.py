@@ -62,11 +62,14 @@ def skip_report(
     import pandas as pd
 
     from ..models.skeleton import build_skeleton
+    from ..models.unquantized import check_unquantized
 
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     source = find_model(model, weights=False)
-    names = tuple(components) or (component or source.denoiser,)
+    names = tuple(components) or ((component,) if component else source.default_components)
+    for name in names:
+        check_unquantized(source.component(name))
     modules = {name: build_skeleton(source.component(name)) for name in names}
     rows = [
         _row(name, module, layer, dtype)

@@ -150,7 +150,7 @@ def _resolved(
 
     if recipe.is_reference and source.pipeline:
         return ()  # the pipeline loads everything itself
-    names = recipe.components or (component or source.denoiser,)
+    names = recipe.components or ((component,) if component else source.default_components)
     modules = {name: build_skeleton(source.component(name)) for name in names}
     layers = {name: linear_layers(module) for name, module in modules.items()}
     check_patterns(recipe.skip, layers)

@@ -10,6 +10,7 @@ from typing import Any
 from ..devices import DEVICES
 from ..errors import ArgumentError, one_of, whole_number
 from ..models.source import Source, check_size, default_size, find_model
+from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import Trial, Workload
 from ..weights import WORDS
@@ -49,7 +50,7 @@ def counted_components(recipes: Iterable[Recipe], source: Source) -> tuple[str, 
     recipes = tuple(recipes)
     names = [n for recipe in recipes for n in recipe.components]
     if not names or any(not r.components for r in recipes if not r.is_reference):
-        names.insert(0, source.denoiser)
+        names = [*source.default_components, *names]
     return tuple(dict.fromkeys(names))
 
 
@@ -83,6 +84,8 @@ def check_request(
             f"{source.model!r} is one component, not a pipeline (it has no model_index.json), so "
             "it makes no pictures to compare; load and quantize work on it"
         )
+    for part in source.components:
+        check_configured(part)
     chosen = tuple(as_recipe(r) for r in (WORDS if recipes is None else _many(recipes, Recipe)))
     if not chosen:
         raise ArgumentError("recipes is empty; at least one is needed")

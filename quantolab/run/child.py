@@ -28,7 +28,10 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
     Builds the components on the meta device: no weight is read.
     """
     device = resolve_device(asked.device)
-    skeletons = {name: build_skeleton(asked.source.component(name)) for name in asked.components}
+    skeletons = {
+        name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
+        for name in asked.components
+    }
     return Planned(device, tuple(_plan(asked, recipe, skeletons) for recipe in asked.recipes))
 
 

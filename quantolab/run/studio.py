@@ -85,7 +85,8 @@ def prepare(asked: TrialJob) -> Prepared:
     synchronize(device)
     load_seconds = time.perf_counter() - started
     if asked.compiled:
-        parts[source.denoiser].compile()
+        for name in (n for n in source.default_components if n in parts):
+            parts[name].compile()
     encoders_here = any(name.startswith("text_encoder") for name in parts)
     file = None if encoders_here else asked.encoded
     pipe = build_pipeline(source, parts, dtype=dtype, device=device, encoders=file is None)
@@ -132,7 +133,7 @@ def encode_prompts(
     """
     if source.pipeline not in _ENCODED_AS:
         return None
-    left_out = dict.fromkeys((source.denoiser, "vae"))
+    left_out = dict.fromkeys((*source.default_components, "vae"))
     pipe = build_pipeline(source, left_out, dtype=dtype, device=device, encoders=True)
     return encode_with(pipe, prompts, device)
 

@@ -15,15 +15,14 @@ from ..backends.forms import MARK
 from ..errors import (
     BrokenModelError,
     ModelNotFoundError,
-    QuantolabError,
     UnsupportedError,
-    first_line,
 )
 from ..files.choosing import WeightFiles, weight_files, weight_map
+from ..files.foreign import check_foreign, foreign_method, method_in
 from ..files.json_objects import check_inside, read_object
 from ..files.layout import FILLER, Entry, FileLayout, read_layout
 from ..files.writing import DIGEST, digest_of
-from ..models.skeleton import build_skeleton, component_class
+from ..models.skeleton import build_skeleton, check_counts
 from ..models.source import Component, find_model
 from ..weights import BACKENDS, QUANTIZED, words_of
 from .record import RECORD, Record, read_record
@@ -66,17 +65,11 @@ class SavedFolder:
         BrokenModelError
             If it can't be built, for whatever reason.
         """
-        _check_counts(self)
-        try:
-            component_class(self.component)
-            return build_skeleton(self.component, keep_buffers=True)
-        except QuantolabError:
-            raise
-        except Exception as error:  # a malformed configuration fails in as many ways as it has
-            raise BrokenModelError(
-                f"{self.folder / 'config.json'} doesn't build a {self.component.cls}: "
-                f"{first_line(error)}"
-            ) from error
+        limit = len(self.entries)
+        where = self.folder / "config.json"
+        check_counts(where, self.config, max(limit, 100), f"the files hold {limit} tensors")
+        dtype = None if self.record is None else self.record.dtype
+        return build_skeleton(self.component, keep_buffers=True, dtype=dtype)
 
 
 def open_saved(folder: str | os.PathLike[str]) -> SavedFolder:
@@ -115,7 +108,7 @@ def layer_words(saved: SavedFolder) -> dict[str, str]:
     The files decide which layers those are; what kind they are follows from the types of their
     tensors, and for int4 and int2, which look alike, from what the folder declares.
     """
-    declared = _declared_word(saved.config)
+    declared = _declared_word(saved.folder, saved.config)
     specs = {name: entry.spec for name, entry in saved.entries.items()}
     words: dict[str, str] = {}
     for backend in BACKENDS:
@@ -125,8 +118,19 @@ def layer_words(saved: SavedFolder) -> dict[str, str]:
         except BrokenModelError as error:
             raise BrokenModelError(f"{saved.folder}: {error}") from None
         words |= {path: _one_word(saved, path, known, declared) for path, known in found.items()}
+    specs = {name: spec for name, spec in specs.items() if not _is_inside(name, words)}
+    check_foreign(saved.folder, {name: spec.dtype for name, spec in specs.items()})
     _check_declared(saved, words, declared)
     return words
+
+
+def _is_inside(name: str, paths: dict[str, str]) -> bool:
+    """Return whether a tensor belongs to one of some layers."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in paths:
+            return True
+    return "" in paths
 
 
 def _check_record(saved: SavedFolder, record: Record) -> None:
@@ -175,20 +179,6 @@ def _check_names(chosen: WeightFiles, files: tuple[tuple[Path, FileLayout], ...]
             )
 
 
-def _check_counts(saved: SavedFolder) -> None:
-    """Refuse a configuration with more layers than tensors: building it might never end."""
-    limit = len(saved.entries)
-    for key, value in saved.config.items():
-        counts = value if isinstance(value, list) else [value]
-        if "layers" in key or "blocks" in key or key in ("depth", "n_layer"):
-            for count in counts:
-                if type(count) is int and count > max(limit, 100):
-                    raise BrokenModelError(
-                        f"{saved.folder / 'config.json'} asks for {key}={count}, and the files "
-                        f"hold {limit} tensors"
-                    )
-
-
 def _read_qmap(folder: Path) -> dict[str, str] | None:
     if not (folder / QMAP).exists() and not (folder / QMAP).is_symlink():
         return None
@@ -212,17 +202,15 @@ def _read_qmap(folder: Path) -> dict[str, str] | None:
     return words
 
 
-def _declared_word(config: dict[str, Any]) -> str | None:
+def _declared_word(folder: Path, config: dict[str, Any]) -> str | None:
     said = config.get("quantization_config")
     if said is None:
         return None
     if not isinstance(said, dict):
         raise BrokenModelError("config.json has a 'quantization_config' that is no object")
-    method = said.get("quant_method")
-    if method not in (*BACKENDS, MARK):
-        raise UnsupportedError(
-            f"config.json says the model is quantized with {method!r}; quantolab reads quanto"
-        )
+    method = method_in(folder, config)
+    if method is not None and method not in (*BACKENDS, MARK):
+        raise foreign_method(folder, method)
     # transformers calls it `weights`.
     word = said.get("weights_dtype", said.get("weights"))
     if word not in (*QUANTIZED, "mixed"):

@@ -21,12 +21,14 @@ from ..errors import (
     nearest,
     one_of,
 )
-from ..files.foreign import check_plain
+from ..files.choosing import SUFFIXES
+from ..files.foreign import check_plain, foreign
 from ..files.lazy_tensors import Replayed
 from ..files.mapped import MappedWeights
 from ..loading.filling import fill_skeleton
 from ..models.skeleton import build_skeleton
 from ..models.source import Component, find_model
+from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from .names import PREFIX, as_diffusers_names
 
@@ -54,7 +56,7 @@ def load_single_file(
     Parameters
     ----------
     path : str or path
-        A ``.safetensors`` file.
+        A ``.safetensors`` (or ``.sft``) file.
     recipe : Recipe or str
         What to quantize to and which layers to keep, by Diffusers' names of the layers.
     config : str or path, optional
@@ -102,7 +104,7 @@ def load_single_file(
     part = described_by(path, config, component)
     stored, shapes = open_file(path)
     check_plain(path, own_dtypes(shapes))
-    module = build_skeleton(part, keep_buffers=True)
+    module = build_skeleton(part, keep_buffers=True, dtype=dtype)
     tensors = as_diffusers_names(path, part, module, stored, shapes)
     how = {"dtype": dtype, "device": device}
     # A converter that has run may have changed tensors in place: those can't be read again.
@@ -134,7 +136,7 @@ def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
         )
     if not path.is_file():
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        files = [str(path.with_name(p.name)) for p in beside if p.suffix == ".safetensors"]
+        files = [str(path.with_name(p.name)) for p in beside if p.suffix in SUFFIXES]
         raise ModelNotFoundError(f"file {str(path)!r} isn't there{nearest(str(path), files)}")
     if re.search(r"-\d+-of-\d+\.", path.name):
         raise ArgumentError(
@@ -147,9 +149,11 @@ def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
             f"{str(path)!r} is a pickle ({ending}), which can hold code; allowed: .safetensors, "
             "or with allow_pickle=True the tensors of a pickle and nothing else"
         )
-    if ending not in (".safetensors", *PICKLES):
+    if ending == ".gguf":
+        raise foreign(path, "GGUF", "its name ends so")
+    if ending not in (*SUFFIXES, *PICKLES):
         raise ArgumentError(
-            f"{str(path)!r} ends in {ending or 'nothing'!r}; allowed: .safetensors, or with "
+            f"{str(path)!r} ends in {ending or 'nothing'!r}; allowed: .safetensors, .sft, or with "
             f"allow_pickle=True {', '.join(PICKLES)}"
         )
     return path
@@ -167,6 +171,7 @@ def described_by(path: Path, config: str | os.PathLike | None, component: str | 
     elif Path(config).name == "config.json":
         config = Path(config).parent
     part = find_model(config, weights=False).component(component)
+    check_configured(part)
     if part.library != "diffusers":
         raise UnsupportedError(
             f"{part.name!r} is a {part.cls} of {part.library}: single files are read for Diffusers "

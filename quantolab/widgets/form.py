@@ -138,7 +138,7 @@ class Form(W.VBox):
             If none is marked.
         """
         chosen = tuple(name for name, box in self.parts.items() if box.value)
-        if self.source is None or chosen == (self.source.denoiser,):
+        if self.source is None or chosen == self.source.denoisers:
             return ()
         if not chosen:
             raise ArgumentError(
@@ -224,7 +224,7 @@ class Form(W.VBox):
     def _offer_parts(self, source: Source) -> None:
         if tuple(self.parts) == tuple(part.name for part in source.components):
             return
-        self.parts = {p.name: _box(p.name, p.name == source.denoiser) for p in source.components}
+        self.parts = {p.name: _box(p.name, p.name in source.denoisers) for p in source.components}
         for box in self.parts.values():
             box.observe(lambda _: self._changed(), "value")
         self._parts_row.children = _row("Quantize", tuple(self.parts.values())).children
@@ -254,7 +254,7 @@ class Form(W.VBox):
         self.recipe.picker.value = skip
         self.both.value = bool(skip) and any(not recipe.skip for recipe in quantized)
         for name, box in self.parts.items():
-            denoiser = self.source is not None and name == self.source.denoiser
+            denoiser = self.source is not None and name in self.source.denoisers
             box.value = name in components if components and known else denoiser
         for word, box in self.weights.items():
             box.value = any(recipe.weights == word for recipe in recipes)

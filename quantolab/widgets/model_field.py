@@ -78,7 +78,7 @@ class ModelField(W.HBox):
     def component_name(self) -> str | None:
         """The chosen component; None for the denoiser, which is what calls take by default."""
         name = self.component.value
-        return None if self.source is None or name == self.source.denoiser else name
+        return None if self.source is None or name in self.source.denoisers[:1] else name
 
     def look(self) -> None:
         """Find the model: at once if it is here, else in the background, as the Hub takes time."""
@@ -103,7 +103,7 @@ class ModelField(W.HBox):
             return
         names, before = tuple(part.name for part in source.components), self.component.value
         self.component.options = names  # nothing is told: the source isn't set yet
-        self.component.value = before if before in names else source.denoiser
+        self.component.value = before if before in names else (source.denoisers or names)[0]
         self.component.disabled = False
         self.source = source
         self._tell()

@@ -249,7 +249,7 @@ def _save(
         folder=folder,
         recipe=recipe,
         dtype=dtype,
-        plain_bytes=predict_weight_bytes(build_skeleton(part), {}, dtype),
+        plain_bytes=predict_weight_bytes(build_skeleton(part, dtype=dtype), {}, dtype),
         memory_bytes=weight_bytes(module),
         disk_bytes=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
         load_seconds=loaded - started,

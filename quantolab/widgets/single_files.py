@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as W
 
 from ..errors import ArgumentError, ModelNotFoundError
+from ..files.choosing import SUFFIXES
 from ..recipes import COMPUTE_DTYPES
 from ..units import format_bytes, format_ratio, format_seconds
 from .call_text import call
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from ..loading.report import QuantizeReport
     from ..single_file.facts import SingleFileFacts
-
-_SUFFIX = ".safetensors"
 
 
 def single_file_loader() -> SingleFileLoader:
@@ -65,7 +64,7 @@ class SingleFileLoader(WorkingPanel):
     def _make_controls(self) -> None:
         self.path = W.Text(
             description="File",
-            placeholder=f"path of a {_SUFFIX} file, or of a folder to look in",
+            placeholder=f"path of a {SUFFIXES[0]} file, or of a folder to look in",
             continuous_update=False,
             style=LABEL,
             layout={"width": "min(720px, 100%)"},
@@ -98,7 +97,7 @@ class SingleFileLoader(WorkingPanel):
     def run(self, wait: bool = False) -> None:
         """Load the file in the background; then `module`, `seconds` and `report` are there."""
         if not self.file:
-            raise ArgumentError(f"no file is chosen; choose a {_SUFFIX} file or write its path")
+            raise ArgumentError(f"no file is chosen; choose a {SUFFIXES[0]} file or write its path")
         file, recipe, options = self.file, self.recipe_field.recipe(), self._options()
 
         def job() -> tuple[torch.nn.Module, float]:
@@ -133,7 +132,7 @@ class SingleFileLoader(WorkingPanel):
         options += [
             (f"{path.name}  ·  {format_bytes(path.stat().st_size)}", str(path))
             for path in shown
-            if path.suffix.casefold() == _SUFFIX and path.is_file()
+            if path.suffix.casefold() in SUFFIXES and path.is_file()
         ]
         self.files.options, self.files.tooltip = options, str(folder)
         self._take_listed()

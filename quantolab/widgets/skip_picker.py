@@ -300,7 +300,7 @@ class SkipPicker(W.VBox):
         import pandas as pd
 
         source = find_model(model, weights=False)
-        components = names or (source.denoiser,)
+        components = names or source.default_components
         for name in components:
             source.component(name)
         asked = ListJob(source, components, dtype)

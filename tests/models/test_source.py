@@ -6,9 +6,11 @@ import sys
 
 import pytest
 
+import quantolab as ql
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, UnsupportedError
 from quantolab.models.skeleton import component_class
 from quantolab.models.source import (
+    DENOISERS,
     Component,
     check_size,
     default_size,
@@ -321,3 +323,65 @@ def test_no_module_that_a_model_names_is_imported(tmp_path, monkeypatch, write_p
         component_class(Component("vae", "evilmodule", "Evil", folder / "vae"))
     find_model(folder)
     assert not (tmp_path / "ran").exists()
+
+
+# --- what denoises ---
+
+
+@pytest.mark.parametrize(
+    ("names", "denoisers"),
+    [
+        (["image_encoder", "text_encoder", "transformer"], ("transformer",)),
+        (["a_first", "unet"], ("unet",)),
+        (["transformer", "text_encoder", "transformer_2"], ("transformer", "transformer_2")),
+        (["image_encoder", "prior", "text_encoder"], ("prior",)),
+        (["decoder", "aaa", "text_encoder"], ("decoder",)),
+        (["prior_prior", "decoder", "prior_text_encoder"], ("prior_prior", "decoder")),
+    ],
+)
+def test_what_denoises_is_known_by_name_and_never_by_the_alphabet(write_pipeline, names, denoisers):
+    source = find_model(write_pipeline("APipeline", {name: {} for name in names}))
+    assert source.denoisers == source.default_components == denoisers
+    assert source.denoiser == denoisers[0]
+
+
+@pytest.mark.parametrize("names", [["image_encoder", "text_encoder"], ["brain", "a_transformer"]])
+def test_where_nothing_is_known_to_denoise_the_names_are_told(write_pipeline, names):
+    source = find_model(write_pipeline("APipeline", {name: {} for name in names}))
+    assert source.denoisers == ()
+    for ask in (
+        lambda: source.denoiser,
+        lambda: source.component(),
+        lambda: ql.load(source.folder),
+    ):
+        with pytest.raises(ArgumentError, match="is known to denoise") as raised:
+            ask()
+        assert all(name in str(raised.value) for name in names)
+    assert source.component(names[0]).name == names[0]
+
+
+def test_every_denoiser_of_the_installed_pipelines_is_known():
+    """The names that Diffusers' pipelines give to parts of a denoiser's class."""
+    import inspect
+
+    import diffusers
+
+    unknown = set()
+    for name in (n for n in dir(diffusers) if n.endswith("Pipeline")):
+        cls = getattr(diffusers, name)
+        for part, parameter in inspect.signature(cls.__init__).parameters.items():
+            kind = getattr(parameter.annotation, "__name__", str(parameter.annotation))
+            text = part.startswith(("text_encoder", "tokenizer")) or "Text" in kind
+            denoises = kind.endswith(("Transformer2DModel", "Transformer3DModel", "UNet2DModel"))
+            if (denoises or "UNet" in kind) and not text and part not in DENOISERS:
+                unknown.add((name, part))
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [("vqgan", "PaellaVQModel"), ("movq", "VQModel"), ("first_stage", "AutoencoderKLWan")],
+)
+def test_autoencoders_are_never_quantized(tmp_path, write_pipeline, name, cls):
+    folder = write_pipeline("APipeline", {"unet": {}, name: {"_class_name": cls}})
+    assert [part.name for part in find_model(folder).components] == ["unet"]

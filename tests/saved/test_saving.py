@@ -493,7 +493,7 @@ def test_a_foreign_model_is_named(saved_int8, tmp_path):
         ({"num_layers": 10**9}, "asks for num_layers=1000000000"),
         ({"num_layers": "many"}, "doesn't build a FluxTransformer2DModel"),
         ({"quantization_config": {"quant_method": "quanto", "weights_dtype": "int4"}}, "declares"),
-        ({"quantization_config": {"quant_method": "bnb"}}, "quantized with 'bnb'"),
+        ({"quantization_config": {"quant_method": "bnb"}}, "quantized already, by 'bnb'"),
         ({"quantization_config": []}, "is no object"),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **changes}))

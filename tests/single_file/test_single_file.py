@@ -560,9 +560,9 @@ def test_one_shard_of_several_is_refused(refused, written, state):
 
 
 def test_another_ending_is_refused(refused, tmp_path):
-    path = tmp_path / "model.gguf"
+    path = tmp_path / "model.onnx"
     path.touch()
-    assert "ends in '.gguf'; allowed: .safetensors" in refused(path, ArgumentError)
+    assert "ends in '.onnx'; allowed: .safetensors, .sft" in refused(path, ArgumentError)
 
 
 @pytest.mark.parametrize("weights", ("int8", "int4"))
