@@ -11,6 +11,7 @@ from ...shapes import Layer
 from ...weights import weights_of
 from . import cures
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
+from .plain_product import multiplied
 from .row_wise import quantized_parts, weight_of
 from .tinygemm import optimized
 
@@ -38,6 +39,9 @@ class QuantoLinear(QLinear):
             return TinyGemmProduct.apply(x, weight, self.bias)  # cures.TINYGEMM_TRACED
         if self.plain_product and isinstance(weight, QTensor):
             weight = weight.dequantize()
+        product = multiplied(x, weight, self.bias)
+        if product is not None:
+            return product
         return torch.nn.functional.linear(x, weight, self.bias)
 
 
