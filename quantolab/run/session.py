@@ -137,7 +137,7 @@ class Session:
             kind,
             asked,
             folder=folder,
-            watch=self._on_event,
+            watch=self.hear,
             cancel=self._cancel,
             stall_seconds=self._stall_seconds,
         )
@@ -182,7 +182,8 @@ class Session:
             request.source, request.workload, recipe, request.components, compiled, encoded
         )
 
-    def _on_event(self, event: Event) -> None:
+    def hear(self, event: Event) -> None:
+        """Take note of what a child tells, and pass it on to the watcher."""
         if event.kind == "stage":
             self.stage = event.stage
         elif event.kind == "picture":

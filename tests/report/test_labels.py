@@ -51,8 +51,11 @@ def test_the_nearest_free_place_is_taken():
     assert place(markers=markers) == Box(115, 95, 135, 105)
 
 
-def test_a_label_comes_out_from_under_a_large_marker():
-    assert place(markers=[Spot(100, 100, 102)]) == Box(205, 95, 225, 105)
+@pytest.mark.parametrize("distance", [10, 20, 32, 46, 62, 80, 100])
+def test_a_label_comes_out_from_under_a_large_marker(distance):
+    """Each marker leaves the place at this distance just free."""
+    marker = Spot(100, 100, 3.9 + distance)
+    assert place(markers=[marker]) == Box(105 + distance, 95, 125 + distance, 105)
 
 
 def test_of_equally_bad_places_the_first_is_taken():
@@ -131,7 +134,16 @@ def test_rather_over_a_marker_than_a_leader_through_a_label():
     assert place_both(bottom=80, markers=[Spot(118, 79, 3)]) == (RIGHT, Box(73, 82, 163, 88))
 
 
+def test_boxes():
+    box = Box(0, 0, 4, 2)
+    assert box.grown(2) == Box(-2, -2, 6, 4)
+    assert box.overlap(Box(3, 1, 9, 9)) == 1
+    assert box.overlap(Box(1, 5, 2, 6)) == 0  # beside it in one direction alone
+    assert box.overlap(Box(5, 0, 6, 2)) == 0
+
+
 def test_leaders():
+    assert leader_meets(Spot(0, 0, 1), Box(24, -1, 30, 1), Box(23.6, -1, 24.2, 1))  # at its end
     assert leader_meets(Spot(0, 0, 1), Box(10, -1, 20, 1), Box(4, -1, 6, 1))
     assert not leader_meets(Spot(0, 0, 1), Box(10, -1, 20, 1), Box(4, 2, 6, 4))
     assert leader_meets(Spot(0, 0, 1), Box(10, -1, 20, 1), Box(8.5, -1, 9.5, 1))  # near its end
@@ -142,6 +154,7 @@ def test_leaders():
     ("others", "upright"),
     [
         ([], 129.5),  # nearer than 2 to the first place
+        ([], 106.5),  # the same on its other side
         ([(118, 110.5)], 300),  # nearer than 1 to a marker
         ([(100, 111.5)], 300),  # its first place would be nearer than 2 to another label
     ],
