@@ -32,6 +32,14 @@ SLOW = (
     "saved",
     "demo/test_training.py",
     "demo/test_pipeline.py",
+    "demo/test_reading.py",
+    "widgets/test_compiling.py",
+    "widgets/test_exploring.py",
+    "run/test_pipelines.py",
+    "report/test_code.py",
+    "test_cli.py",
+    "test_earlier_versions.py",
+    "doctor/test_children.py",
 )
 
 

@@ -36,6 +36,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 PATIENCE = 240_000  # milliseconds: machines under load are slow, and patience costs nothing
 VOILAS_OWN = ("fontawesome", "font-awesome", "mathjax")  # Voila's page asks for these itself
+ERROR = "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg"  # of a cell that raised
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
@@ -209,7 +210,7 @@ class Notebooks:
         theme : str
             ``"light"`` or ``"dark"``.
         run : bool
-            Whether to run the cells.
+            Whether to run the cells; an error in one fails the test.
         width, height : int
             Of the window, in CSS pixels.
         touch : bool
@@ -228,6 +229,9 @@ class Notebooks:
         wait_for_kernel(page)
         if run:
             run_all(page)
+            # Said at once: whatever a test waits for would never come.
+            errors = page.locator(ERROR)
+            assert errors.count() == 0, " ".join(errors.all_inner_texts())
             # Not by the notebook's own "source hidden", which puts other elements there.
             page.add_style_tag(content=".jp-Cell-inputWrapper { display: none !important }")
         return page
@@ -298,14 +302,14 @@ def wait_for_kernel(page: Page) -> None:
 
 
 def run_all(page: Page, ends: str = "false") -> None:
-    """Run all cells through the menu, and wait until each has a number, or `ends` is true."""
+    """Run all cells through the menu; wait until each has a number, one raised, or `ends`."""
     page.locator(".jp-Notebook .jp-InputPrompt").first.click()
     page.locator(".lm-MenuBar-item >> text=/^Run$/").click()
     page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
     page.wait_for_function(f"""() => {{
         const cells = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
         const done = cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent));
-        return done || {ends} }}""")
+        return done || document.querySelector(`{ERROR}`) || {ends} }}""")
     wait_for_kernel(page)
 
 

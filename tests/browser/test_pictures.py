@@ -149,7 +149,7 @@ def arrive(_=None):
     here = labels[:finished]
     images = {key: picture for key, picture in whole.images.items() if key[0] in here}
     part = dataclasses.replace(whole, trials=whole.trials[:finished], images=images)
-    viewer.update(part, waiting=labels[finished:])
+    viewer.update(part, waiting=whole.trials[finished:])
     state.value = f"{finished} finished"
 more.on_click(arrive)
 arrive()

@@ -61,7 +61,7 @@ def test_the_encoders_learn_which_colour_belongs_to_what(tmp_path):
     """Captions that differ by an exchange of two words are told apart by every word of them."""
     torch.manual_seed(0)
     model = Denoiser(4, singles=1)
-    reading.train_readers(model, 300, tmp_path, seed=0, batch=64)
+    reading.train_readers(model, 150, tmp_path, seed=0, batch=32)
     reader = reading.Reader(model)
     state = torch.load(tmp_path / "reader.pt")["average"]
     for parameter, value in zip(reader.parameters(), state, strict=True):

@@ -221,7 +221,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
     while not (record.is_file() and json.loads(record.read_text())["trials"]):
         assert run.poll() is None, run.communicate()
         time.sleep(0.02)
-    time.sleep(random.Random(number).uniform(0, 1))
+    time.sleep(random.Random(number).uniform(0, 0.4))
     family = psutil.Process(run.pid).children(recursive=True)
     run.send_signal(number)
     _, said = run.communicate(timeout=30)
