@@ -92,10 +92,10 @@ def test_no_pair_comes_again_before_all_were_shown(comparison):
 
 
 def test_chance_is_even_and_can_be_repeated(comparison):
-    def sides(seed):
+    def sides(seed, questions=20):
         test = BlindTest(comparison, seed=seed)
         found = []
-        for _ in range(200):
+        for _ in range(questions):
             found.append((test._score.place, test._score.side))
             test.answer(1)
         return found
@@ -103,8 +103,9 @@ def test_chance_is_even_and_can_be_repeated(comparison):
     assert sides(5) == sides(5)
     assert sides(5) != sides(6)
     # 200 tosses of a coin: beyond 4.5 standard deviations in fewer than one of 100,000 runs.
-    assert abs(sum(side == 1 for _, side in sides(7)) - 100) < 32
-    by_place = {place for place, side in sides(7) if side == 1}
+    tossed = sides(7, questions=200)
+    assert abs(sum(side == 1 for _, side in tossed) - 100) < 32
+    by_place = {place for place, side in tossed if side == 1}
     assert by_place == set(comparison.workload.pairs)
 
 
