@@ -137,7 +137,7 @@ class Session:
             kind,
             asked,
             folder=folder,
-            watch=self.hear,
+            watch=self._on_event,
             cancel=self._cancel,
             stall_seconds=self._stall_seconds,
         )
@@ -182,8 +182,7 @@ class Session:
             request.source, request.workload, recipe, request.components, compiled, encoded
         )
 
-    def hear(self, event: Event) -> None:
-        """Take note of what a child tells, and pass it on to the watcher."""
+    def _on_event(self, event: Event) -> None:
         if event.kind == "stage":
             self.stage = event.stage
         elif event.kind == "picture":

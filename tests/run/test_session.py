@@ -1,35 +1,80 @@
-"""How far a run is and how long it will take, told by a clock that the test turns."""
+"""How far a run is: pictures, seconds passed and seconds to go, by a clock of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 
 from quantolab.processes.jobs import Event
+from quantolab.run import session as session_room
 from quantolab.run.asked import check_request
 from quantolab.run.session import Session
 
 PICTURE = Event("picture")
 
 
-def test_the_time_to_go_is_what_the_pictures_so_far_say(pipeline_folder):
-    now, told = 100.0, []
-    session = Session(
-        check_request(pipeline_folder, ["none"]),
-        total=6, watch=told.append, cancel=None, stall_seconds=60, clock=lambda: now,
-    )  # fmt: skip
+class Run:
+    """A session whose clock is set by hand, and whose job tells what it is told to tell."""
 
-    def hear(event, after):
-        nonlocal now
-        now += after
-        session.hear(event)
-        return told[-1]
+    def __init__(self, monkeypatch, total):
+        self.now = 1000.0
+        self.progress = []
+        monkeypatch.setattr(session_room, "Children", lambda preload: self)
+        self.session = Session(
+            check_request("demo"),
+            total=total,
+            watch=self.progress.append,
+            cancel=None,
+            stall_seconds=1,
+            clock=lambda: self.now,
+        )
 
-    # Loading takes long, and says nothing of how long a picture takes; nor does the first one,
-    # which has all of that before it.
-    assert hear(Event("stage", stage="loading"), 50).eta_seconds is None
-    first = hear(PICTURE, 20)
-    assert (first.done, first.elapsed_seconds, first.eta_seconds) == (1, 70, None)
-    assert hear(PICTURE, 3).eta_seconds == 4 * 3
-    assert hear(PICTURE, 5).eta_seconds == 3 * (3 + 5) / 2
-    # What passes without a picture counts as well: the next recipe is loaded too.
-    waited = hear(Event("stage", stage="timing"), 2)
-    assert (waited.stage, waited.eta_seconds) == ("timing", 3 * 10 / 2)
-    last = [hear(PICTURE, 4) for _ in range(3)][-1]
-    assert (last.done, last.elapsed_seconds, last.eta_seconds) == (6, 92, 0)
-    assert hear(PICTURE, 1).eta_seconds == 0  # one more than was reckoned with
+    def run(self, kind, asked, *, watch, **_):
+        """What child processes do, here at once."""
+        for seconds, event in asked:
+            self.now += seconds
+            watch(event)
+
+    def tell(self, *story):
+        """Have a job tell events, each some seconds after the one before."""
+        self.session.job(None, story, Path())
+        return self.progress[-1]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    return Run(monkeypatch, total=10)
+
+
+def test_the_first_picture_says_nothing_of_the_seconds_to_go(run):
+    """What is paid once, imports and loading among it, would count for every picture."""
+    assert run.tell((5.0, Event("stage", stage="loading"))).eta_seconds is None
+    assert run.tell((60.0, PICTURE)).eta_seconds is None
+
+
+def test_the_seconds_to_go_are_those_of_a_picture_so_far_for_each_that_is_left(run):
+    assert run.tell((60.0, PICTURE), (2.0, PICTURE)).eta_seconds == 8 * 2.0
+    assert run.tell((4.0, PICTURE)).eta_seconds == 7 * 3.0
+    assert run.tell((3.0, Event("step"))).eta_seconds == 7 * 4.5
+    assert [p.done for p in run.progress] == [1, 2, 3, 3]
+    assert {p.total for p in run.progress} == {10}
+
+
+def test_seconds_passed_are_counted_from_the_start(run):
+    run.tell((60.0, PICTURE), (2.5, PICTURE))
+    assert [p.elapsed_seconds for p in run.progress] == [60.0, 62.5]
+    assert run.session.elapsed == 62.5
+
+
+def test_pictures_that_were_there_or_are_not_made_are_not_waited_for(run):
+    """A resumed run begins with some, a trial that failed leaves some out; neither took time."""
+    run.session.done = 4
+    assert run.tell((1.0, PICTURE), (2.0, PICTURE)).eta_seconds == 4 * 2.0
+    run.session.done = 9
+    run.session.tell()
+    assert run.progress[-1].eta_seconds == 2.0
+
+
+def test_more_pictures_than_expected_leave_nothing_to_wait_for(run):
+    assert run.tell(*[(1.0, PICTURE)] * 12).eta_seconds == 0.0
