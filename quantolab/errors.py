@@ -6,6 +6,7 @@ Imports nothing of ours and nothing heavy, so that any room can raise these.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -47,6 +48,22 @@ class JobFailed(QuantolabError):
 
 class JobRaised(JobFailed):
     """A job ended with an error that nobody raises on purpose; the text says which."""
+
+
+class JobOutOfMemory(JobRaised):
+    """A job asked for more memory than there is; the text begins with that."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch and the system have several words for it."""
+    if isinstance(error, (MemoryError, JobOutOfMemory)):
+        return True
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # On a CPU torch says so in a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def first_line(error: BaseException | str) -> str:

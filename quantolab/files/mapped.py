@@ -7,13 +7,17 @@ file is closed. Read to the end, a model lies in memory twice: as quantized, and
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from ..errors import BrokenModelError
+from ..errors import BrokenModelError, is_out_of_memory
 from .layout import Entry, Spec, read_layout
+
+_MOST = 256  # maps at once
 
 
 class MappedWeights(Mapping[str, torch.Tensor]):
@@ -34,28 +38,58 @@ class MappedWeights(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._maps: list[mmap.mmap] = []
-        self._places: dict[str, tuple[mmap.mmap, int, Entry]] = {}
+        self._places: dict[str, tuple[BinaryIO, int, Entry]] = {}
+        self._whole: dict[BinaryIO, mmap.mmap] = {}
+        self._live: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
         for path in paths:
             layout = read_layout(path)
             try:
-                with path.open("rb") as file:
-                    # Copied where it is written to: torch wants memory that can be.
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                file = path.open("rb")
             except OSError as error:
                 raise BrokenModelError(f"{path} can't be read: {error}") from error
-            self._maps.append(mapped)
+            weakref.finalize(self, file.close)
             for entry in layout.entries:
-                self._places[entry.spec.name] = mapped, layout.header_bytes, entry
+                self._places[entry.spec.name] = file, layout.header_bytes, entry
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        mapped, start, entry = self._places[name]
+        file, start, entry = self._places[name]
         spec = entry.spec
         if not spec.nbytes:
             return torch.empty(spec.shape, dtype=spec.dtype)
+        mapped, offset = self._map(file, start + entry.begin, spec.nbytes)
         count = spec.nbytes // spec.dtype.itemsize
-        flat = torch.frombuffer(mapped, dtype=spec.dtype, count=count, offset=start + entry.begin)
+        flat = torch.frombuffer(mapped, dtype=spec.dtype, count=count, offset=offset)
         return flat.reshape(spec.shape)
+
+    def _map(self, file: BinaryIO, begin: int, length: int) -> tuple[mmap.mmap, int]:
+        """Return a map that holds some bytes of a file, and where in it they begin.
+
+        Each tensor has its own: memory that may be written to is promised by the system, and it
+        need not promise the whole file at once.
+        """
+        if len(self._live) > _MOST:
+            begin, length, offset = 0, 0, begin  # the whole file: each map takes a file handle
+        else:
+            offset = begin % mmap.ALLOCATIONGRANULARITY
+            begin, length = begin - offset, length + offset
+        known = self._whole.get(file) if not length else None
+        if known is not None:
+            return known, offset
+        try:
+            mapped = mmap.mmap(
+                file.fileno(),
+                length,
+                access=mmap.ACCESS_COPY,  # copied where it is written to: torch wants it so
+                offset=begin,
+            )
+        except (OSError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise MemoryError(f"no memory to map {file.name}") from error
+            raise BrokenModelError(f"{file.name} can't be read: {error}") from error
+        self._live.add(mapped)
+        if not length:
+            self._whole[file] = mapped
+        return mapped, offset
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -70,5 +104,5 @@ class MappedWeights(Mapping[str, torch.Tensor]):
     def release(self) -> None:
         """Let go the memory of what was read; a tensor that is used again is read again."""
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            for mapped in self._maps:
+            for mapped in self._live:
                 mapped.madvise(mmap.MADV_DONTNEED)

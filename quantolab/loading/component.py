@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..devices import resolve_device
-from ..errors import BrokenModelError, first_line, one_of
+from ..errors import BrokenModelError, first_line, is_out_of_memory, one_of
 from ..files.choosing import weight_files
 from ..files.foreign import check_plain
 from ..files.mapped import MappedWeights
@@ -154,6 +154,8 @@ def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
                 dtype=getattr(torch, dtype),
             )
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise BrokenModelError(
             f"the weights in {part.folder} can't be read: {first_line(error)}"
         ) from error

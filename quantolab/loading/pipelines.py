@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..devices import resolve_device
-from ..errors import BrokenModelError, UnsupportedError, first_line, one_of
+from ..errors import BrokenModelError, UnsupportedError, first_line, is_out_of_memory, one_of
 from ..models.layers import check_patterns, linear_layers
 from ..models.skeleton import build_skeleton, dtype_keyword, quiet_libraries
 from ..models.source import find_model
@@ -119,7 +119,7 @@ def assemble(
             )
             pipe.to(device)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         raise BrokenModelError(
             f"{folder} can't be loaded as a {pipeline}: {first_line(error)}"

@@ -153,6 +153,8 @@ class _Job:
         self._own = own
         self._pid = own.pid if own else None
         self._ended = False
+        self.left_alone = False
+        """Whether its server has ended, which would have ended what the job started."""
 
     def follow(
         self,
@@ -183,7 +185,7 @@ class _Job:
 
     def end(self) -> None:
         """Kill the process and all that it started, if it still runs."""
-        pid = None if self._ended else self._started_pid()
+        pid = None if self._ended and not self.left_alone else self._started_pid()
         if pid is None:
             return
         try:
@@ -292,6 +294,7 @@ class _Server:
 
     def _tell_end(self) -> None:
         for job in list(self._jobs.values()):
+            job.left_alone = True
             job.inbox.put(Event("exited", code=self._process.returncode))
 
 
@@ -305,15 +308,38 @@ def _begin_alone(order: Order, preload: Preload, environment: Mapping[str, str])
         for event in _events(told):
             job.inbox.put(event)
         told.close()
-        job.inbox.put(Event("exited", code=process.wait()))
 
-    threading.Thread(target=read, daemon=True).start()
+    def wait() -> None:
+        _end_what_it_left(process)
+        code = process.wait()
+        reader.join()  # every event comes before the last
+        try:
+            requests.close()
+        except BrokenPipeError:
+            pass
+        job.inbox.put(Event("exited", code=code))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    threading.Thread(target=wait, daemon=True).start()
     try:
         requests.write(f"{json.dumps(to_dict(preload))}\n{json.dumps(to_dict(order))}\n")
-        requests.close()
-    except BrokenPipeError:
+        requests.flush()  # and left open: it ends when this end closes, however that comes
+    except (BrokenPipeError, ValueError):
         pass  # it has ended already, and the reader says so
     return job
+
+
+def _end_what_it_left(process: subprocess.Popen[str]) -> None:
+    """Wait for a process, and kill its group before its number can belong to another."""
+    if sys.platform == "win32":
+        process.wait()
+        return
+    try:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ChildProcessError, ProcessLookupError, PermissionError):
+        pass
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from .. import errors
-from ..errors import ArgumentError, JobFailed, QuantolabError, first_line, with_kind
+from ..errors import (
+    ArgumentError,
+    JobFailed,
+    QuantolabError,
+    first_line,
+    is_out_of_memory,
+    with_kind,
+)
 from ..files.json_objects import read_object
 from ..files.whole import write_whole
 from ..plain_values import from_dict, to_dict
@@ -105,9 +115,49 @@ class Desk:
         """Tell that it goes on: a sign of life."""
         self._tell(Event("step", self._job))
 
+    @contextmanager
+    def signs_of_life(self, seconds: float = 1.0) -> Iterator[None]:
+        """Tell that it goes on for as long as the block uses the processor or reads files.
+
+        For what calls nobody back: loading weights, encoding prompts. A process that waits for
+        what never comes uses neither, and tells nothing.
+        """
+        over = threading.Event()
+
+        def beat() -> None:
+            before = _work_done()
+            while not over.wait(seconds):
+                now = _work_done()
+                if now[0] - before[0] > _BUSY * seconds or now[1] > before[1]:
+                    self.step()
+                before = now
+
+        thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def picture(self) -> None:
         """Tell that one of the things that are counted is done."""
         self._tell(Event("picture", self._job))
+
+
+_BUSY = 0.05  # share of a processor that counts as work
+
+
+def _work_done() -> tuple[float, int]:
+    """Return the seconds of processor time of this process, and the bytes that it read from disks."""
+    import psutil
+
+    read = 0
+    try:
+        read = psutil.Process().io_counters().read_bytes
+    except (AttributeError, psutil.Error):
+        pass  # not on macOS; Windows counts otherwise
+    return time.process_time(), read
 
 
 @dataclass(frozen=True)
@@ -142,7 +192,7 @@ def run_job(order: Order, tell: Callable[[Event], None]) -> None:
         result = _Result(error=_Error(type(error).__name__, str(error)))
     except Exception as error:
         traceback.print_exc()  # into the job's log
-        result = _Result(error=_Error("JobRaised", _said(error)))
+        result = _Result(error=_said(error))
     write_whole(order.folder / RESULT, json.dumps(to_dict(result)))
 
 
@@ -162,17 +212,10 @@ def find_job(does: str) -> tuple[Callable[[Any, Desk], Any], type[Any]]:
     return function, get_type_hints(function)["asked"]
 
 
-def _said(error: Exception) -> str:
-    if _is_out_of_memory(error):
-        return f"out of memory: {first_line(str(error))}".rstrip(": ")
-    return with_kind(error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on a CPU torch says so in a plain RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+def _said(error: Exception) -> _Error:
+    if is_out_of_memory(error):
+        return _Error("JobOutOfMemory", f"out of memory: {first_line(str(error))}".rstrip(": "))
+    return _Error("JobRaised", with_kind(error))
 
 
 # --- in the parent --------------------------------------------------------------------------

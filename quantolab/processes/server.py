@@ -4,7 +4,7 @@ Started by `children.Children`, which never imports it.
 Requests come in as JSON lines on standard input, events go out as JSON lines on standard output.
 It holds no model and starts no thread, so its children begin clean and cost some milliseconds.
 When standard input ends (its parent is gone, even by ``kill -9``), it ends its children and
-itself.
+itself, while it still imports too. What a job started ends with the job.
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import selectors
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from ..plain_values import from_dict, to_dict
 from .jobs import LOG, Event, Order, Preload, run_job
+
+_LOOK_SECONDS = 0.2  # how soon a server that imports hears that its parent is gone
+_GENERATIONS = 20  # of processes that leave others behind
 
 
 def main() -> None:
@@ -26,14 +33,54 @@ def main() -> None:
     out = os.dup(1)
     _redirect_output(os.devnull)
     if "--once" in sys.argv:
-        preload(from_dict(Preload, json.loads(sys.stdin.readline())))
-        _run(out, from_dict(Order, json.loads(sys.stdin.readline())))
+        wanted, order = sys.stdin.readline(), sys.stdin.readline()
+        # Nothing more is written there: it ends when the parent does, or lets go.
+        threading.Thread(target=_end_with_input, daemon=True).start()
+        preload(from_dict(Preload, json.loads(wanted)))
+        _run(out, from_dict(Order, json.loads(order)))
         return
     # A terminal's Ctrl-C goes to the whole process group: the parent alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    preload(from_dict(Preload, json.loads(sys.argv[1])))
+    with _ending_with_parent():
+        preload(from_dict(Preload, json.loads(sys.argv[1])))
+    _adopt_orphans()
     send(out, Event("ready"))
     _serve(out)
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # with all that the job started
+    os._exit(70)
+
+
+@contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """End this process when the parent does, while the block runs. No thread is left after it."""
+    over = threading.Event()
+
+    def look() -> None:
+        poll = select.poll()
+        poll.register(0, 0)  # nothing is asked for but whether the other end is closed
+        while not over.wait(_LOOK_SECONDS):
+            if poll.poll(0):
+                os._exit(70)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what a job started and left behind, to end it (Linux only)."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
 def preload(wanted: Preload) -> None:
@@ -79,6 +126,7 @@ def _serve(out: int) -> NoReturn:
             if not chunk:
                 for pid in children:
                     _kill_group(pid)
+                _end_orphans(set())
                 os._exit(0)  # taking torch down in order takes over a second, for nothing
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
@@ -124,17 +172,43 @@ def _run(out: int, order: Order) -> None:
 
 
 def _reap(out: int, children: dict[int, str]) -> None:
-    while children:
+    while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            # Looked at and not yet taken: until then its number belongs to no other process.
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if not pid:
+        if ended is None:
             return
+        pid = ended.si_pid
         job = children.pop(pid, None)
         if job is not None:
-            code = os.waitstatus_to_exitcode(status)
-            send(out, Event("exited", job, code=code))
+            _kill_group(pid)
+            if not children:  # whose an orphan is can't be told: those of other jobs may be at work
+                _end_orphans({pid})
+        _, status = os.waitpid(pid, 0)
+        if job is not None:
+            send(out, Event("exited", job, code=os.waitstatus_to_exitcode(status)))
+
+
+def _end_orphans(but: set[int]) -> None:
+    """End all children of this process but some, and what they leave in turn."""
+    for _ in range(_GENERATIONS):
+        left = [pid for pid in _child_pids() if pid not in but]
+        if not left:
+            return
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)  # its own children are ours now
+            except (ProcessLookupError, ChildProcessError):
+                pass
+
+
+def _child_pids() -> list[int]:
+    import psutil
+
+    return [child.pid for child in psutil.Process().children()]
 
 
 def _kill_group(pid: int) -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from child_jobs import BEGIN, ENVIRONMENT, PRELOAD, Begin
 
 from quantolab.errors import BrokenModelError, Cancelled, JobFailed, JobRaised
 from quantolab.models.source import read_source
@@ -165,6 +166,65 @@ def test_fresh_processes_do_the_same(pipeline_folder, tmp_path):
 
         with pytest.raises(JobFailed, match="segmentation fault"):
             pool.run(*trial(pipeline_folder, **ENDLESS), folder=tmp_path / "b", watch=strike)
+
+
+@pytest.fixture(scope="module")
+def helpers():
+    with Children(PRELOAD, environment=ENVIRONMENT) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("end", ["well", "killed"])
+def test_what_a_job_started_ends_with_it(helpers, tmp_path, end):
+    """A compiler that it called, a helper that it forked; also one that left its group."""
+    pids = _pids_of(helpers, Begin(end), tmp_path)
+    assert len(pids) == 2 and not any(map(psutil.pid_exists, pids))
+
+
+@pytest.mark.parametrize("end", ["well", "killed"])
+def test_what_a_fresh_process_started_ends_with_it(tmp_path, end):
+    with Children(PRELOAD, fork=False, environment=ENVIRONMENT) as pool:
+        (pid,) = _pids_of(pool, Begin(end, detached=False), tmp_path)
+        _wait_until(lambda: not psutil.pid_exists(pid) or not _alive(psutil.Process(pid)))
+
+
+def _pids_of(pool, asked, folder):
+    try:
+        pool.run(BEGIN, asked, folder=folder)
+        assert asked.end == "well"
+    except JobFailed as error:
+        assert asked.end == "killed" and "SIGKILL" in str(error)
+    return [int(pid) for pid in (folder / "pids").read_text().split()]
+
+
+def test_what_works_shows_signs_of_life_and_what_waits_does_not(helpers, tmp_path):
+    pool = helpers
+    pool.run(BEGIN, Begin("busy"), folder=tmp_path / "a", stall_seconds=1.0)
+    with pytest.raises(JobFailed, match="without a sign of life"):
+        pool.run(BEGIN, Begin("wait"), folder=tmp_path / "b", stall_seconds=1.0)
+
+
+@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize("late", [False, True])
+def test_nothing_outlives_a_killed_parent(tmp_path, fork, late):
+    """While the server still imports, and while a job of it runs."""
+    script = (
+        "import sys, threading\nfrom pathlib import Path\n"
+        "from child_jobs import BEGIN, ENVIRONMENT, PRELOAD, Begin\n"
+        "from quantolab.processes.children import Children\n"
+        f"with Children(PRELOAD, fork={fork}, environment=ENVIRONMENT) as pool:\n"
+        f"    pool.run(BEGIN, Begin('wait', {fork}), folder=Path({str(tmp_path)!r}))\n"
+    )
+    environment = {**os.environ, **ENVIRONMENT}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    pids = tmp_path / "pids"
+    _wait_until(lambda: pids.exists() if late else psutil.Process(parent.pid).children(), 60)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    if late:
+        family += [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    parent.kill()
+    parent.wait()
+    _wait_until(lambda: not any(_alive(p) for p in family))
 
 
 def test_a_script_without_a_main_guard_works(pipeline_folder, tmp_path):

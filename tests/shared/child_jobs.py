@@ -1,0 +1,61 @@
+"""Jobs for tests of processes. A child that preloads this module can do them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from quantolab.processes.jobs import Desk, JobKind, Preload
+
+NAME = "quantolab.child_jobs"  # jobs have to be the package's own
+sys.modules[NAME] = sys.modules[__name__]
+PRELOAD = Preload(modules=("child_jobs",))
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((os.path.dirname(__file__), *sys.path))}
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Start other processes, then end in some way."""
+
+    end: str
+    """``well``, ``killed``, ``wait`` or ``busy``."""
+    detached: bool = True
+
+
+@dataclass(frozen=True)
+class Begun:
+    pids: tuple[int, ...]
+
+
+BEGIN = JobKind(f"{NAME}:begin", Begin, Begun)
+
+
+def begin(asked: Begin, desk: Desk) -> Begun:
+    pids = [subprocess.Popen(["sleep", "1000"]).pid]
+    if asked.detached:
+        pids.append(_daemon(desk))
+    (desk.folder / "pids").write_text(" ".join(map(str, pids)))
+    desk.step()
+    if asked.end == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if asked.end == "wait":
+        with desk.signs_of_life(0.1):
+            time.sleep(1000)
+    if asked.end == "busy":
+        with desk.signs_of_life(0.1):
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                pass
+    return Begun(tuple(pids))
+
+
+def _daemon(desk: Desk) -> int:
+    """Start what wants to outlive everybody: its parent ends at once, its session is its own."""
+    script = "import os,sys,time\nif os.fork(): os._exit(0)\nos.setsid()\n"
+    script += "print(os.getpid(), flush=True); os.close(1); time.sleep(1000)"
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    return int(done.stdout)
