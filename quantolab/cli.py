@@ -6,8 +6,11 @@ Nothing heavy is imported until a command runs, so ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from . import __version__
@@ -29,16 +32,76 @@ def main(argv: list[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except QuantolabError as error:
-        print(f"quantolab: {error}", file=sys.stderr)
+        _complain(str(error))
         return UNUSABLE
-    except KeyboardInterrupt:
-        print("quantolab: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        _complain("interrupted")
+        return _status(interrupt)
 
 
 def run_and_exit() -> None:
-    """Run `main` and leave the process: what ``python -m quantolab`` and the script do."""
-    sys.exit(main())
+    """Run `main` and leave the process: what ``python -m quantolab`` and the script do.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does, with the same last word.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, _Ended.come)
+    status = main()
+    _flush()
+    sys.exit(status)
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that asks the process to end, which it does as at Ctrl-C."""
+
+    last = -math.inf
+    """When the last one came. A closed terminal sends several, and the first is cleaned up for."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    @classmethod
+    def come(cls, number: int, frame: object) -> None:
+        """Handle the signal."""
+        before, cls.last = cls.last, time.monotonic()
+        if cls.last - before > _ONE_END_SECONDS:
+            raise cls(number)
+
+
+_ONE_END_SECONDS = 5.0
+
+
+def _status(interrupt: KeyboardInterrupt) -> int:
+    return 128 + interrupt.number if isinstance(interrupt, _Ended) else INTERRUPTED
+
+
+def _complain(text: str) -> None:
+    try:
+        print(f"quantolab: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # the terminal was closed
+
+
+def _print(text: str = "", end: str = "\n") -> None:
+    """Print; who reads no further, as ``head``, is no reason to fail."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,6 +208,13 @@ def _add_compare(commands) -> None:
         help="timed generations a recipe (default: 5)",
     )
     p.add_argument(
+        "--stall",
+        type=_number,
+        metavar="SECONDS",
+        help="a trial without a sign of life (a step, work while it loads) for so long is ended, "
+        "as a failed row (default: 1800)",
+    )
+    p.add_argument(
         "--out",
         metavar="FOLDER",
         help=f"where results go (default: a new folder under {RUNS}/)",
@@ -184,16 +254,16 @@ def _compare(arguments: argparse.Namespace) -> int:
             compile=arguments.compile,
             out=out,
             resume=arguments.resume,
+            stall=arguments.stall,
         )
-    except KeyboardInterrupt:
-        if (Path(out) / "run.json").is_file():
-            print(
-                f"\nquantolab: interrupted; what is done is in {out}, and the same command with "
-                f"--out {out} --resume finishes it",
-                file=sys.stderr,
-            )
-            return INTERRUPTED
-        raise
+    except KeyboardInterrupt as interrupt:
+        if not (Path(out) / "run.json").is_file():
+            raise
+        _complain(
+            f"interrupted; what is done is in {out}, and the same command with --out {out} "
+            "--resume finishes it"
+        )
+        return _status(interrupt)
     _show(comparison, out)
     return OK if all(trial.ok for trial in comparison.trials) else SOME_FAILED
 
@@ -201,12 +271,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _show(comparison, out: str) -> None:
     from .report.tables import results_table, text_table
 
-    print(text_table(results_table(comparison)))
-    print()
-    print(f"table   {Path(out) / 'results.csv'} (also .parquet and .md)")
-    print(f"grid    {Path(out) / 'grid.png'}")
-    print(f"plot    {Path(out) / 'tradeoff.png'}")
-    print(f"all     {Path(out) / 'run.json'}, {Path(out) / 'images'}{os.sep}")
+    _print(text_table(results_table(comparison)))
+    for note in comparison.notes:
+        _print(f"note    {note}")
+    _print()
+    _print(f"table   {Path(out) / 'results.csv'} (also .parquet and .md)")
+    _print(f"grid    {Path(out) / 'grid.png'}")
+    _print(f"plot    {Path(out) / 'tradeoff.png'}")
+    _print(f"all     {Path(out) / 'run.json'}, {Path(out) / 'images'}{os.sep}")
 
 
 def _add_plan(commands) -> None:
@@ -243,10 +315,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     components = arguments.component or None
     table = plan(arguments.model, arguments.weights, components=components, vram=arguments.vram)
-    print(plan_text(table), end="")
+    _print(plan_text(table), end="")
     if arguments.csv:
         table.to_csv(arguments.csv, index=False)
-        print(f"table   {arguments.csv}")
+        _print(f"table   {arguments.csv}")
     return OK
 
 
@@ -287,7 +359,7 @@ def _lab(arguments: argparse.Namespace) -> int:
         ("newer version", copied.beside),
     ):
         for name in names:
-            print(f"{what}: {copied.folder / name}")
+            _print(f"{what}: {copied.folder / name}")
     command = jupyter_command(
         copied.folder,
         browser=not arguments.no_browser,
@@ -318,7 +390,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         _check_writable(arguments.csv)
     checkup = check_up()
-    print(text_checkup(checkup), flush=True)
+    _print(text_checkup(checkup))
     table, ok = None, not checkup.broken
     if not arguments.paths:
         table = speed_table(checkup) if arguments.csv else None
@@ -327,11 +399,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
         from .doctor.tables import text_matrix
 
         table = path_matrix()
-        print(f"\n{text_matrix(table)}")
+        _print(f"\n{text_matrix(table)}")
         ok = ok and all_work(table)
     if arguments.csv and table is not None:
         table.to_csv(arguments.csv, index=False)
-        print(f"table   {arguments.csv}")
+        _print(f"table   {arguments.csv}")
     return OK if ok else SOME_FAILED
 
 

@@ -23,10 +23,18 @@ class ProgressBar:
         self._unit = unit
         self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
         self._bar: tqdm | None = None
-        self._stage = None
+        self._silent = False
 
     def __call__(self, progress: Progress) -> None:
         """Show one event."""
+        try:
+            self._show(progress)
+        except OSError:  # nobody reads it any more, or the terminal was closed: the work goes on
+            self._silent = True
+
+    def _show(self, progress: Progress) -> None:
+        if self._silent:
+            return
         if progress.trial is not None:
             self._say(_trial_line(progress.trial))
         if self._plain:
@@ -44,8 +52,11 @@ class ProgressBar:
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+        try:
+            if self._bar is not None:
+                self._bar.close()
+        except OSError:
+            pass
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

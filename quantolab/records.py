@@ -80,6 +80,16 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class ModelContent:
+    """What a model's files held when its trials ran."""
+
+    commit: str | None = None
+    """Commit of a Hub model, which stands for its files; None for folders."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Digest of each file of configuration, words and weights, by its path in the folder."""
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Where a trial ran: what must agree before two figures may be compared."""
 
@@ -122,6 +132,8 @@ class Trial:
     conditions: Conditions | None = None
     components: tuple[str, ...] = ()
     """Names of the pipeline's parts that were quantized, the default one too."""
+    picture_size: tuple[int, int] | None = None
+    """Width and height that the pictures have, whatever was asked for."""
 
     @property
     def label(self) -> str:
@@ -146,6 +158,10 @@ class Comparison:
     """The whole comparison as the user waited for it; with `--resume`, all its parts."""
     folder: str | None = None
     """Where it is kept, if it was asked to be."""
+    content: ModelContent | None = None
+    """What the model's files held; None if that was never looked at."""
+    notes: tuple[str, ...] = ()
+    """What the reader should know of the run as a whole."""
 
     @property
     def reference(self) -> Trial | None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 
+from ..errors import ArgumentError
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..records import Comparison
@@ -32,6 +33,7 @@ def compare(
     resume: bool = False,
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
+    stall: float | None = None,
     stall_seconds: float = STALL_SECONDS,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
@@ -72,8 +74,12 @@ def compare(
         Called with a `quantolab.run.session.Progress` at each event; by default a progress bar.
     cancel : threading.Event, optional
         Set it from anywhere to end the run; finished trials stay in `out`.
+    stall : float, optional
+        Seconds after which a trial that shows no sign of life is ended, as a ``failed`` row; by
+        default half an hour. Signs are each denoising step, and while it loads, compiles or
+        encodes prompts, that it uses the processor or reads files.
     stall_seconds : float
-        A trial that shows no sign of life for so long is ended as hung.
+        The same, under its older name.
 
     Returns
     -------
@@ -90,6 +96,7 @@ def compare(
     >>> comparison = compare("demo", ["none", "int8", "int4"], repeats=3)
     >>> results_table(comparison)[["recipe", "weight_bytes", "psnr_db"]]
     """
+    stall_seconds = _stall_seconds(stall_seconds if stall is None else stall)
     request = check_request(
         model,
         recipes,
@@ -118,6 +125,12 @@ def compare(
 
         write_report(comparison, out)
     return comparison
+
+
+def _stall_seconds(asked: float) -> float:
+    if isinstance(asked, (int, float)) and not isinstance(asked, bool) and asked > 0:
+        return float(asked)
+    raise ArgumentError(f"stall must be a number of seconds above 0, not {asked!r}")
 
 
 def _import_ahead() -> None:

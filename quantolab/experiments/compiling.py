@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import statistics
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError, one_of
+from ..files.whole import scratch_folder
 from ..measure.statistics import median_interval
 from ..models.source import size_step
 from ..processes.children import STALL_SECONDS
@@ -135,8 +135,8 @@ def compile_report(
             cancel=cancel,
             stall_seconds=stall_seconds,
         )
-        with session, tempfile.TemporaryDirectory(prefix="quantolab-compile-") as work:
-            rows = _rows(session, chosen, other_size, Path(work), on_row)
+        with session, scratch_folder("compile") as work:
+            rows = _rows(session, chosen, other_size, work, on_row)
     return report_of(rows)
 
 

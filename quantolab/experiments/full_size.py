@@ -11,13 +11,13 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..devices import DEVICES
 from ..errors import QuantolabError, UnsupportedError, one_of, whole_number
+from ..files.whole import scratch_folder
 from ..measure.statistics import median_interval
 from ..models.source import find_model
 from ..processes.children import Children
@@ -120,12 +120,12 @@ def full_size_table(
     rows = []
     with (
         Children(preload_of(source)) as children,
-        tempfile.TemporaryDirectory(prefix="quantolab-full-size-") as work,
+        scratch_folder("full_size") as work,
     ):
         for recipe in map(as_recipe, recipes):
             tell(f"{recipe.label}: drawing and quantizing the weights")
             own = dataclasses.replace(asked, recipe=recipe)
-            rows += _rows(children, own, Path(work) / f"{len(rows)}", tell)
+            rows += _rows(children, own, work / f"{len(rows)}", tell)
     base = {"model": model, "size": "{}x{}".format(*size), "compute_dtype": dtype}
     table = pd.DataFrame([{**base, **row} for row in rows], columns=_COLUMNS)
     return _with_speedup(table)

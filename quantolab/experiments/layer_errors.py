@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..files.choosing import weight_files
-from ..files.whole import write_whole
+from ..files.whole import scratch_folder, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe
 from ..records import Conditions
@@ -90,8 +89,7 @@ class LayerErrors:
     def __enter__(self) -> LayerErrors:
         with ExitStack() as stack:
             watch = stack.enter_context(watched(self._watch, "layers"))
-            place = tempfile.TemporaryDirectory(prefix="quantolab-sensitivity-")
-            self._work = Path(stack.enter_context(place))
+            self._work = stack.enter_context(scratch_folder("sensitivity"))
             session = Session(self._request, total=0, watch=watch, **self._options)
             self._session = stack.enter_context(session)
             session.plan()

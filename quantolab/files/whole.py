@@ -59,6 +59,30 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)  # the older one, or what wasn't finished
 
 
+@contextmanager
+def scratch_folder(what: str) -> Iterator[Path]:
+    """Give an empty folder that goes with the block; those of killed processes go first.
+
+    Parameters
+    ----------
+    what : str
+        A word for its name.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"quantolab-*-{_host()}-*-*"):
+        _clear_scratch(left)
+    prefix = f"quantolab-{what}-{_host()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _clear_scratch(left: Path) -> None:
+    number = left.name.rpartition(f"-{_host()}-")[2].partition("-")[0]
+    if not number.isdigit() or _is_alive(int(number)) or left.is_symlink() or not left.is_dir():
+        return
+    if hasattr(os, "getuid") and left.stat().st_uid == os.getuid():
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old content or the new one, never a part.
 

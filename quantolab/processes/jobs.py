@@ -149,7 +149,7 @@ _BUSY = 0.05  # share of a processor that counts as work
 
 
 def _work_done() -> tuple[float, int]:
-    """Return the seconds of processor time of this process, and the bytes that it read from disks."""
+    """Return the seconds of processor time and the bytes read from disks, of this process."""
     import psutil
 
     read = 0

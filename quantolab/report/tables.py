@@ -155,7 +155,7 @@ def _row(trial: Trial, reference: Trial | None, workload: Workload) -> dict[str,
         "notes": "; ".join(trial.notes),
         **_latency_cells(trial, reference),
         **_quality_cells(trial, reference),
-        **_workload_cells(workload),
+        **_workload_cells(workload, trial),
         **_condition_cells(trial),
     }
 

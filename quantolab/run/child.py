@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from ..devices import resolve_device
@@ -28,11 +30,14 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
     Builds the components on the meta device: no weight is read.
     """
     device = resolve_device(asked.device)
-    skeletons = {
-        name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
-        for name in asked.components
-    }
-    return Planned(device, tuple(_plan(asked, recipe, skeletons) for recipe in asked.recipes))
+    if asked.source.pipeline is not None:
+        studio.check_pipeline(asked.source.pipeline)
+    with desk.signs_of_life():
+        parts = {
+            name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
+            for name in asked.components
+        }
+        return Planned(device, tuple(_plan(asked, recipe, parts) for recipe in asked.recipes))
 
 
 def _plan(asked: PlanJob, recipe: Recipe, skeletons: dict[str, torch.nn.Module]) -> RecipePlan:
@@ -53,9 +58,10 @@ def _plan(asked: PlanJob, recipe: Recipe, skeletons: dict[str, torch.nn.Module])
 
 def encode(asked: EncodeJob, desk: Desk) -> Encoded:
     """Encode the prompts once for all trials that don't quantize text encoders."""
-    encoded = studio.encode_prompts(
-        asked.source, asked.prompts, dtype=asked.dtype, device=asked.device
-    )
+    with desk.signs_of_life():
+        encoded = studio.encode_prompts(
+            asked.source, asked.prompts, dtype=asked.dtype, device=asked.device
+        )
     if encoded is not None:
         studio.save_encoded(encoded, asked.path)
     return Encoded(encoded is not None)
@@ -67,20 +73,25 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     if asked.compiled:
         use_own_cache(desk.folder)
     desk.stage("loading")
-    prepared = studio.prepare(asked)
+    with desk.signs_of_life():
+        prepared = studio.prepare(asked)
     images = desk.folder / IMAGES
     images.mkdir(exist_ok=True)
     pairs = workload.pairs
     maker = studio.Studio(prepared, workload, desk)
     warmup, samples, repeatable = [], [], True
     with PeakMemory(workload.device) as peak:
-        first = {}
+        first, sizes = {}, {}
         desk.stage("making the pictures")
-        for number, (prompt, seed) in enumerate(pairs):
-            picture, seconds = maker.make(prompt, seed)
-            picture.save(images / f"{number:03d}.png")
-            warmup.append(seconds)
-            first[number] = picture.tobytes()
+        # Compiling calls nobody back, nor do some pipelines.
+        quiet = asked.compiled or not maker.tells_steps
+        with desk.signs_of_life() if quiet else nullcontext():
+            for number, (prompt, seed) in enumerate(pairs):
+                picture, seconds = maker.make(prompt, seed)
+                picture.save(images / f"{number:03d}.png")
+                warmup.append(seconds)
+                first[number] = picture.tobytes()
+                sizes[picture.size] = number
         desk.stage("timing")
         with OtherLoad() as others:
             for repeat in range(workload.repeats):
@@ -91,6 +102,10 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     notes = list(prepared.notes)
     if not repeatable:
         notes.append("the same prompt and seed did not give the same pixels every time")
+    size = max(sizes)
+    if set(sizes) != {workload.size}:
+        said = "{}x{}, though {}x{} was asked for".format(*size, *workload.size)
+        notes.append(f"the pictures are {said}: this pipeline changes sizes")
     compiling = max(0.0, warmup[0] - sorted(samples)[len(samples) // 2]) if asked.compiled else None
     return TrialFound(
         prepared.weight_bytes,
@@ -101,4 +116,5 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
         Timing(tuple(samples), tuple(warmup), others.share),
         tuple(notes),
         describe_conditions(workload.device, peak.method),
+        size,
     )

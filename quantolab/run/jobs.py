@@ -87,6 +87,7 @@ class TrialFound:
     timing: Timing
     notes: tuple[str, ...]
     conditions: Conditions
+    picture_size: tuple[int, int] | None = None
 
 
 IMAGES = "images"

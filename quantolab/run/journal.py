@@ -23,8 +23,9 @@ from ..files.json_objects import check_inside, read_object
 from ..files.whole import clear_leftovers, usable_folder, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
-from ..records import FAILED, Comparison, Trial, Workload
+from ..records import FAILED, Comparison, ModelContent, Trial, Workload
 from . import RUNS
+from .identity import differences, other_content
 from .jobs import IMAGES
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class _Run:
     trials: tuple[Trial, ...]
     wall_seconds: float | None
     asked: tuple[_Asked, ...] = ()
+    content: ModelContent | None = None
+    notes: tuple[str, ...] = ()
 
 
 def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
@@ -130,7 +133,14 @@ def with_pictures(
 def read_run(folder: Path) -> Comparison:
     """Return what ``run.json`` says, without the pictures."""
     run = _read(folder)
-    return Comparison(run.workload, run.trials, wall_seconds=run.wall_seconds, folder=str(folder))
+    return Comparison(
+        run.workload,
+        run.trials,
+        wall_seconds=run.wall_seconds,
+        folder=str(folder),
+        content=run.content,
+        notes=run.notes,
+    )
 
 
 def read_asked(folder: Path) -> tuple[Trial, ...]:
@@ -191,6 +201,8 @@ def write_run(
                 "recipes": [trial.label for trial in asked],
                 "asked": [to_dict(_Asked(trial.recipe, trial.compiled)) for trial in asked],
                 "workload": to_dict(workload),
+                "content": None if comparison.content is None else to_dict(comparison.content),
+                "notes": list(comparison.notes),
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
                     trial.label: [
@@ -224,7 +236,7 @@ def keep_pictures(folder: Path, label: str, workload: Workload, made: Path) -> N
     for number, (prompt, seed) in enumerate(workload.pairs):
         name = picture_path(folder, label, number, prompt, seed).name
         (made / f"{number:03d}.png").replace(staged / name)
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # of a trial that was cut before run.json listed it
         shutil.rmtree(target)
     staged.replace(target)
@@ -277,6 +289,43 @@ def new_folder(model: str | None) -> Path:
     return Path(RUNS) / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+NOT_CHECKED = (
+    "the run was begun by a quantolab that kept no digest of the model: whether its earlier trials "
+    "are of the same weights was not checked"
+)
+
+
+def check_same(
+    folder: Path, earlier: Comparison, workload: Workload, content: ModelContent | None
+) -> None:
+    """Make sure that a run is gone on with as it was begun.
+
+    Where both know the content of their model, where that lies doesn't matter.
+
+    Raises
+    ------
+    ArgumentError
+        With what differs.
+    """
+    known = content is not None and earlier.content is not None
+    free = {"model", "revision"} if known else set()
+    if "auto" in (workload.device, earlier.workload.device):
+        free.add("device")  # one of them isn't resolved
+    said = differences(earlier.workload, workload, but=tuple(free))
+    if said:
+        raise ArgumentError(
+            f"{str(folder)!r} holds a comparison with other arguments, so it can't be resumed with "
+            f"these: {said}"
+        )
+    if content is not None and earlier.content is not None and earlier.trials:
+        said = other_content(earlier.content, content)
+        if said:
+            raise ArgumentError(
+                f"{str(folder)!r} holds a comparison of another model, so it can't be resumed with "
+                f"{workload.model!r} as it is now: {said}. Name another folder"
+            )
+
+
 class Journal:
     """A run folder that is being filled, held by one process at a time.
 
@@ -290,6 +339,8 @@ class Journal:
         The trials it asks for, in order, none of them ended.
     resume : bool
         Whether to go on with what the folder holds.
+    content : ModelContent, optional
+        What the model's files hold.
 
     Raises
     ------
@@ -306,7 +357,10 @@ class Journal:
         trials: tuple[Trial, ...],
         *,
         resume: bool = False,
+        content: ModelContent | None = None,
     ) -> None:
+        self.content = content
+        self.notes: tuple[str, ...] = ()
         self.folder = usable_folder(folder)
         check_no_links(self.folder)
         self.workload = workload
@@ -329,12 +383,12 @@ class Journal:
     def _take_over(self, resume: bool) -> None:
         check_folder(self.folder, resume=resume)
         earlier = read_run(self.folder)
-        differences = _differences(to_dict(earlier.workload), to_dict(self.workload))
-        if differences:
-            raise ArgumentError(
-                f"{str(self.folder)!r} holds a comparison with other arguments, so it can't be "
-                f"resumed with these: {differences}"
-            )
+        check_same(self.folder, earlier, self.workload, self.content)
+        if self.workload.device == "auto":  # it couldn't be resolved this time
+            self.workload = earlier.workload
+        self.notes = earlier.notes
+        if earlier.content is None and earlier.workload.revision is None and earlier.trials:
+            self.notes = tuple(dict.fromkeys((*self.notes, NOT_CHECKED)))
         self._earlier_seconds = earlier.wall_seconds or 0.0
         self._trials = {trial.label: self._with_pictures(trial) for trial in earlier.trials}
         self._again = {t.label for t in self._trials.values() if t.status == FAILED}
@@ -352,6 +406,10 @@ class Journal:
             for n, pair in enumerate(self.workload.pairs)
         ):
             return trial
+        return self.without_pictures(trial)
+
+    def without_pictures(self, trial: Trial) -> Trial:
+        """Return a trial whose pictures are no longer there: failed, and to be done again."""
         return dataclasses.replace(trial, status=FAILED, reason="its pictures are gone")
 
     @property
@@ -377,7 +435,7 @@ class Journal:
         self.write(wall_seconds)
 
     def judge(self, trial: Trial, wall_seconds: float) -> None:
-        """Keep what is known of a kept trial now, its pictures as they are."""
+        """Keep what is known of a kept trial now, its pictures as they are or gone."""
         self._trials[trial.label] = trial
         self.write(wall_seconds)
 
@@ -389,6 +447,8 @@ class Journal:
             trials,
             wall_seconds=self._earlier_seconds + wall_seconds,
             folder=str(self.folder),
+            content=self.content,
+            notes=self.notes,
         )
         write_run(
             self.folder,
@@ -423,9 +483,3 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         raise OutputError(f"another run is writing to {str(folder)!r} right now") from error
     return handle
-
-
-def _differences(old: dict, new: dict) -> str:
-    return "; ".join(
-        f"{key} was {old.get(key)!r}, now {new[key]!r}" for key in new if old.get(key) != new[key]
-    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import JobOutOfMemory
+from ..files.whole import scratch_folder
 from ..models.source import Source
 from ..processes.children import Children
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
@@ -156,8 +157,8 @@ class Session:
             request.components,
             request.recipes,
         )
-        with tempfile.TemporaryDirectory(prefix="quantolab-plan-") as folder:
-            planned = self.job(PLAN, asked, Path(folder))
+        with scratch_folder("plan") as folder:
+            planned = self.job(PLAN, asked, folder)
         workload = dataclasses.replace(request.workload, device=planned.device)
         self.request = dataclasses.replace(request, workload=workload)
         return {r.label: p for r, p in zip(request.recipes, planned.plans, strict=True)}
@@ -165,7 +166,8 @@ class Session:
     def encode(self, work: Path) -> Path | None:
         """Encode the prompts once for all trials and return the file.
 
-        None if text encoders are among what is quantized, or the pipeline takes only text.
+        None if text encoders are among what is quantized, or the pipeline takes only text. Where
+        an accelerator's memory doesn't hold the encoders, the processor encodes.
         """
         if any(name.startswith("text_encoder") for name in self.request.components):
             return None
@@ -173,7 +175,14 @@ class Session:
         path = work / "prompts.safetensors"
         source, workload = self.request.source, self.request.workload
         asked = EncodeJob(source, workload.prompts, workload.dtype, workload.device, path)
-        return path if self.job(ENCODE, asked, work / "encode").ahead else None
+        try:
+            found = self.job(ENCODE, asked, work / "encode")
+        except JobOutOfMemory:
+            if workload.device == "cpu":
+                raise
+            on_cpu = dataclasses.replace(asked, device="cpu")
+            found = self.job(ENCODE, on_cpu, work / "encode-cpu")
+        return path if found.ahead else None
 
     def trial_job(self, recipe: Recipe, encoded: Path | None, compiled: bool = False) -> TrialJob:
         """Return what a child needs to know to run a trial."""

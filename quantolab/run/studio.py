@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..devices import synchronize
+from ..errors import UnsupportedError
 from ..loading.component import load_component
 from ..loading.pipelines import assemble
 from ..measure.held_bytes import weight_bytes
@@ -84,12 +85,12 @@ def prepare(asked: TrialJob) -> Prepared:
         notes += [f"{name}: {note}" for note in report.notes()]
     synchronize(device)
     load_seconds = time.perf_counter() - started
-    if asked.compiled:
-        for name in (n for n in source.default_components if n in parts):
-            parts[name].compile()
     encoders_here = any(name.startswith("text_encoder") for name in parts)
     file = None if encoders_here else asked.encoded
     pipe = build_pipeline(source, parts, dtype=dtype, device=device, encoders=file is None)
+    if asked.compiled:
+        for name in source.default_components:  # loaded by us or with the pipeline
+            getattr(pipe, name).compile()
     if file is not None:
         encoded = load_encoded(file, device)
     else:
@@ -103,6 +104,43 @@ def prepare(asked: TrialJob) -> Prepared:
         load_seconds,
         tuple(notes),
     )
+
+
+_OTHER_INPUTS = {"image", "images", "video", "control_image", "mask_image", "audio"}
+_FRAMES = {"num_frames", "video_length", "frames"}
+
+
+def check_pipeline(name: str) -> None:
+    """Make sure, before anything is loaded, that a pipeline makes pictures from text alone.
+
+    Raises
+    ------
+    UnsupportedError
+        If it makes something else or needs more.
+    """
+    import diffusers
+    from diffusers.pipelines import auto_pipeline
+
+    cls = getattr(diffusers, name, None)
+    if cls is None or cls in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
+        return  # or whoever loads it says that there is none
+    accepted = list(inspect.signature(cls.__call__).parameters.values())[1:]
+    names = {parameter.name for parameter in accepted}
+    from_pictures = (
+        *auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(),
+        *auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING.values(),
+    )
+    needed = {p.name for p in accepted if p.default is p.empty} | {accepted[0].name}
+    if names & _FRAMES:
+        raise UnsupportedError(f"{name} makes videos; compared are pictures made from text")
+    if any(n.startswith("audio") and n != "audio" for n in names):
+        raise UnsupportedError(f"{name} makes sound; compared are pictures made from text")
+    if cls in from_pictures or needed & _OTHER_INPUTS:
+        raise UnsupportedError(
+            f"{name} needs a picture to begin with; compared are pictures made from text"
+        )
+    if "prompt" not in names:
+        raise UnsupportedError(f"{name} takes no prompt; compared are pictures made from text")
 
 
 def build_pipeline(
@@ -219,6 +257,11 @@ class Studio:
         if self._encoded is not None and "negative_prompt" in accepted:
             self._arguments["negative_prompt"] = None
 
+    @property
+    def tells_steps(self) -> bool:
+        """Whether the pipeline calls back after each step."""
+        return "callback_on_step_end" in self._arguments
+
     def make(self, prompt: str, seed: int) -> tuple[Image.Image, float]:
         """Return one picture and the seconds it took, from encoded prompt to pixels.
 
@@ -235,7 +278,12 @@ class Studio:
         synchronize(self._device)
         started = time.perf_counter()
         with torch.no_grad(), quiet_libraries():
-            pixels = self._pipe(**text, **self._arguments, generator=noise).images[0]
+            made = self._pipe(**text, **self._arguments, generator=noise)
+        if not hasattr(made, "images"):
+            raise UnsupportedError(
+                f"{type(self._pipe).__name__} makes no pictures but {type(made).__name__}"
+            )
+        pixels = made.images[0]
         synchronize(self._device)
         seconds = time.perf_counter() - started
         check_pixels(pixels)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, Cancelled
+from ..files.whole import scratch_folder
 from ..processes.children import STALL_SECONDS, Children
 from ..processes.jobs import Asked, Found, JobKind, Preload
 
@@ -147,9 +146,9 @@ class Assistant:
         """
         children = self._begin(preload)
         try:
-            with tempfile.TemporaryDirectory(prefix="quantolab-job-") as folder:
+            with scratch_folder("job") as folder:
                 return children.run(
-                    kind, asked, folder=Path(folder), cancel=cancel, stall_seconds=stall_seconds
+                    kind, asked, folder=folder, cancel=cancel, stall_seconds=stall_seconds
                 )
         finally:
             self._end()

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantolab.processes.jobs import Desk, JobKind, Preload
 
 NAME = "quantolab.child_jobs"  # jobs have to be the package's own
 sys.modules[NAME] = sys.modules[__name__]
 PRELOAD = Preload(modules=("child_jobs",))
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((os.path.dirname(__file__), *sys.path))}
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}
 
 
 @dataclass(frozen=True)
