@@ -26,6 +26,7 @@ SLOW = (
     "browser",
     "doctor/test_matrix.py",
     "run/test_engine.py",
+    "run/test_guards.py",
     "experiments",
     "processes",
     "backends/test_compiling.py",

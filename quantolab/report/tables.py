@@ -209,14 +209,14 @@ def _quality_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
     }
 
 
-def _workload_cells(workload: Workload) -> dict[str, Any]:
+def _workload_cells(workload: Workload, trial: Trial) -> dict[str, Any]:
     return {
         "model": workload.model,
         "device": workload.device,
         "compute_dtype": workload.dtype,
         "steps": workload.steps,
         "seeds": ", ".join(str(seed) for seed in workload.seeds),
-        "size": "{}x{}".format(*workload.size),
+        "size": "{}x{}".format(*(trial.picture_size or workload.size)),
         "guidance": workload.guidance,
         "prompts": " | ".join(workload.prompts),
         "revision": workload.revision,
