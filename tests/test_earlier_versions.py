@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import quantolab as ql
+from quantolab.run.journal import NOT_CHECKED
 from quantolab.saved.folder import layer_words, open_saved
 
 DATA = Path(__file__).parent / "data"
@@ -61,7 +62,9 @@ def test_a_run_that_was_ended_goes_on(pipeline_folder, tmp_path):
     )
     assert [trial.status for trial in comparison.trials] == ["ok", "ok", "ok"]
     after = json.loads((folder / "run.json").read_text())
-    assert after["trials"][:2] == before["trials"]
+    kept = zip(after["trials"], before["trials"], strict=False)
+    assert all({name: now[name] for name in was} == was for now, was in kept)
+    assert comparison.notes == (NOT_CHECKED,)
 
 
 @pytest.mark.parametrize("name", SAVED)

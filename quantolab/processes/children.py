@@ -153,6 +153,7 @@ class _Job:
         self._own = own
         self._pid = own.pid if own else None
         self._ended = False
+        self._imports = own is not None
         self.left_alone = False
         """Whether its server has ended, which would have ended what the job started."""
 
@@ -169,12 +170,16 @@ class _Job:
             try:
                 event = self.inbox.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if time.monotonic() - heard > stall_seconds:
+                most = max(stall_seconds, STALL_SECONDS) if self._imports else stall_seconds
+                if time.monotonic() - heard > most:
                     raise JobFailed(
                         f"ended after {format_places(stall_seconds, 0)} s without a sign of life"
                     ) from None
                 continue
             heard = time.monotonic()
+            if event.kind == "ready":
+                self._imports = False
+                continue
             if event.kind == "exited":
                 self._ended = True
                 return event.code or 0
@@ -237,7 +242,8 @@ class _Server:
         JobFailed, Cancelled
             As `Children.run`.
         """
-        self._wait_until_ready(cancel, stall_seconds)
+        # Importing libraries is no job of the user's: no limit for jobs is too short for it.
+        self._wait_until_ready(cancel, max(stall_seconds, STALL_SECONDS))
         job = self._jobs[order.job] = _Job()
         try:
             with self._writing:

@@ -37,6 +37,7 @@ def main() -> None:
         # Nothing more is written there: it ends when the parent does, or lets go.
         threading.Thread(target=_end_with_input, daemon=True).start()
         preload(from_dict(Preload, json.loads(wanted)))
+        send(out, Event("ready"))
         _run(out, from_dict(Order, json.loads(order)))
         return
     # A terminal's Ctrl-C goes to the whole process group: the parent alone decides.

@@ -217,7 +217,7 @@ def test_a_stalled_trial_is_a_row(run):
                     job.send_signal(signal.SIGSTOP)
 
     done = run(["int8", "int2"], repeats=30, stall=6.0, watch=freeze)
-    assert [t.status for t in done.trials] == ["failed", "ok"]
+    assert [t.status for t in done.trials] == ["failed", "ok"], done.trials
     assert "without a sign of life" in done.trials[0].reason
     with pytest.raises(ArgumentError, match="stall must be a number of seconds above 0"):
         run(["int8"], stall=0)
