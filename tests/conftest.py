@@ -61,8 +61,12 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def pytest_collection_modifyitems(items):
-    """Mark what is quick, and put what takes long first."""
+def pytest_collection_modifyitems(config, items):
+    """Mark what is quick, put what takes long first, leave out sweeps that nobody asked for."""
+    if "sweep" not in config.option.markexpr:
+        swept = [item for item in items if item.get_closest_marker("sweep")]
+        items[:] = [item for item in items if item not in set(swept)]
+        config.hook.pytest_deselected(items=swept)
     items.sort(key=lambda item: rank(item.path))
     for item in items:
         if rank(item.path) == len(SLOW):
