@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from . import __version__
-from .errors import ArgumentError, QuantolabError, nearest
+from .errors import ArgumentError, OutputError, QuantolabError, nearest
 from .recipes import COMPUTE_DTYPES, default_recipes
 from .run import RUNS
 from .weights import REFERENCE, WORDS
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     line that says so; 130: interrupted.
     """
     try:
+        _check_text(sys.argv[1:] if argv is None else argv)
         arguments = _parser().parse_args(argv)
         return arguments.run(arguments)
     except QuantolabError as error:
@@ -37,6 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         _complain("interrupted")
         return _status(interrupt)
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Refuse arguments that no file or terminal could show again."""
+    for text in arguments:
+        if "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise ArgumentError(f"argument {text!a} isn't text in UTF-8")
 
 
 def run_and_exit() -> None:
@@ -317,8 +325,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     table = plan(arguments.model, arguments.weights, components=components, vram=arguments.vram)
     _print(plan_text(table), end="")
     if arguments.csv:
-        table.to_csv(arguments.csv, index=False)
-        _print(f"table   {arguments.csv}")
+        _write_csv(table, arguments.csv)
     return OK
 
 
@@ -402,15 +409,33 @@ def _doctor(arguments: argparse.Namespace) -> int:
         _print(f"\n{text_matrix(table)}")
         ok = ok and all_work(table)
     if arguments.csv and table is not None:
-        table.to_csv(arguments.csv, index=False)
-        _print(f"table   {arguments.csv}")
+        _write_csv(table, arguments.csv)
     return OK if ok else SOME_FAILED
 
 
 def _check_writable(path: str) -> None:
     """Refuse a place that nothing can be written to, before minutes are spent."""
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+    try:
+        usable = not Path(path).is_dir() and Path(path).absolute().parent.is_dir()
+        Path(path).exists()  # raises where the name is too long
+    except (OSError, ValueError):
+        usable = False
+    if not usable:
         raise ArgumentError(f"--csv {path!r} is no file in an existing folder")
+
+
+def _write_csv(table, path: str) -> None:
+    from .files.whole import write_whole
+
+    text = table.to_csv(index=False)
+    if Path(path).exists() and not Path(path).is_file():  # a device or a pipe is never replaced
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{path!r} can't be written: {error.strerror or error}") from error
+    else:
+        write_whole(Path(path), text)
+    _print(f"table   {path}")
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -104,6 +104,7 @@ def assemble(
         If Diffusers can't load the rest.
     """
     cls = _class_of(folder, pipeline)
+    _check_ordinary(folder)
     left_out: dict[str, Any] = {}
     if not encoders:
         names = inspect.signature(cls.__init__).parameters
@@ -118,13 +119,20 @@ def assemble(
                 **{**left_out, **parts},
             )
             pipe.to(device)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # malformed files fail in as many ways as there are libraries
         if is_out_of_memory(error):
             raise
         raise BrokenModelError(
             f"{folder} can't be loaded as a {pipeline}: {first_line(error)}"
         ) from error
     return pipe
+
+
+def _check_ordinary(folder: Path) -> None:
+    """Refuse pipes and devices in a folder: Diffusers would wait for them, or read for ever."""
+    for path in (*folder.iterdir(), *folder.glob("*/*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise BrokenModelError(f"{path} isn't an ordinary file")
 
 
 def _class_of(folder: Path, pipeline: str | None) -> Any:

@@ -21,7 +21,7 @@ _MOST_MODULES = 100_000
 _MOST_BUFFER_BYTES = 4 << 30
 _LARGE = 100_000  # only with numbers beyond it can buffers be so large
 
-_COUNTS = ("layers", "blocks", "depth", "n_layer", "num_experts", "n_heads")
+_COUNTS = ("layers", "blocks", "depth", "n_layer")
 """Parts of the names by which configurations count their layers."""
 
 

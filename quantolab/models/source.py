@@ -19,6 +19,8 @@ from ..files.json_objects import read_object
 from .known import KnownModel, find_known, known_folder, known_models
 
 DEMO = "demo"
+LARGEST_SIDE = 16384
+"""Pixels; no model makes nearly as many along one side."""
 # What pipelines of Diffusers call the parts that denoise, in the order in which the first is taken
 # where one is asked for. Source: the arguments of their constructors, which a test goes over.
 DENOISERS = (
@@ -139,7 +141,7 @@ def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) 
         from ..demo import demo_model
 
         return read_source(name, demo_model())
-    folder = Path(name).expanduser()
+    folder = _as_path(name)
     if folder.is_dir():
         return read_source(name, folder)
     if folder.exists():
@@ -160,6 +162,24 @@ def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) 
     raise ModelNotFoundError(
         f"model {name!r} is no folder here, no Hub id (owner/name) and not 'demo'{hint}"
     )
+
+
+def _as_path(name: str) -> Path:
+    """Return a name as the path that it may be.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If no file can have this name: it is too long, say, or holds what names can't.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelNotFoundError(f"model {name!r} can't be read: {error}") from error
+    return path
 
 
 def read_source(model: str, folder: Path, revision: str | None = None) -> Source:
@@ -238,13 +258,15 @@ def check_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
     if (
         isinstance(size, (tuple, list))
         and len(size) == 2
-        and all(isinstance(n, int) and n > 0 and n % step == 0 for n in size)
+        and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE and n % step == 0 for n in size)
     ):
         return (size[0], size[1])
     message = f"size {_as_text(size)} can't be made by {source.model!r}: width and height must be "
     message += f"multiples of {step}"
     if isinstance(size, (tuple, list)) and all(isinstance(n, int) for n in size):
-        close = [max(step, round(n / step) * step) for n in size]
+        if max(size, default=0) > LARGEST_SIDE:
+            message += f" up to {LARGEST_SIDE}"
+        close = [min(max(step, round(n / step) * step), LARGEST_SIDE) for n in size]
         message += f"; did you mean {_as_text(close)}?"
     raise ArgumentError(message)
 
