@@ -21,6 +21,7 @@ _ROOMS = {
     "demo_model": "demo",
     # quantize and load
     "quantize": "loading.in_memory",
+    "dequantize": "loading.dequantizing",
     "load": "loading.component",
     "load_single_file": "single_file.reading",
     "load_pipeline": "loading.pipelines",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .experiments.compiling import compile_report
     from .experiments.sensitivity import sensitivity
     from .loading.component import load
+    from .loading.dequantizing import dequantize
     from .loading.in_memory import quantize
     from .loading.pipelines import load_pipeline
     from .measure.held_bytes import weight_bytes

@@ -36,6 +36,9 @@ PATHS = (
     "text encoder save and reload",
     "pipeline-level config",
     "Quanto-direct checkpoint",
+    "LoRA (load, fuse, unload)",
+    "offload (model, sequential, group)",
+    "copy and pickle",
     "compile full graph",
     "compile of repeated blocks",
 )

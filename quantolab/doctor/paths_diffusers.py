@@ -6,6 +6,8 @@ where the next phase goes on. What raises is a failure with its own message.
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,10 +15,13 @@ from typing import Any
 
 import torch
 
+from ..errors import UnsupportedError
 from ..models.skeleton import dtype_keyword
+from ..units import format_percent
 from .bench import Bench
 from .judging import (
     Finding,
+    difference,
     judge_compiled,
     judge_quantized,
     judge_same,
@@ -26,6 +31,7 @@ from .judging import (
 
 KEPT_LEAF = "proj_out"
 KEPT_PATH = "transformer_blocks.0.attn.to_q"
+_ADAPTER_SCALE = 4.0
 
 
 def load(bench: Bench) -> Finding:
@@ -205,6 +211,106 @@ def load_quanto(bench: Bench) -> Finding:
     return judge_unread(model, bench.tiny.run_transformer(model), saved)
 
 
+def lora(bench: Bench) -> Finding:
+    """``load_lora_adapter``, ``fuse_lora``, ``unfuse_lora``, ``unload_lora``."""
+    return judge_lora(bench, _load(bench))
+
+
+def offload(bench: Bench) -> Finding:
+    """Accelerate's offloading of a model and of each layer, and Diffusers' of groups."""
+    return judge_offload(bench, lambda: _load(bench))
+
+
+def copy_and_pickle(bench: Bench) -> Finding:
+    """``copy.deepcopy(model)`` and ``pickle``."""
+    return judge_copies(bench, _load(bench))
+
+
+def judge_lora(bench: Bench, model: Any) -> Finding:
+    """Judge a model by what an adapter does to it: loaded, fused, taken out, unloaded."""
+    run = bench.tiny.run_transformer
+    bench.stage("loading the adapter")
+    adapter = _adapter(unquantized(bench))
+    plain = run(model)
+    model.load_lora_adapter(adapter, prefix=None)
+    loaded = run(model)
+    bench.stage("fusing")
+    model.fuse_lora()
+    fused = run(model)
+    moved, apart = difference(loaded, plain), difference(fused, loaded)
+    figures = f"the adapter moves the output by {format_percent(moved, 1, '')}"
+    if not apart < moved / 2:
+        far = format_percent(apart, 1, "")
+        return Finding(
+            "misleads", f"{figures}; fused, it is {far} away from that, and nothing is said"
+        )
+    bench.stage("taking it out")
+    model.unfuse_lora()
+    if not torch.equal(run(model), loaded):
+        return Finding("misleads", f"{figures}; unfuse_lora gives back other weights")
+    model.unload_lora()
+    if not torch.equal(run(model), plain):
+        return Finding("misleads", f"{figures}; unload_lora gives back other weights")
+    near = format_percent(apart, 1, "")
+    return Finding(
+        "works", f"{figures}, fused within {near} of that; unfused and unloaded, as before"
+    )
+
+
+def judge_offload(bench: Bench, load: Callable[[], Any]) -> Finding:
+    """Judge a model by its output with each kind of offloading, twice, which must stay."""
+    import accelerate
+    from diffusers.hooks import apply_group_offloading
+
+    device, cpu, run = torch.device(bench.tiny.device), torch.device("cpu"), bench.tiny
+    ways: dict[str, Callable[[Any], Any]] = {
+        "model": lambda m: accelerate.cpu_offload_with_hook(m, device),
+        "sequential": lambda m: accelerate.cpu_offload(m, device),
+        "group": lambda m: apply_group_offloading(m, device, cpu, offload_type="leaf_level"),
+    }
+    wanted = run.run_transformer(load())
+    for name, offload in ways.items():
+        bench.stage(f"offloading ({name})")
+        model = load()
+        offload(model)
+        for _ in range(2):
+            finding = judge_same(run.run_transformer(model), wanted)
+            if finding.outcome != "works":
+                return Finding(finding.outcome, f"{name} offloading: {finding.reason}")
+    return Finding("works", "model, sequential, group: the output stays, bit for bit")
+
+
+def judge_copies(bench: Bench, model: Any) -> Finding:
+    """Judge a model by its copies' outputs, which must be its own."""
+    wanted = bench.tiny.run_transformer(model)
+    ways = {
+        "copying": copy.deepcopy,
+        "pickling": lambda m: pickle.loads(pickle.dumps(m)),  # made here, by ourselves
+    }
+    for name, make in ways.items():
+        bench.stage(name)
+        finding = judge_same(bench.tiny.run_transformer(make(model)), wanted)
+        if finding.outcome != "works":
+            return Finding(finding.outcome, f"{name}: {finding.reason}")
+    return Finding("works", "deepcopy and pickle: the copies' outputs are equal, bit for bit")
+
+
+def _adapter(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a random LoRA that moves a model's output well above rounding."""
+    try:
+        from peft import LoraConfig, get_peft_model_state_dict
+    except ImportError:
+        raise UnsupportedError("LoRA needs the package peft, which isn't installed") from None
+    torch.manual_seed(3)
+    targets = ["to_q", "to_v", "proj_mlp"]
+    model.add_adapter(
+        LoraConfig(r=8, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    )
+    tensors = get_peft_model_state_dict(model)
+    # Large enough for int2, which rounds what is fused most.
+    return {name: tensor * _ADAPTER_SCALE for name, tensor in tensors.items()}
+
+
 def compile_whole(bench: Bench) -> Finding:
     """``torch.compile(model, fullgraph=True)``."""
     return judge_compiled(compiled_whole(bench, _load(bench)), bench.reference_moved)
@@ -253,6 +359,9 @@ PHASES: dict[str, tuple[Phase, ...]] = {
     "text encoder save and reload": (save_encoder, reload_encoder),
     "pipeline-level config": (pipeline_config,),
     "Quanto-direct checkpoint": (save_quanto, load_quanto),
+    "LoRA (load, fuse, unload)": (lora,),
+    "offload (model, sequential, group)": (offload,),
+    "copy and pickle": (copy_and_pickle,),
     "compile full graph": (compile_whole,),
     "compile of repeated blocks": (compile_blocks,),
 }
@@ -338,8 +447,6 @@ def _save_model(bench: Bench, model: Any, run: Callable[[Any], torch.Tensor]) ->
 
 
 def _moved(bench: Bench, model: Any, compiled: Callable[[], Any]) -> float:
-    from .judging import difference
-
     bench.stage("running")
     eager = bench.tiny.run_transformer(model)
     bench.stage("compiling")

@@ -103,6 +103,21 @@ def load_quanto(bench: Bench) -> Finding:
     return judge_same(bench.tiny.run_transformer(model), saved, classes, weight_classes(model))
 
 
+def lora(bench: Bench) -> Finding:
+    """``fuse_lora`` and the rest on a model of ``ql.load``."""
+    return paths_diffusers.judge_lora(bench, _load(bench))
+
+
+def offload(bench: Bench) -> Finding:
+    """Accelerate's and Diffusers' offloading of models of ``ql.load``."""
+    return paths_diffusers.judge_offload(bench, lambda: _load(bench))
+
+
+def copy_and_pickle(bench: Bench) -> Finding:
+    """``copy.deepcopy`` and ``pickle`` of a model of ``ql.load``."""
+    return paths_diffusers.judge_copies(bench, _load(bench))
+
+
 def compile_whole(bench: Bench) -> Finding:
     """``torch.compile(model, fullgraph=True)`` of a quantized model."""
     return judge_compiled(
@@ -128,6 +143,9 @@ PHASES: dict[str, tuple[paths_diffusers.Phase, ...]] = {
     "text encoder save and reload": (save_encoder, reload_encoder),
     "pipeline-level config": (pipeline_config,),
     "Quanto-direct checkpoint": (paths_diffusers.save_quanto, load_quanto),
+    "LoRA (load, fuse, unload)": (lora,),
+    "offload (model, sequential, group)": (offload,),
+    "copy and pickle": (copy_and_pickle,),
     "compile full graph": (compile_whole,),
     "compile of repeated blocks": (compile_blocks,),
 }

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import torch
-from optimum.quanto import QLinear, QTensor, quantize_weight
-from optimum.quanto.tensor import SymmetricOptimizer
+from typing import Any
 
-from ...errors import BrokenModelError
+import torch
+from optimum.quanto import QLinear, QTensor
+
+from ...errors import ArgumentError
 from ...shapes import Layer
 from ...weights import weights_of
-from . import cures
+from . import cures, writes
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
+from .offloading import WithWeight, check_casts, check_group_offloading, loaded_weight
 from .plain_product import multiplied
-from .row_wise import quantized_parts, weight_of
-from .tinygemm import optimized
+from .quantizing import quantized_weight
 
 cures.use_no_compiler()
+writes.install()
+check_casts()
+check_group_offloading()
 
 
 class QuantoLinear(QLinear):
@@ -31,9 +35,9 @@ class QuantoLinear(QLinear):
     def reset_parameters(self) -> None:
         """Do nothing: a layer is built empty and its tensors are put in."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x @ weight.T + bias`` for x of shape (..., in_features)."""
-        x = x.contiguous()  # cures.CONTIGUOUS
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return ``input @ weight.T + bias`` for an input of shape (..., in_features)."""
+        x = input.contiguous()  # cures.CONTIGUOUS
         weight = self.qweight
         if isinstance(weight, TinyGemmWeightQBitsTensor):
             return TinyGemmProduct.apply(x, weight, self.bias)  # cures.TINYGEMM_TRACED
@@ -43,6 +47,55 @@ class QuantoLinear(QLinear):
         if product is not None:
             return product
         return torch.nn.functional.linear(x, weight, self.bias)
+
+    @property
+    def _hf_hook(self) -> Any:
+        """Accelerate's hook, which looks for "weight" in what it has offloaded."""
+        if "_hook" not in self.__dict__:
+            raise AttributeError("_hf_hook")
+        return self.__dict__["_hook"]
+
+    @_hf_hook.setter
+    def _hf_hook(self, hook: Any) -> None:
+        for one in getattr(hook, "hooks", (hook,)):
+            if getattr(one, "weights_map", None) is not None:
+                one.weights_map = WithWeight(one.weights_map, self)
+        self.__dict__["_hook"] = hook
+
+    @_hf_hook.deleter
+    def _hf_hook(self) -> None:
+        del self.__dict__["_hook"]
+
+    def _load_from_state_dict(
+        self,
+        state_dict,
+        prefix,
+        local_metadata,
+        strict,
+        missing_keys,
+        unexpected_keys,
+        error_msgs,
+    ) -> None:
+        """Load a quantized weight's tensors, or quantize an unquantized weight."""
+        rest = {n: v for n, v in state_dict.items() if not n.startswith(f"{prefix}weight")}
+        given = {n: v for n, v in state_dict.items() if n.startswith(f"{prefix}weight")}
+        try:
+            weight = loaded_weight(self, given, prefix, missing_keys)
+        except ArgumentError as error:
+            error_msgs.append(str(error))
+            weight = None
+        if weight is not None:
+            if local_metadata.get("assign_to_params_buffers", False):
+                self.weight = torch.nn.Parameter(weight, requires_grad=False)
+            else:
+                self.weight.data = weight.to(self.weight.device)
+        rest[f"{prefix}weight"] = self.weight
+        if f"{prefix}weight" in given:  # an unquantized layer has no scales of activations
+            rest.setdefault(f"{prefix}input_scale", self.input_scale)
+            rest.setdefault(f"{prefix}output_scale", self.output_scale)
+        torch.nn.Module._load_from_state_dict(
+            self, rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def quantize_linear(
@@ -75,8 +128,13 @@ def quantize_linear(
     cure = cures.cure_for(layer, word, dtype, weight.device.type)
     quantized.plain_product = cure == cures.INT8_PLAIN
     with torch.no_grad():
-        packed, zero_rows = _quantized_weight(
-            quantized, weight.detach(), dtype, for_kernel=cure != cures.INT4_GENERIC
+        packed, zero_rows = quantized_weight(
+            weight.detach(),
+            quantized.weight_qtype,
+            quantized.weight_group_size,
+            dtype,
+            for_kernel=cure != cures.INT4_GENERIC,
+            name=layer.path,
         )
     set_tensors(quantized, packed, bias, dtype)
     names = [cure] if cure else []
@@ -103,54 +161,8 @@ def set_tensors(
     linear: QuantoLinear, packed: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> None:
     """Put a quantized weight and a bias into a waiting layer; activation scales are 1."""
-    linear.weight = torch.nn.Parameter(packed, requires_grad=False)
+    linear.weight = torch.nn.Parameter(writes.own(packed), requires_grad=False)
     if bias is not None:
         linear.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
     for name in ("input_scale", "output_scale"):
         linear._buffers[name] = torch.ones((), dtype=dtype, device=packed.device)
-
-
-def _quantized_weight(
-    linear: QuantoLinear, weight: torch.Tensor, dtype: torch.dtype, *, for_kernel: bool
-) -> tuple[torch.Tensor, bool]:
-    """Return Quanto's tensor for a weight, and whether rows of zeros had to be cured."""
-    kind, group_size = linear.weight_qtype, linear.weight_group_size
-    parts = quantized_parts(weight, kind, group_size, dtype)
-    if parts is not None:
-        scale = parts["_scale"]
-        packed = weight_of(parts, kind, group_size, weight.size(), weight.stride())
-        _check_scale(linear, scale)
-        if for_kernel:
-            packed = optimized(packed)
-    else:
-        weight = weight.to(dtype)
-        if isinstance(linear.optimizer, SymmetricOptimizer):
-            scale, shift = linear.optimizer(weight, qtype=kind, axis=0), None
-        else:
-            scale, shift = linear.optimizer(weight, qtype=kind, axis=0, group_size=group_size)
-        _check_scale(linear, scale)
-        packed = quantize_weight(
-            weight,
-            qtype=kind,
-            axis=0,
-            scale=scale,
-            shift=shift,
-            group_size=group_size,
-            optimized=for_kernel,
-        )
-    zero_rows = kind.is_floating_point and not bool(scale.all())
-    if zero_rows:
-        _store_zeros(packed, scale)
-    return packed, zero_rows
-
-
-def _check_scale(linear: QuantoLinear, scale: torch.Tensor) -> None:
-    """Scales carry NaN and infinity of any value they were made from."""
-    if not torch.isfinite(scale).all():
-        raise BrokenModelError(f"the weight of layer {linear.name!r} holds NaN or infinity")
-
-
-def _store_zeros(packed: torch.Tensor, scale: torch.Tensor) -> None:
-    """Overwrite the NaN of all-zero rows; float8 has no masked fill, its bytes have (0 is 0.0)."""
-    raw = packed._data.view(torch.uint8)
-    raw.masked_fill_((scale == 0).expand_as(raw), 0)

@@ -245,7 +245,7 @@ def fill_weight(
         weight = optimized(weight)
     if weight is as_read and own:
         weight = weight_of({name: t.clone() for name, t in parts.items()}, kind, *shape)
-    part._parameters["weight"] = torch.nn.Parameter(weight, requires_grad=False)
+    part._parameters["weight"] = torch.nn.Parameter(own(weight), requires_grad=False)
     made = (cures.FLOAT8_ZERO_ROWS,) if cures.FLOAT8_ZERO_ROWS in recorded else ()
     return (cure, *made) if cure else made
 

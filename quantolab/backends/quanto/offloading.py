@@ -1,0 +1,186 @@
+"""Casting and offloading a model with quantized layers: whole, or refused before it begins."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from optimum.quanto import WeightQBitsTensor, WeightQBytesTensor
+
+from ...errors import ArgumentError, UnsupportedError
+from .quantizing import quantized_weight
+from .row_wise import weight_of
+from .tinygemm import optimized
+from .writes import cast_refused, own, owned
+
+_PARTS = {True: ("_data", "_scale"), False: ("_data._data", "_scale", "_shift")}
+
+DISK = (
+    "Diffusers' group offloading to disk writes each weight as one plain tensor, and a quantized "
+    "weight isn't one: leave offload_to_disk_path out (groups are then kept in the CPU's memory), "
+    "or use accelerate.disk_offload"
+)
+
+
+class WithWeight(Mapping):
+    """What accelerate has offloaded of a layer, with its weight put together from its parts."""
+
+    def __init__(self, inner: Mapping, layer: Any) -> None:
+        self._inner = inner
+        self._layer = layer
+
+    def __getitem__(self, name: str) -> Any:
+        if name != "weight" or name in self._names():
+            return self._inner[name]
+        return loaded_weight(self._layer, _Prefixed(self._inner), "", [])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inner)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def _names(self) -> set[str]:
+        prefix = getattr(self._inner, "prefix", "")
+        return {name.removeprefix(prefix) for name in self._inner if name.startswith(prefix)}
+
+
+class _Prefixed(dict):
+    """accelerate's map of a layer, which asks with a prefix and lists with it too."""
+
+    def __init__(self, inner: Mapping) -> None:
+        prefix = getattr(inner, "prefix", "")
+        names = [n.removeprefix(prefix) for n in inner if n.startswith(prefix + "weight")]
+        super().__init__({name: inner[name] for name in names})
+
+
+def loaded_weight(
+    layer: Any, given: Mapping[str, torch.Tensor], prefix: str, missing: list[str]
+) -> torch.Tensor | None:
+    """Return a layer's weight from tensors of its own kind, or from an unquantized weight.
+
+    Parameters
+    ----------
+    layer : QuantoLinear
+        Whose weight it will be.
+    given : mapping of str to torch.Tensor
+        By their names with `prefix`.
+    prefix : str
+        Path of the layer with a dot at its end, or nothing.
+    missing : list of str
+        Gets the names that aren't there; None is returned then.
+
+    Raises
+    ------
+    ArgumentError
+        If a tensor has another shape or dtype than the layer.
+    """
+    whole, size = prefix + "weight", layer.weight.size()
+    kind, group, dtype = layer.weight_qtype, layer.weight_group_size, layer.weight.dtype
+    generic = type(layer.weight) in (WeightQBytesTensor, WeightQBitsTensor)
+    if whole in given:
+        value = given[whole]
+        if owned(value):
+            return value
+        if value.shape != size or not value.is_floating_point():
+            raise ArgumentError(
+                f"{whole!r} has shape {list(value.shape)} and dtype {value.dtype}; the quantized "
+                f"layer asks for floating-point values of shape {list(size)}"
+            )
+        dense = value.detach().contiguous()
+        packed, _ = quantized_weight(dense, kind, group, dtype, for_kernel=not generic, name=whole)
+        return own(packed)
+    names = _PARTS[kind.bits == 8]
+    lacking = [f"{whole}.{name}" for name in names if f"{whole}.{name}" not in given]
+    if lacking:
+        missing += lacking
+        return None
+    parts = {name: given[f"{whole}.{name}"].detach() for name in names}
+    _check_parts(layer, parts, whole)
+    for name in names[1:]:
+        parts[name] = parts[name].to(dtype)  # as torch copies into what is there
+    weight = weight_of(parts, kind, group, size, layer.weight.stride())
+    return own(weight if generic else optimized(weight))
+
+
+def _check_parts(layer: Any, parts: dict[str, torch.Tensor], whole: str) -> None:
+    size, group = tuple(layer.weight.size()), layer.weight_group_size
+    rows, columns = size if group is None else (layer.weight.numel() // group, group)
+    scale = () if rows == 1 and layer.weight_qtype.bits == 8 else (rows, 1)
+    data = parts.get("_data", parts.get("_data._data"))
+    bits = layer.weight_qtype.bits
+    shape = size if bits == 8 else (-(-rows // (8 // bits)), columns)
+    dtype = layer.weight_qtype.dtype if bits == 8 else torch.uint8
+    if tuple(data.shape) != shape or data.dtype != dtype:
+        raise ArgumentError(
+            f"the data of {whole!r} has shape {list(data.shape)} and dtype {data.dtype}; the "
+            f"layer asks for {list(shape)} and {dtype}"
+        )
+    if parts["_scale"].numel() != torch.Size(scale).numel():
+        raise ArgumentError(
+            f"the scale of {whole!r} has shape {list(parts['_scale'].shape)}; the layer asks for "
+            f"{list(scale)}"
+        )
+
+
+# --- before anything is touched -----------------------------------------------------------------
+
+_inside = threading.local()
+
+
+def check_casts() -> None:
+    """Have a module that holds quantized layers refuse a cast before its first tensor is cast.
+
+    torch casts a module child by child, so that a layer which refuses comes too late: what lay
+    before it is cast already. Modules without quantized layers are left to torch.
+    """
+    shipped = torch.nn.Module._apply
+    if getattr(shipped, "_quantolab_asks", False):
+        return
+
+    def checked(self, fn, recurse=True):
+        if getattr(_inside, "casting", False):
+            return shipped(self, fn, recurse)
+        _inside.casting = True
+        try:
+            _check_cast(self, fn)
+            return shipped(self, fn, recurse)
+        finally:
+            _inside.casting = False
+
+    checked._quantolab_asks = True
+    torch.nn.Module._apply = checked
+
+
+def _check_cast(module: torch.nn.Module, change: Any) -> None:
+    weight = next(
+        (w for part in module.modules() if owned(w := part._parameters.get("weight"))), None
+    )
+    if weight is None:
+        return
+    try:
+        asked = change(torch.empty(0, dtype=weight.dtype)).dtype
+    except Exception:
+        return  # no cast; if it is a mistake it is told where it is made
+    if asked != weight.dtype:
+        raise ArgumentError(cast_refused(weight.dtype, asked))
+
+
+def check_group_offloading() -> None:
+    """Have Diffusers refuse to offload quantized layers to disk before the first is gone."""
+    from diffusers.hooks import group_offloading
+
+    shipped = group_offloading._apply_group_offloading
+    if getattr(shipped, "_quantolab_asks", False):
+        return
+
+    def checked(module, config):
+        to_disk = config.offload_to_disk_path is not None
+        if to_disk and any(owned(p) for p in module.parameters()):
+            raise UnsupportedError(DISK)
+        return shipped(module, config)
+
+    checked._quantolab_asks = True
+    group_offloading._apply_group_offloading = checked

@@ -1,0 +1,373 @@
+"""A write, cast, copy or move of a quantized weight takes effect or is refused, never neither."""
+
+import copy
+import inspect
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import quantolab as ql
+from quantolab.backends.quanto.layers import QuantoLinear
+from quantolab.backends.quanto.writes import leaves
+
+WORDS = ("float8", "int8", "int4", "int2")
+CASES = [(word, dtype) for word in WORDS for dtype in (torch.bfloat16, torch.float32)]
+pytestmark = pytest.mark.filterwarnings("ignore:a quantized weight was written to")
+
+
+def made(word, dtype=torch.bfloat16, seed=0):
+    """A model with a kept first layer, and a TinyGemm layer where int4 has one."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 64)).to(dtype).eval()
+    return ql.quantize(module, ql.Recipe(word, skip=("0",)))[0]
+
+
+def run(module, dtype=torch.bfloat16):
+    values = torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.no_grad():
+        return module(values)
+
+
+def state_of(weight):
+    return [t.contiguous().view(torch.uint8).clone() for t in leaves(weight)]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# --- writes -----------------------------------------------------------------------------------
+
+
+def in_place_operations():
+    """Each operation of aten that writes its first argument, found by its schema."""
+    found = {}
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        for overload in getattr(packet, "overloads", list)():
+            op = getattr(packet, overload)
+            arguments = op._schema.arguments
+            if arguments and arguments[0].alias_info and arguments[0].alias_info.is_write:
+                found[str(op)] = op
+    return found
+
+
+def arguments_for(op, weight, dense):
+    """Arguments that suit a schema: tensors like the weight, small numbers; None if none do."""
+    values = []
+    for argument in op._schema.arguments[1:]:
+        if argument.has_default_value() or argument.kwarg_only:
+            continue
+        kind = str(argument.type)
+        if kind == "Tensor":
+            mask = argument.name in ("mask", "condition")
+            values.append(dense > 0 if mask else dense)
+        elif kind in ("number", "float"):
+            values.append(0.5)
+        elif kind in ("int", "SymInt"):
+            values.append(0)
+        elif kind == "bool":
+            values.append(False)
+        else:
+            return None
+    return values
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_each_in_place_operation_takes_effect_or_raises(word):
+    operations = in_place_operations()
+    assert len(operations) > 300
+    changed = refused = 0
+    first = made(word)[1].weight
+    for name, op in operations.items():
+        weight = copy.deepcopy(first)
+        dense = weight.dequantize()
+        arguments = arguments_for(op, weight, dense * 0.5)
+        if arguments is None or str(op._schema.arguments[0].type) != "Tensor":
+            continue
+        plain, before = dense.clone(), state_of(weight)
+        torch.manual_seed(3)
+        try:
+            op(plain, *arguments)
+        except Exception:
+            plain = None
+        torch.manual_seed(3)
+        try:
+            op(weight, *arguments)
+        except Exception:
+            assert same(state_of(weight), before), f"{name} raised, and wrote"
+            refused += 1
+            continue
+        if name.startswith("aten.record_stream"):
+            continue
+        assert plain is not None, f"{name} is an error on a tensor, and nothing was said"
+        now = weight.dequantize()
+        if torch.equal(plain, dense):
+            assert torch.equal(now, dense), name
+            continue
+        wanted, _ = ql.quantize(nn.Sequential(linear_of(plain)), word)
+        assert same(state_of(weight), state_of(wanted[0].weight)), f"{name}: other than asked"
+        changed += 1
+    assert changed > 60 and refused > 5
+
+
+def linear_of(weight):
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    return linear
+
+
+WRITES = {
+    "data": lambda w, x: setattr(w, "data", x),
+    "copy_": lambda w, x: w.copy_(x),
+    "data.copy_": lambda w, x: w.data.copy_(x),
+    "set item": lambda w, x: w.__setitem__(slice(None), x),
+    "out": lambda w, x: torch.mul(x, 1, out=w),
+    "foreach": lambda w, x: torch._foreach_copy_([w], [x]),
+    "lerp": lambda w, x: w.data.lerp_(x, 1.0),
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_writes_give_what_quantizing_gives(word, dtype, how):
+    module = made(word, dtype)
+    value = torch.randn(64, 256, generator=torch.Generator().manual_seed(5)).to(dtype)
+    with torch.no_grad():
+        WRITES[how](module[1].weight, value)
+    wanted, _ = ql.quantize(nn.Sequential(linear_of(value)), word)
+    assert same(state_of(module[1].weight), state_of(wanted[0].weight))
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_writes_that_do_not_fit_are_refused_and_nothing_is_written(word):
+    module = made(word)
+    weight = module[1].weight
+    before, output = state_of(weight), run(module)
+    dense = weight.dequantize()
+    with torch.no_grad():
+        for value in (dense[:3], dense.float(), dense * float("nan"), dense.to("meta")):
+            with pytest.raises(ql.QuantolabError):
+                weight.data = value
+        with pytest.raises(ql.QuantolabError, match="shape"):
+            weight.t_()
+        with pytest.raises(ql.QuantolabError, match="NaN"):
+            weight.div_(0)
+    assert same(state_of(weight), before)
+    assert torch.equal(run(module), output)
+
+
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_what_was_added_last_is_taken_away_to_the_bit(word, dtype):
+    module = made(word, dtype)
+    weight, before = module[1].weight, state_of(module[1].weight)
+    torch.manual_seed(2)
+    one, other = (torch.randn(64, 256).to(dtype) * 0.01 for _ in range(2))
+    with pytest.warns(UserWarning, match="quantized again"):
+        weight.data += one
+    between = state_of(weight)
+    weight.data += other
+    assert not same(state_of(weight), between) and not same(between, before)
+    weight.data -= other
+    assert same(state_of(weight), between)
+    weight.data -= one
+    assert same(state_of(weight), before)
+
+
+def test_weights_of_others_behave_as_quanto_ships_them():
+    from optimum.quanto import QLinear, freeze, qint8
+
+    theirs = QLinear.from_module(nn.Linear(64, 64), weights=qint8)
+    freeze(theirs)
+    before = state_of(theirs.weight)
+    theirs.weight.data.add_(1)
+    assert same(state_of(theirs.weight), before)
+    with pytest.raises(ValueError, match="The dtype of a weights Tensor cannot be changed"):
+        theirs.half()
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def saved_by_torch(module):
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda module: pickle.loads(pickle.dumps(module)),
+    "torch.save": saved_by_torch,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_copies_are_equal_and_apart(word, dtype, how):
+    module = made(word, dtype)
+    output, before = run(module, dtype), state_of(module[1].weight)
+    other = COPIES[how](module)
+    assert type(other[1].weight) is type(module[1].weight)
+    assert isinstance(other[1].weight, nn.Parameter)
+    assert same(state_of(other[1].weight), before) and torch.equal(run(other, dtype), output)
+    other[1].weight.data.zero_()
+    assert not other[1].weight.dequantize().any()
+    assert same(state_of(module[1].weight), before)
+
+
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_sharing_memory(word, dtype):
+    module = made(word, dtype)
+    output = run(module, dtype)
+    module.share_memory()
+    assert all(leaf.is_shared() for leaf in leaves(module[1].weight))
+    assert torch.equal(run(module, dtype), output)
+
+
+def _double(module, done):
+    with torch.no_grad():
+        module[1].weight.mul_(2)
+    done.put(run(module).float().sum().item())
+
+
+@pytest.mark.parametrize("word", ["float8", "int4"])
+def test_another_process_writes_what_is_shared(word):
+    module = made(word)
+    module.share_memory()
+    before = module[1].weight.dequantize()
+    context = torch.multiprocessing.get_context("fork" if word == "int4" else "spawn")
+    done = context.SimpleQueue()
+    process = context.Process(target=_double, args=(module, done))
+    process.start()
+    theirs = done.get()
+    process.join()
+    assert torch.equal(module[1].weight.dequantize(), before * 2)
+    assert run(module).float().sum().item() == theirs
+
+
+# --- state dicts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_unquantized_states_are_quantized(word, dtype, assign):
+    torch.manual_seed(9)
+    plain = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 64)).to(dtype)
+    module = made(word, dtype)
+    module.load_state_dict(copy.deepcopy(plain.state_dict()), assign=assign)
+    wanted, _ = ql.quantize(plain, ql.Recipe(word, skip=("0",)))
+    assert same(state_of(module[1].weight), state_of(wanted[1].weight))
+    assert torch.equal(run(module, dtype), run(wanted, dtype))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_quantized_states_are_loaded(word, dtype, assign):
+    module, other = made(word, dtype), made(word, dtype, seed=1)
+    assert not torch.equal(run(module, dtype), run(other, dtype))
+    module.load_state_dict(other.state_dict(), assign=assign)
+    assert torch.equal(run(module, dtype), run(other, dtype))
+
+
+def test_states_of_another_kind_are_refused():
+    for word in WORDS:
+        for other in WORDS:
+            if other != word:
+                with pytest.raises(RuntimeError, match="weight"):
+                    made(word).load_state_dict(made(other, seed=1).state_dict())
+
+
+# --- casts --------------------------------------------------------------------------------------
+
+CASTS = {
+    "half": lambda m: m.half(),
+    "float": lambda m: m.float(),
+    "double": lambda m: m.double(),
+    "to": lambda m: m.to(torch.float16),
+    "to both": lambda m: m.to("cpu", torch.float16),
+    "type": lambda m: m.type(torch.float16),
+    "inside another": lambda m: nn.ModuleList([nn.Linear(2, 2).bfloat16(), m]).half(),
+}
+
+
+@pytest.mark.parametrize("how", CASTS)
+@pytest.mark.parametrize("word", WORDS)
+def test_casts_are_refused_before_anything_is_cast(word, how):
+    module = made(word)
+    output = run(module)
+    with pytest.raises(ql.QuantolabError, match=r"load_saved\(folder, dtype="):
+        CASTS[how](module)
+    assert module[0].weight.dtype == torch.bfloat16
+    assert torch.equal(run(module), output)
+    assert torch.equal(run(module.bfloat16().to("cpu").cpu()), output)
+
+
+# --- the way back, and signatures -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_dequantize_is_the_way_back(word, dtype):
+    module = made(word, dtype)
+    values, output = module[1].weight.dequantize(), run(module, dtype)
+    back = ql.dequantize(module)
+    assert back is module and type(module[1]) is nn.Linear
+    near = (run(module, dtype) - output).norm() / output.norm()
+    assert near < 0.02 and (module[1].weight - values).abs().max() < 0.01
+    module.float()
+    assert ql.quantize(module, word)[1].quantized
+    with pytest.raises(ql.QuantolabError, match="nothing in this"):
+        ql.dequantize(nn.Linear(2, 2))
+
+
+def test_dequantized_models_of_diffusers_forget_that_they_were_quantized(tmp_path):
+    from diffusers import PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=1, cross_attention_dim=32,
+        caption_channels=32, sample_size=8, use_additional_conditions=False,
+    ).bfloat16()  # fmt: skip
+    ql.quantize(model, "int8")
+    assert "quantization_config" in model.config
+    ql.dequantize(model)
+    assert "quantization_config" not in model.config
+    model.save_pretrained(tmp_path)
+    again = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_overrides_keep_the_signature_of_what_they_override():
+    found = 0
+    for name, ours in vars(QuantoLinear).items():
+        if not inspect.isfunction(ours):
+            continue
+        for base in (nn.Linear, nn.Module):
+            theirs = getattr(base, name, None)
+            if theirs is not None and name != "__init__":
+                assert list(inspect.signature(ours).parameters) == list(
+                    inspect.signature(theirs).parameters
+                ), name
+                found += 1
+                break
+    assert found >= 3
+
+
+def test_layers_are_called_by_keyword():
+    module = made("int8")[1]
+    values = torch.ones(1, 256, dtype=torch.bfloat16)
+    assert torch.equal(module(input=values), module(values))
+
+
+def test_nothing_is_said_where_nothing_is_written():
+    module = made("int8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.to("cpu")
+        copy.deepcopy(module).state_dict()
+        run(module)
