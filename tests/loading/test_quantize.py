@@ -15,7 +15,7 @@ from uniform import predicted_bytes
 
 import quantolab as ql
 from quantolab.backends.quanto import cures, row_wise
-from quantolab.backends.quanto import layers as layers_room
+from quantolab.backends.quanto import quantizing as quantizing_room
 from quantolab.backends.quanto.layers import QuantoLinear, quantize_linear
 from quantolab.errors import ArgumentError, BrokenModelError
 from quantolab.measure.held_bytes import inner_tensors
@@ -90,7 +90,7 @@ def test_rows_at_a_time_equal_quantos_passes_over_the_whole(weights, dtype, monk
         weight[0, : in_features // 2] = -0.25
         ours = quantize_linear(layer, weights, weight, None, dtype=dtype)
         with monkeypatch.context() as patch:
-            patch.setattr(layers_room, "quantized_parts", lambda *_: None)
+            patch.setattr(quantizing_room, "quantized_parts", lambda *_: None)
             theirs = quantize_linear(layer, weights, weight, None, dtype=dtype)
         assert ours[1] == theirs[1]
         assert type(ours[0].weight) is type(theirs[0].weight)

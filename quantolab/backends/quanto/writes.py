@@ -300,7 +300,6 @@ _METHODS: dict[Any, Callable] = {
     torch.Tensor.is_pinned: lambda weight, *_: leaves(weight)[0].is_pinned(),
     # A wrapper has no memory of its own; that of its data tells it from other weights.
     torch.Tensor.data_ptr: lambda weight: leaves(weight)[0].data_ptr(),
-    torch.Tensor.untyped_storage: lambda weight: leaves(weight)[0].untyped_storage(),
 }
 
 
