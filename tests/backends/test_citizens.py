@@ -371,3 +371,24 @@ def test_nothing_is_said_where_nothing_is_written():
         module.to("cpu")
         copy.deepcopy(module).state_dict()
         run(module)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_models_of_every_door_are_alike(word, tmp_path):
+    from quantolab.backends.quanto.writes import owned
+
+    loaded = ql.load("demo", word)
+    saved = ql.load_saved(ql.save(loaded, tmp_path / "saved"))
+    piped = ql.load_pipeline("demo", word).transformer
+    folder = ql.demo_model() / "transformer"
+    file = ql.load_single_file(next(folder.glob("*.safetensors")), word, config=folder)
+    for model in (loaded, saved, piped, file):
+        layers = [part for part in model.modules() if isinstance(part, QuantoLinear)]
+        assert layers and all(owned(part.weight) for part in layers)
+        with pytest.raises(ql.QuantolabError, match="load_saved"):
+            model.float()
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            weight = next(p for p in other.modules() if isinstance(p, QuantoLinear)).weight
+            weight.zero_()
+        assert not weight.dequantize().any() and layers[0].weight.dequantize().any()

@@ -16,7 +16,7 @@ from ...errors import ArgumentError, BrokenModelError, UnsupportedError
 from ...files.layout import Piece, Spec
 from ...shapes import Layer
 from ...weights import weights_of, words_of
-from . import cures
+from . import cures, writes
 from .layers import empty_linear
 from .row_wise import weight_of
 from .tinygemm import generic_parts, optimized
@@ -245,7 +245,7 @@ def fill_weight(
         weight = optimized(weight)
     if weight is as_read and own:
         weight = weight_of({name: t.clone() for name, t in parts.items()}, kind, *shape)
-    part._parameters["weight"] = torch.nn.Parameter(own(weight), requires_grad=False)
+    part._parameters["weight"] = torch.nn.Parameter(writes.own(weight), requires_grad=False)
     made = (cures.FLOAT8_ZERO_ROWS,) if cures.FLOAT8_ZERO_ROWS in recorded else ()
     return (cure, *made) if cure else made
 
