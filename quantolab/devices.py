@@ -10,6 +10,10 @@ from .errors import ArgumentError, UnsupportedError, one_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
+_SPOKEN = {"gpu": "'cuda'", "nvidia": "'cuda'", "rocm": "'cuda'", "hip": "'cuda'", "amd": "'cuda'",
+           "metal": "'mps'", "apple": "'mps'", "intel": "'xpu'"}  # fmt: skip
+"""What devices are called elsewhere. torch built for AMD's ROCm calls it cuda too."""
+
 
 def resolve_device(device: str = "auto") -> str:
     """Return the device that `device` means on this machine.
@@ -28,8 +32,7 @@ def resolve_device(device: str = "auto") -> str:
     """
     import torch
 
-    kind, _, index = str(device).partition(":")
-    one_of("device", kind, DEVICES)
+    kind = check_device(device)
     there = {
         "cuda": torch.cuda.is_available(),
         "xpu": hasattr(torch, "xpu") and torch.xpu.is_available(),
@@ -43,9 +46,29 @@ def resolve_device(device: str = "auto") -> str:
         raise UnsupportedError(
             f"device {kind!r} was asked for, but torch {torch.__version__} finds only: {found}"
         )
-    if index and not index.isdigit():
-        raise ArgumentError(f"device {device!r} is not known; allowed: {', '.join(DEVICES)}")
     return device
+
+
+def check_device(device: str) -> str:
+    """Return the kind of a device, ``"cuda"`` of ``"cuda:1"``, whether or not there is one here.
+
+    Raises
+    ------
+    ArgumentError
+        If the word is unknown; what others call an accelerator gets its name here.
+    """
+    kind, colon, index = str(device).partition(":")
+    if kind.casefold() in _SPOKEN:
+        raise ArgumentError(
+            f"device {device!r} is not known; allowed: {', '.join(DEVICES)}; did you mean "
+            f"{_SPOKEN[kind.casefold()]}?"
+        )
+    one_of("device", kind, DEVICES)
+    if colon and not (index.isascii() and index.isdigit() and kind in ("cuda", "xpu")):
+        raise ArgumentError(
+            f"device {device!r} is not known; allowed: {', '.join(DEVICES)}, and cuda:N or xpu:N"
+        )
+    return kind
 
 
 def device_name(device: str) -> str:

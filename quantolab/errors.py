@@ -18,6 +18,10 @@ class ArgumentError(QuantolabError, ValueError):
     """An argument has a value that can't be used; the text names the allowed ones."""
 
 
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument isn't of the kind that its function takes; the text says which it takes."""
+
+
 class ModelNotFoundError(QuantolabError, FileNotFoundError):
     """A model, folder or file that was asked for isn't there."""
 
@@ -28,6 +32,10 @@ class BrokenModelError(QuantolabError, ValueError):
 
 class OutputError(QuantolabError, OSError):
     """Results can't be written where they were asked to go."""
+
+
+class StorageError(QuantolabError, OSError):
+    """The system refuses a file or folder: a name too long, no right to read, no room."""
 
 
 class UnsupportedError(QuantolabError):
@@ -112,8 +120,10 @@ def one_of(what: str, asked: object, allowed: Iterable[str]) -> str:
     raise ArgumentError(f"{what} {asked!r} is not known; allowed: {', '.join(words)}{hint}")
 
 
-def whole_number(what: str, asked: object, least: int = 1) -> int:
-    """Return `asked` if it is a whole number of at least `least`, else raise `ArgumentError`."""
+def whole_number(what: str, asked: object, least: int = 1, most: int | None = None) -> int:
+    """Return `asked` if it is a whole number from `least` to `most`, else raise `ArgumentError`."""
     if isinstance(asked, int) and not isinstance(asked, bool) and asked >= least:
-        return asked
+        if most is None or asked <= most:
+            return asked
+        raise ArgumentError(f"{what} must be a whole number of {most} or less")
     raise ArgumentError(f"{what} must be a whole number of {least} or more, not {asked!r}")

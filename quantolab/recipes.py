@@ -118,8 +118,8 @@ def _words(field: str, value: object) -> tuple[str, ...]:
         value = (value,)
     if not isinstance(value, Iterable):
         raise ArgumentError(f"{field} must be names, not {value!r}")
-    words = tuple(dict.fromkeys(value))  # order kept, repetitions dropped
+    words = tuple(value)
     for word in words:
         if not isinstance(word, str) or not word.strip():
             raise ArgumentError(f"{field} must hold names, not {word!r}")
-    return words
+    return tuple(dict.fromkeys(words))  # order kept, repetitions dropped

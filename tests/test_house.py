@@ -36,7 +36,7 @@ OURS = "quantolab"
 # other. `demo/making`, which makes the demo model, is imported by nothing.
 ORDER = (
     "errors",
-    "units text_tables",
+    "units text_tables arguments",
     "weights shapes plain_values",
     "devices recipes",
     "records",
@@ -70,9 +70,9 @@ HEAVY = TORCH | {"ipywidgets", "pandas", "matplotlib"}
 
 # Rooms that load without torch: they run in the notebook's or the terminal's process.
 WITHOUT_TORCH = {
-    "errors", "units", "text_tables", "weights", "shapes", "plain_values", "devices", "recipes",
-    "records", "processes", "demo", "progress", "report", "experiments", "full_size", "tutorials",
-    "widgets", "cli", "__main__",
+    "errors", "units", "text_tables", "arguments", "weights", "shapes", "plain_values", "devices",
+    "recipes", "records", "processes", "demo", "progress", "report", "experiments",
+    "full_size", "tutorials", "widgets", "cli", "__main__",
 }  # fmt: skip
 NEVER_TORCH = {"report"}  # it opens results and draws; no late import of torch either
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..arguments import public
+
 STEPS = 20
 """Denoising steps that suit the demo model."""
 
@@ -25,6 +27,7 @@ PROMPTS: tuple[str, ...] = (
 """Prompts that show what each precision keeps and loses."""
 
 
+@public
 def demo_model() -> Path:
     """Return the folder of the demo pipeline, for ``FluxPipeline.from_pretrained``."""
     return Path(__file__).parent / "pipeline"

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import Seconds, public
 from ..errors import Cancelled, JobFailed, JobRaised, QuantolabError, one_of
 from ..processes.children import Children
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
@@ -78,6 +79,7 @@ _PRELOAD = Preload(
 Told = Callable[[Cell, int, int], None]
 
 
+@public
 def path_matrix(
     paths: Iterable[str] | str = PATHS,
     *,
@@ -86,7 +88,7 @@ def path_matrix(
     device: str = "auto",
     dtype: str = "bfloat16",
     watch: Told | None = None,
-    hung_seconds: float = HUNG_SECONDS,
+    hung_seconds: Seconds = HUNG_SECONDS,
 ) -> pandas.DataFrame:
     """Run every documented path on a tiny random model and return what became of each.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import Seconds, checked_arguments, public
 from ..errors import ArgumentError
 from ..models.layers import match_layers
 from ..models.resolving import resolve
@@ -33,16 +34,17 @@ _NEEDED = (
 )  # fmt: skip
 
 
+@public
 def advise(
     model: str | os.PathLike | None = None,
-    budget_bytes: int | str | None = None,
+    budget_bytes: int | float | str | None = None,
     *,
     component: str | None = None,
     table: pandas.DataFrame | None = None,
     check: bool = True,
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
-    stall_seconds: float = STALL_SECONDS,
+    stall_seconds: Seconds = STALL_SECONDS,
     **measuring: Any,
 ) -> Recipe:
     """Return the recipe for a component that does the least damage within a budget of bytes.
@@ -85,6 +87,7 @@ def advise(
     >>> advise("demo", "4MB")
     Recipe(weights='int4', skip=(...), components=())
     """
+    checked_arguments(sensitivity, (model,), measuring)  # refused here, not after the first work
     if budget_bytes is None:
         raise ArgumentError("a budget is needed: bytes, or a size such as 8GB")
     budget = parse_bytes(budget_bytes)

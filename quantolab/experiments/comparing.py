@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 
+from ..arguments import Seconds, public
 from ..errors import ArgumentError
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
@@ -16,9 +17,10 @@ from ..run.session import Watch
 from .opening import watched
 
 
+@public
 def compare(
     model: str | os.PathLike | None = None,
-    recipes: Iterable[Recipe | str] | None = None,
+    recipes: Iterable[Recipe | str] | Recipe | str | None = None,
     prompts: Iterable[str] | str | None = None,
     *,
     seeds: Iterable[int] | int = (0,),
@@ -33,8 +35,8 @@ def compare(
     resume: bool = False,
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
-    stall: float | None = None,
-    stall_seconds: float = STALL_SECONDS,
+    stall: Seconds | None = None,
+    stall_seconds: Seconds = STALL_SECONDS,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
 

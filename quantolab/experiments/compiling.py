@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import Seconds, public
 from ..errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError, one_of
 from ..files.whole import scratch_folder
 from ..measure.statistics import median_interval
@@ -47,12 +48,13 @@ _COLUMNS = (
 _CONDITIONS = ("device_name", "threads", "torch", "diffusers", "quanto")
 
 
+@public
 def compile_report(
     model: str | os.PathLike | None = None,
-    recipes: Iterable[Recipe | str] | None = None,
+    recipes: Iterable[Recipe | str] | Recipe | str | None = None,
     prompts: Iterable[str] | str | None = None,
     *,
-    ways: Iterable[str] = WAYS[:1],
+    ways: Iterable[str] | str = WAYS[:1],
     seeds: Iterable[int] | int = (0,),
     steps: int | None = None,
     guidance: float | None = None,
@@ -64,7 +66,7 @@ def compile_report(
     watch: Watch | None = None,
     on_row: Callable[[dict], None] = lambda row: None,
     cancel: threading.Event | None = None,
-    stall_seconds: float = STALL_SECONDS,
+    stall_seconds: Seconds = STALL_SECONDS,
 ) -> pandas.DataFrame:
     """Return one row a recipe and way of compiling: whether it compiles, its cost and its gain.
 
@@ -110,7 +112,10 @@ def compile_report(
     >>> report = compile_report("demo", ["none", "int8"], ways=["fullgraph"])
     >>> report[["recipe", "status", "compile_seconds", "break_even_images"]]
     """
-    chosen = tuple(one_of("way of compiling", way, WAYS) for way in ways)
+    chosen = tuple(
+        one_of("way of compiling", way, WAYS)
+        for way in ((ways,) if isinstance(ways, str) else ways)
+    )
     if not chosen:
         raise ArgumentError(f"ways is empty; allowed: {', '.join(WAYS)}")
     request = check_request(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import Seconds, public
 from ..backends import layer_bytes
 from ..errors import ArgumentError, one_of, whole_number
 from ..processes.children import STALL_SECONDS
@@ -38,9 +39,10 @@ _SEEN = (
 )  # fmt: skip
 
 
+@public
 def sensitivity(
     model: str | os.PathLike | None = None,
-    recipes: Iterable[Recipe | str] | None = None,
+    recipes: Iterable[Recipe | str] | Recipe | str | None = None,
     *,
     component: str | None = None,
     groups: str = "layers",
@@ -55,7 +57,7 @@ def sensitivity(
     out: str | os.PathLike | None = None,
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
-    stall_seconds: float = STALL_SECONDS,
+    stall_seconds: Seconds = STALL_SECONDS,
 ) -> pandas.DataFrame:
     """Return what quantizing each layer of a component saves, and the error that it causes.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import public
 from ..devices import resolve_device
 from ..errors import BrokenModelError, first_line, is_out_of_memory, one_of
 from ..files.choosing import weight_files
@@ -23,6 +24,7 @@ from .placing import release_memory
 from .report import QuantizeReport, finish
 
 
+@public
 def load(
     model: str | Path | None = None,
     recipe: Recipe | str = DEFAULT,

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from ..arguments import public
 from ..backends import door, is_quantized
-from ..errors import ArgumentError, BrokenModelError
+from ..errors import ArgumentError, BrokenModelError, one_of
 from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
-from ..models.layers import linear_layers
+from ..models.layers import check_patterns, linear_layers
 from ..models.resolving import Resolved, resolve
+from ..models.source import DENOISERS
 from ..recipes import Recipe, as_recipe
 from .placing import put_module
 from .report import QuantizeReport, finish
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
+
+@public
 def quantize(
-    module: torch.nn.Module, recipe: Recipe | str
-) -> tuple[torch.nn.Module, QuantizeReport]:
+    module: torch.nn.Module | DiffusionPipeline, recipe: Recipe | str
+) -> tuple[torch.nn.Module | DiffusionPipeline, QuantizeReport]:
     """Quantize the Linear layers of a module that is in memory, and say what became of each.
 
     Works in place, layer by layer, so that never more than one layer exists twice. Data, scales
@@ -25,19 +33,20 @@ def quantize(
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Any module in one floating-point dtype; Diffusers and transformers models for example.
+    module : torch.nn.Module or DiffusionPipeline
+        Any module in one floating-point dtype; Diffusers and transformers models for example. Of a
+        pipeline, the components that the recipe names, by default the denoiser.
     recipe : Recipe or str
-        What to quantize to and which layers to keep; its `components` are not looked at.
+        What to quantize to and which layers to keep; its `components` count for pipelines only.
 
     Returns
     -------
-    module : torch.nn.Module
+    module : torch.nn.Module or DiffusionPipeline
         The same object (a new one only if the module itself is a Linear layer). Its
         `quantize_report` attribute is the report; a model of Diffusers or transformers says in
         its configuration that it is quantized, as after `load`.
     report : QuantizeReport
-        Quantized and kept layers, cures, bytes.
+        Quantized and kept layers, cures, bytes; paths of a pipeline begin with the component.
 
     Raises
     ------
@@ -54,8 +63,43 @@ def quantize(
     ('0',)
     """
     recipe = as_recipe(recipe)
+    if not isinstance(module, torch.nn.Module):
+        return module, _quantize_parts(module, recipe)
+    return _quantize_module(module, recipe)
+
+
+def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe) -> QuantizeReport:
+    """Quantize the components of a pipeline that a recipe means; nothing if one of them can't."""
+    parts = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
+    names = recipe.components or tuple(n for n in parts if n in DENOISERS)
+    if not names:
+        raise ArgumentError(
+            f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}: name what to quantize by "
+            f"Recipe(components=...); it has {', '.join(parts)}"
+        )
+    chosen = {one_of("component", name, parts): parts[name] for name in names}
+    for part in chosen.values():
+        _check_module(part)
+    check_patterns(recipe.skip, {name: linear_layers(part) for name, part in chosen.items()})
+    reports = {}
+    for name, part in chosen.items():
+        part, reports[name] = _quantize_module(part, recipe, strict=False, name=name)
+        setattr(pipe, name, part)
+    return QuantizeReport(
+        recipe,
+        tuple(f"{name}.{path}" for name, r in reports.items() for path in r.quantized),
+        tuple((f"{name}.{path}", why) for name, r in reports.items() for path, why in r.kept),
+        tuple((f"{name}.{path}", cure) for name, r in reports.items() for path, cure in r.cures),
+        weight_bytes(pipe),
+        tuple(word for r in reports.values() for word in r.words),
+    )
+
+
+def _quantize_module(
+    module: torch.nn.Module, recipe: Recipe, *, strict: bool = True, name: str = ""
+) -> tuple[torch.nn.Module, QuantizeReport]:
     _check_module(module)
-    resolved = resolve(module, recipe, dtype=_compute_dtype(module))
+    resolved = resolve(module, recipe, name, _compute_dtype(module), strict=strict)
     if recipe.is_reference:
         report = QuantizeReport(recipe, (), (), (), weight_bytes(module))
         module.quantize_report = report

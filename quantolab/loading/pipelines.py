@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arguments import public
 from ..devices import resolve_device
 from ..errors import BrokenModelError, UnsupportedError, first_line, is_out_of_memory, one_of
 from ..models.layers import check_patterns, linear_layers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+@public
 def load_pipeline(
     model: str | Path | None = None,
     recipe: Recipe | str = DEFAULT,

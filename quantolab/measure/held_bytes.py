@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
+
+from ..arguments import public
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 def inner_tensors(tensor: torch.Tensor, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -21,8 +27,9 @@ def inner_tensors(tensor: torch.Tensor, name: str = "") -> Iterator[tuple[str, t
         yield name, tensor
 
 
-def weight_bytes(module: torch.nn.Module) -> int:
-    """Return the bytes that a module's parameters and buffers hold in memory.
+@public
+def weight_bytes(module: torch.nn.Module | DiffusionPipeline) -> int:
+    """Return the bytes that the parameters and buffers of a module or pipeline hold in memory.
 
     Inner tensors of quantized weights are counted (data, scales, shifts) and shared storage
     once. ``module.get_memory_footprint()`` reports a quantized model as if it weren't, since
@@ -30,8 +37,8 @@ def weight_bytes(module: torch.nn.Module) -> int:
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Any module, quantized or not.
+    module : torch.nn.Module or DiffusionPipeline
+        Any module, quantized or not; of a pipeline, all of its components.
 
     Examples
     --------
@@ -39,7 +46,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
     136
     """
     total, seen = 0, set()
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in _tensors(module):
         for _, plain in inner_tensors(tensor):
             if not plain.numel():
                 continue
@@ -48,6 +55,13 @@ def weight_bytes(module: torch.nn.Module) -> int:
                 seen.add(key)
                 total += plain.nbytes
     return total
+
+
+def _tensors(whole: torch.nn.Module | DiffusionPipeline) -> Iterator[torch.Tensor]:
+    parts = [whole] if isinstance(whole, torch.nn.Module) else whole.components.values()
+    for part in parts:
+        if isinstance(part, torch.nn.Module):
+            yield from (*part.parameters(), *part.buffers())
 
 
 def _storage(tensor: torch.Tensor) -> tuple:

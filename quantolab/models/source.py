@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..arguments import shown
 from ..errors import (
     ArgumentError,
     BrokenModelError,
@@ -266,13 +267,13 @@ def check_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:
     if isinstance(size, (tuple, list)) and all(isinstance(n, int) for n in size):
         if max(size, default=0) > LARGEST_SIDE:
             message += f" up to {LARGEST_SIDE}"
-        close = [min(max(step, round(n / step) * step), LARGEST_SIDE) for n in size]
+        close = [max(step, round(min(n, LARGEST_SIDE) / step) * step) for n in size]
         message += f"; did you mean {_as_text(close)}?"
     raise ArgumentError(message)
 
 
 def _as_text(size: object) -> str:
-    return "x".join(map(str, size)) if isinstance(size, (tuple, list)) else repr(size)
+    return "x".join(map(shown, size)) if isinstance(size, (tuple, list)) else repr(size)
 
 
 def _is_quantizable(name: str, entry: object) -> bool:

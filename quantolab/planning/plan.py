@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..arguments import public
 from ..backends import layer_bytes, quantizing_bytes
 from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
 from ..files.json_objects import read_object
@@ -34,13 +35,14 @@ _COLUMNS = (
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
 
 
+@public
 def plan(
     model: str | os.PathLike | None = None,
     recipes: Iterable[Recipe | str] | Recipe | str | None = None,
     *,
     components: Iterable[str] | str | None = None,
     dtype: str = "bfloat16",
-    vram: int | str | None = None,
+    vram: int | float | str | None = None,
 ) -> pandas.DataFrame:
     """Return predicted bytes of each component and recipe of a model that needn't be downloaded.
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..arguments import public
 from ..backends import layer_bytes
 from ..errors import one_of
 from ..models.layers import KEEP_FP32, check_patterns, kept_in_float32, linear_layers, match_layers
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     import pandas
 
 
+@public
 def skip_report(
     model: str | os.PathLike | None = None,
     skip: Iterable[str] | str = (),
     *,
     component: str | None = None,
-    components: Iterable[str] = (),
+    components: Iterable[str] | str = (),
     dtype: str = "bfloat16",
 ) -> pandas.DataFrame:
     """Return one row a Linear layer: its shape, its bytes, and whether a skip list keeps it.
@@ -67,7 +69,8 @@ def skip_report(
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     source = find_model(model, weights=False)
-    names = tuple(components) or ((component,) if component else source.default_components)
+    named = (components,) if isinstance(components, str) else tuple(components)
+    names = named or ((component,) if component else source.default_components)
     for name in names:
         check_unquantized(source.component(name))
     modules = {name: build_skeleton(source.component(name)) for name in names}

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..devices import DEVICES
+from ..arguments import public
+from ..devices import check_device
 from ..errors import one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
@@ -58,6 +59,7 @@ class _Part:
     """Whether inputs must be made contiguous."""
 
 
+@public
 def diffusers_code(
     recipe: Recipe | str,
     model: str | os.PathLike | None = None,
@@ -118,7 +120,7 @@ def diffusers_code(
     """
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
-    one_of("device", device.split(":")[0], DEVICES)
+    check_device(device)
     whole_number("seed", seed, 0)
     if steps is not None:
         whole_number("steps", steps)

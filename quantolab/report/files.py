@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..arguments import public
 from ..files.whole import usable_folder, write_whole
 from ..records import Comparison
 from ..run import journal
@@ -52,6 +53,7 @@ def report_makers(comparison: Comparison) -> dict[str, Callable[[], bytes]]:
     }
 
 
+@public
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write a comparison so that `load_comparison` reads it back; return the folder.
 
@@ -79,6 +81,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     return folder
 
 
+@public
 def load_comparison(folder: str | Path) -> Comparison:
     """Return the comparison that `save_comparison` or ``compare --out`` wrote.
 

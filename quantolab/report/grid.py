@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from .. import units
+from ..arguments import public
 from ..errors import ArgumentError, one_of
 from ..records import Comparison, Trial
 from ..weights import WORDS
@@ -266,6 +267,7 @@ def _height(count: int, size: float) -> float:
 # --- drawing ----------------------------------------------------------------------------------
 
 
+@public
 def image_grid(comparison: Comparison, *, prompts: Iterable[str] | str | None = None) -> Figure:
     """Return a figure of every picture: a row a prompt and seed, a column a recipe.
 

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from .. import units
+from ..arguments import public
 from ..errors import ArgumentError, ModelNotFoundError
 from ..measure.other_load import BUSY
 from ..measure.statistics import LEAST_SAMPLES, median_interval, verdict
@@ -57,6 +58,7 @@ _EMPTY_IS_A_VALUE = {"skip", "components", "notes"}
 _SAME_FOR_LATENCY = ("device_name", "threads", "torch")
 
 
+@public
 def results_table(comparison: Comparison) -> pd.DataFrame:
     """Return one row a trial, failed ones too, with the columns of the contract first.
 

@@ -14,12 +14,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from .. import units
+from ..arguments import public
 from ..errors import one_of
-from ..records import OK
+from ..records import OK, Comparison
 from ..weights import QUANTIZED, REFERENCE, WORDS, weights_of
 from .labels import Box, Spot, place_labels
 from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
-from .tables import COLUMNS, plain_rows, reference_row, require_columns
+from .tables import COLUMNS, plain_rows, reference_row, require_columns, results_table
 
 # --- what is drawn where ------------------------------------------------------------------------
 
@@ -142,8 +143,13 @@ _LABEL_SIZE = 9.0
 _LABEL_WIDTH = 1.75  # inches
 
 
+@public
 def plot_tradeoff(
-    table: pd.DataFrame, ax: Axes | None = None, *, quality: str = "psnr_db", **kwargs: Any
+    table: pd.DataFrame | Comparison,
+    ax: Axes | None = None,
+    *,
+    quality: str = "psnr_db",
+    **kwargs: Any,
 ) -> Axes:
     """Draw memory against quality, a point a recipe: up and to the left is better.
 
@@ -153,8 +159,8 @@ def plot_tradeoff(
 
     Parameters
     ----------
-    table : pandas.DataFrame
-        From `results_table`, or read back from ``results.csv``.
+    table : pandas.DataFrame or Comparison
+        From `results_table`, or read back from ``results.csv``; of a comparison, its table.
     ax : matplotlib.axes.Axes, optional
         Where to draw; its limits are set. By default a new figure that pyplot doesn't know, and
         that Jupyter shows when the Axes are a cell's last line.
@@ -176,6 +182,8 @@ def plot_tradeoff(
     --------
     >>> plot_tradeoff(pd.read_csv("run/results.csv"))           # doctest: +SKIP
     """
+    if isinstance(table, Comparison):
+        table = results_table(table)
     values = tradeoff(table, quality=quality)
     if ax is None:
         ax = tradeoff_axes(table)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..devices import DEVICES
+from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..models.source import Source, check_size, default_size, find_model
 from ..models.unquantized import check_configured
@@ -16,6 +16,8 @@ from ..records import Trial, Workload
 from ..weights import WORDS
 
 _DEFAULT_STEPS = 28
+_GREATEST_SEED = 2**63 - 1  # that torch's generators take on every device
+_MOST = 10_000  # steps or repeats: beyond it is a slip of the finger
 _DEFAULT_PROMPT = "a photograph of a red fox in a snowy forest, detailed fur, morning light"
 
 
@@ -105,10 +107,10 @@ def check_request(
         size=_size(source, size),
         dtype=one_of("compute dtype", dtype, COMPUTE_DTYPES),
         device=device,
-        repeats=whole_number("repeats", repeats),
+        repeats=whole_number("repeats", repeats, most=_MOST),
         revision=source.revision,
     )
-    one_of("device", str(device).partition(":")[0], DEVICES)
+    check_device(device)
     return Request(source, chosen, workload, bool(compile))
 
 
@@ -133,7 +135,7 @@ def _seeds(seeds: Iterable[int] | int) -> tuple[int, ...]:
     chosen = tuple(dict.fromkeys(_many(seeds, int)))
     if not chosen:
         raise ArgumentError("seeds is empty; at least one whole number is needed")
-    return tuple(whole_number("seed", seed, least=0) for seed in chosen)
+    return tuple(whole_number("seed", seed, least=0, most=_GREATEST_SEED) for seed in chosen)
 
 
 def _steps(steps: int | None, is_demo: bool) -> int:
@@ -143,7 +145,7 @@ def _steps(steps: int | None, is_demo: bool) -> int:
 
             return STEPS
         return _DEFAULT_STEPS
-    return whole_number("steps", steps)
+    return whole_number("steps", steps, most=_MOST)
 
 
 def _guidance(guidance: float | None) -> float | None:

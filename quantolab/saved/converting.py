@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import public
 from ..backends import diffusers_form
 from ..errors import UnsupportedError
 from ..files.choosing import INDEX, STEMS
@@ -28,6 +29,7 @@ from .restoring import waiting_module
 from .writing import check_replaceable, dtype_name, recipe_of, versions, write_folder
 
 
+@public
 def from_quanto(
     folder: str | os.PathLike[str], out: str | os.PathLike[str], *, require_diffusers: bool = True
 ) -> Path:
@@ -89,6 +91,7 @@ def from_quanto(
     return target
 
 
+@public
 def to_quanto(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Convert a saved model into a checkpoint that Quanto itself loads.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..arguments import public
 from ..devices import resolve_device
 from ..errors import one_of
 from ..files.whole import new_folder
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
+@public
 def save(
     module: torch.nn.Module | DiffusionPipeline,
     folder: str | os.PathLike[str],
@@ -79,6 +81,7 @@ def save(
     return target
 
 
+@public
 def load_saved(
     folder: str | os.PathLike[str],
     *,

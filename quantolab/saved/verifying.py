@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import public
 from ..errors import ArgumentError, Cancelled, JobRaised, QuantolabError
 from ..models.source import read_source
 from ..processes.children import Children
@@ -77,6 +78,7 @@ class VerifyReport:
         return "\n".join(text_columns(rows, "ll"))
 
 
+@public
 def verify_saved(
     folder: str | os.PathLike[str],
     model: torch.nn.Module | str | os.PathLike[str] | None = None,

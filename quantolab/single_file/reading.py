@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import public
 from ..devices import resolve_device
 from ..errors import (
     ArgumentError,
@@ -36,6 +37,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Endings of files that torch.load reads, which may hold code."""
 
 
+@public
 def load_single_file(
     path: str | os.PathLike,
     recipe: Recipe | str = "int8",
