@@ -9,17 +9,21 @@ from importlib import metadata
 
 TESTED = {
     "python": ("3.11",),
-    "torch": ("2.13.0",),
+    "torch": ("2.13.0", "2.15.0"),
     "optimum-quanto": ("0.2.7",),
     "diffusers": ("0.42.1",),
-    "transformers": ("5.23.0",),
+    "transformers": ("5.24.0",),
     "accelerate": ("1.15.0",),
     "safetensors": ("0.8.0",),
+    "numpy": ("2.4.6",),
+    "pandas": ("3.1.1",),
+    "ipywidgets": ("8.1.9",),
 }
-"""The versions that the tests and the path matrix in the README ran with: the only place that
-says so."""
+"""The versions that the quick tests ran with, the newest last: the only place that says so. The
+path matrix in the README is of torch 2.13.0."""
 
-TESTED_AS, UNTESTED, OUTSIDE, MISSING = "tested", "not tested", "outside the range", "missing"
+TESTED_AS, NEWER, UNTESTED = "tested", "newer than tested", "not tested"
+OUTSIDE, MISSING = "outside the range", "missing"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Version:
     allowed: str
     """Range, as the package's metadata states it; empty if there is none."""
     state: str
-    """`TESTED_AS`, `UNTESTED` (allowed, but another one was tested), `OUTSIDE` or `MISSING`."""
+    """`TESTED_AS`, `NEWER` (than any tested), `UNTESTED`, `OUTSIDE` or `MISSING`."""
 
     @property
     def ok(self) -> bool:
         """Whether quantolab may run with it."""
-        return self.state in (TESTED_AS, UNTESTED)
+        return self.state in (TESTED_AS, NEWER, UNTESTED)
 
 
 def check_versions() -> tuple[Version, ...]:
@@ -63,9 +67,10 @@ def judge_version(name: str, found: str | None, allowed: str) -> Version:
     found : str or None
         The installed version; None if there is none.
     allowed : str
-        A range such as ``>=2.6,<2.14``.
+        A range such as ``>=2.6,<3``.
     """
     from packaging.specifiers import SpecifierSet
+    from packaging.version import Version as Release
 
     if found is None:
         state = MISSING
@@ -74,7 +79,8 @@ def judge_version(name: str, found: str | None, allowed: str) -> Version:
     else:
         bare = found.partition("+")[0]  # 2.13.0+cpu is 2.13.0
         same = any(bare == t or bare.startswith(f"{t}.") for t in TESTED[name])
-        state = TESTED_AS if same else UNTESTED
+        newer = Release(bare) > max(map(Release, TESTED[name]))
+        state = TESTED_AS if same else NEWER if newer else UNTESTED
     return Version(name, found, TESTED[name], allowed, state)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ..arguments import public
 from ..backends import quantized_layers, stored_form_of
 from ..errors import ArgumentError, UnsupportedError
 from .placing import put_module
 
 
+@public
 def dequantize(module: torch.nn.Module) -> torch.nn.Module:
     """Turn the quantized layers of a module back into ordinary Linear layers, in place.
 

@@ -18,6 +18,7 @@ from quantolab.doctor.machine import time_alternating
 from quantolab.doctor.tools import Tool, check_tools
 from quantolab.doctor.versions import (
     MISSING,
+    NEWER,
     OUTSIDE,
     TESTED,
     TESTED_AS,
@@ -60,16 +61,19 @@ def test_every_dtype_is_timed(found):
 @pytest.mark.parametrize(
     ("found", "allowed", "state"),
     [
-        ("2.13.0+cpu", ">=2.6,<2.14", TESTED_AS),
-        ("2.13.1", ">=2.6,<2.14", UNTESTED),
-        ("2.14.0", ">=2.6,<2.14", OUTSIDE),
+        ("2.13.0+cpu", ">=2.6,<3", TESTED_AS),
+        ("2.15.0+cu132", ">=2.6,<3", TESTED_AS),
+        ("2.14.1", ">=2.6,<3", UNTESTED),
         ("2.12.0", "", UNTESTED),
-        (None, ">=2.6,<2.14", MISSING),
+        ("2.99.0", ">=2.6,<3", NEWER),
+        ("2.5.1", ">=2.6,<3", OUTSIDE),
+        ("3.0.0", ">=2.6,<3", OUTSIDE),
+        (None, ">=2.6,<3", MISSING),
     ],
 )
 def test_versions_are_judged(found, allowed, state):
     version = judge_version("torch", found, allowed)
-    assert (version.state, version.ok) == (state, state in (TESTED_AS, UNTESTED))
+    assert (version.state, version.ok) == (state, state in (TESTED_AS, NEWER, UNTESTED))
 
 
 def test_each_package_has_a_range():
