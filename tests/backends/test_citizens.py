@@ -392,3 +392,50 @@ def test_models_of_every_door_are_alike(word, tmp_path):
             weight = next(p for p in other.modules() if isinstance(p, QuantoLinear)).weight
             weight.zero_()
         assert not weight.dequantize().any() and layers[0].weight.dequantize().any()
+
+
+# --- offloading and adapters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_offloading_keeps_the_output(word, dtype, tmp_path):
+    import accelerate
+    from diffusers.hooks import apply_group_offloading
+
+    cpu, output = torch.device("cpu"), run(made(word, dtype), dtype)
+    ways = (
+        lambda m: accelerate.cpu_offload(m, cpu),
+        lambda m: accelerate.disk_offload(m, tmp_path, cpu),
+        lambda m: accelerate.cpu_offload_with_hook(m, cpu),
+        lambda m: apply_group_offloading(m, cpu, cpu, offload_type="leaf_level"),
+    )
+    for offload in ways:
+        module = made(word, dtype)
+        offload(module)
+        for _ in range(2):
+            assert torch.equal(run(module, dtype), output)
+    module = made(word, dtype)
+    with pytest.raises(ql.QuantolabError, match="offload_to_disk_path"):
+        apply_group_offloading(
+            module, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path / "g")
+        )
+    assert torch.equal(run(module, dtype), output)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_adapters_are_loaded_fused_and_taken_out_through_a_pipeline(word):
+    peft = pytest.importorskip("peft")
+    plain = ql.load("demo", "none")
+    torch.manual_seed(3)
+    plain.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False))
+    adapter = {f"transformer.{n}": t for n, t in peft.get_peft_model_state_dict(plain).items()}
+    pipe = ql.load_pipeline("demo", word)
+    layer = next(m for n, m in pipe.transformer.named_modules() if n.endswith("attn.to_q"))
+    before = state_of(layer.weight)
+    pipe.load_lora_weights(adapter)
+    assert pipe.get_active_adapters() == ["default_0"]
+    pipe.fuse_lora()
+    assert not same(state_of(layer.weight), before)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    assert same(state_of(layer.weight), before)

@@ -12,7 +12,13 @@ from ...shapes import Layer
 from ...weights import weights_of
 from . import cures, writes
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
-from .offloading import WithWeight, check_casts, check_group_offloading, loaded_weight
+from .offloading import (
+    WithWeight,
+    check_casts,
+    check_group_offloading,
+    let_flux_find_weights,
+    loaded_weight,
+)
 from .plain_product import multiplied
 from .quantizing import quantized_weight
 
@@ -20,6 +26,7 @@ cures.use_no_compiler()
 writes.install()
 check_casts()
 check_group_offloading()
+let_flux_find_weights()
 
 
 class QuantoLinear(QLinear):

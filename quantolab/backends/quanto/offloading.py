@@ -1,4 +1,4 @@
-"""Casting and offloading a model with quantized layers: whole, or refused before it begins."""
+"""Casting, offloading and adapting a model with quantized layers: whole, or refused at first."""
 
 from __future__ import annotations
 
@@ -184,3 +184,41 @@ def check_group_offloading() -> None:
 
     checked._quantolab_asks = True
     group_offloading._apply_group_offloading = checked
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+class _WithWeights:
+    """A model whose state dict also lists quantized weights by the layer's own name."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        whole = {name: p for name, p in self._model.named_parameters() if owned(p)}
+        return {**self._model.state_dict(), **whole}
+
+
+def let_flux_find_weights() -> None:
+    """Let ``FluxPipeline.load_lora_weights`` find quantized weights, whose shapes it looks up.
+
+    It reads them from the model's state dict by ``LAYER.weight``; that of a quantized layer lists
+    what its weight is made of, and the look-up ends in a KeyError.
+    """
+    from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
+
+    shipped = FluxLoraLoaderMixin._maybe_expand_lora_state_dict.__func__
+    if getattr(shipped, "_quantolab_asks", False):
+        return
+
+    def found(cls, transformer, lora_state_dict):
+        if any(owned(p) for p in transformer.parameters()):
+            transformer = _WithWeights(transformer)
+        return shipped(cls, transformer, lora_state_dict)
+
+    found._quantolab_asks = True
+    FluxLoraLoaderMixin._maybe_expand_lora_state_dict = classmethod(found)
