@@ -48,6 +48,7 @@ _ROOMS = {
     "plot_tradeoff": "report.figures",
     "save_comparison": "report.files",
     "load_comparison": "report.files",
+    "runs": "report.listing",
 }
 
 __all__ = ["__version__", *_ROOMS]
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison
+    from .report.listing import runs
     from .report.tables import results_table
     from .saved.converting import from_quanto, to_quanto
     from .saved.doors import load_saved, save

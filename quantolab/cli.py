@@ -143,6 +143,7 @@ def _parser() -> _Parser:
     )
     _add_compare(commands)
     _add_plan(commands)
+    _add_runs(commands)
     _add_lab(commands)
     _add_doctor(commands)
     return parser
@@ -324,6 +325,36 @@ def _plan(arguments: argparse.Namespace) -> int:
     components = arguments.component or None
     table = plan(arguments.model, arguments.weights, components=components, vram=arguments.vram)
     _print(plan_text(table), end="")
+    if arguments.csv:
+        _write_csv(table, arguments.csv)
+    return OK
+
+
+def _add_runs(commands) -> None:
+    p = commands.add_parser(
+        "runs",
+        help="list the runs under a folder",
+        description="List the runs under FOLDER, the latest first: model, recipes, when, and how "
+        "they ended. Reads their records, writes nothing.",
+    )
+    p.add_argument(
+        "folder",
+        nargs="?",
+        default=".",
+        metavar="FOLDER",
+        help="where to look, six folders deep (default: the current folder)",
+    )
+    p.add_argument("--csv", metavar="FILE", help="write the list, with all its columns, to FILE")
+    p.set_defaults(run=_runs)
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    if arguments.csv:
+        _check_writable(arguments.csv)
+    from .report.listing import runs, runs_text
+
+    table = runs(arguments.folder)
+    _print(runs_text(table), end="")
     if arguments.csv:
         _write_csv(table, arguments.csv)
     return OK

@@ -483,3 +483,20 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         raise OutputError(f"another run is writing to {str(folder)!r} right now") from error
     return handle
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a run is writing to a folder now; nothing is written for that."""
+    try:
+        import fcntl
+
+        handle = os.open(folder / _LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (ImportError, OSError):
+        return False  # Windows, or nobody has locked it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)  # and lets go of it
+    return False
