@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 _ROOMS = {
     # values
     "Recipe": "recipes",
-    "Trial": "records",
-    "Comparison": "records",
+    "Trial": "report.shown",
+    "Comparison": "report.shown",
     "QuantolabError": "errors",
     # the demo model
     "demo_model": "demo",
@@ -69,11 +69,11 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .planning.plan import plan
     from .planning.skips import skip_report
     from .recipes import Recipe
-    from .records import Comparison, Trial
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison
     from .report.listing import runs
+    from .report.shown import Comparison, Trial
     from .report.tables import results_table
     from .saved.converting import from_quanto, to_quanto
     from .saved.doors import load_saved, save

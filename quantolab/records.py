@@ -7,12 +7,16 @@ go to disk as `plain_values` writes them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .recipes import Recipe
+from .units import format_count, format_list
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
     from PIL import Image
 
 Status = Literal["asked", "ok", "failed", "unsupported"]
@@ -145,8 +149,37 @@ class Trial:
         """Whether it ended with pictures and figures."""
         return self.status == OK
 
+    def _repr_html_(self) -> str:
+        return _VIEWS["trial_html"](self)
 
-@dataclass(frozen=True)
+
+class Pictures(dict[tuple[str, str, int], "Image.Image"]):
+    """Pictures by (trial label, prompt, seed); one that isn't there is missed with a sentence."""
+
+    def __missing__(self, key: object) -> Image.Image:
+        if not self:
+            raise KeyError(f"there is no picture {key!r}: this comparison holds none")
+        some = format_list([repr(known) for known in list(self)[:2]], "or")
+        raise KeyError(f"there is no picture {key!r}; a key is (recipe, prompt, seed), as {some}")
+
+
+_VIEWS: dict[str, Callable[[Any], Any]] = {}
+
+
+def show_by(**views: Callable[[Any], Any]) -> None:
+    """Say how records are shown: what `Comparison.table` and its like call.
+
+    Records are known to every room, and know none: the room that shows them tells them so.
+
+    Parameters
+    ----------
+    **views : callable
+        By name; each takes the record.
+    """
+    _VIEWS.update(views)
+
+
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Several recipes on the same workload. What `compare` returns and `load_comparison` reads."""
 
@@ -162,6 +195,26 @@ class Comparison:
     """What the model's files held; None if that was never looked at."""
     notes: tuple[str, ...] = ()
     """What the reader should know of the run as a whole."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", Pictures(self.images))
+
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{trial.label} {trial.status}" for trial in self.trials)
+        each = format_count(len(self.workload.pairs), "picture")
+        return f"<Comparison of {self.workload.model}, {each} a recipe: {ended or 'no trials'}>"
+
+    def _repr_html_(self) -> str:
+        return _VIEWS["comparison_html"](self)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """What `results_table` gives."""
+        return _VIEWS["table"](self)
+
+    def grid(self) -> Figure:
+        """Return what `image_grid` gives."""
+        return _VIEWS["grid"](self)
 
     @property
     def reference(self) -> Trial | None:

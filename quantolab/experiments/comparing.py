@@ -10,7 +10,7 @@ from ..arguments import Seconds, public
 from ..errors import ArgumentError
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
-from ..records import Comparison
+from ..report.shown import Comparison
 from ..run.asked import check_request
 from ..run.engine import run_comparison
 from ..run.session import Watch

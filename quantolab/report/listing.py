@@ -32,9 +32,9 @@ _HEADERS = ("run", "model", "recipes", "when", "state", "took")
 def runs(folder: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Return one row a run under a folder, the latest first.
 
-    A run is a folder with a ``run.json``, as ``compare --out`` and `save_comparison` write it. Links
-    aren't followed, and folders whose names begin with a dot aren't looked into. One that can't
-    be read has a row too, with the reason.
+    A run is a folder with a ``run.json``, as ``compare --out`` and `save_comparison` write it.
+    Links aren't followed, and folders whose names begin with a dot aren't looked into. One that
+    can't be read has a row too, with the reason.
 
     Parameters
     ----------
@@ -76,9 +76,7 @@ def runs_text(table: pd.DataFrame) -> str:
     rows = plain_rows(table)
     lines = text_columns([_HEADERS, *map(_cells, rows)], "lllllr", rule=True)
     lines += [
-        f"{row['run']} can't be read: {row['reason']}"
-        for row in rows
-        if row["state"] == UNREADABLE
+        f"{row['run']} can't be read: {row['reason']}" for row in rows if row["state"] == UNREADABLE
     ]
     return "\n".join(lines) + "\n"
 
@@ -98,7 +96,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def _run_folders(place: Path) -> Iterator[Path]:
     for here, below, files in os.walk(place):
         deep = len(Path(here).relative_to(place).parts)
-        if journal.RUN_FILE in files and not os.path.islink(os.path.join(here, journal.RUN_FILE)):
+        if journal.RUN_FILE in files and not Path(here, journal.RUN_FILE).is_symlink():
             below.clear()  # a run holds no other
             yield Path(here)
         elif deep >= _DEEPEST:

@@ -13,12 +13,12 @@ from ..experiments.compiling import WAYS, compile_report, report_of
 from ..recipes import COMPUTE_DTYPES, Recipe
 from ..records import OK
 from ..report import compiled
+from ..report.markup import note, table
 from ..units import format_seconds
 from ..weights import DEFAULT, REFERENCE, WORDS
 from .background import Assistant
 from .call_text import call
 from .choosing import read_number, read_size
-from .markup import note, table
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
 from .working_panel import WorkingPanel, run_button

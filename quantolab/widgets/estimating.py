@@ -14,6 +14,7 @@ from ..devices import free_bytes
 from ..errors import Cancelled, QuantolabError
 from ..recipes import Recipe, default_recipes
 from ..records import Comparison, Trial
+from ..report.markup import Raw, bar, note, table
 from ..run.asked import Request
 from ..run.engine import pictures_each
 from ..run.jobs import PlanJob
@@ -23,7 +24,6 @@ from ..units import format_bytes, format_count, format_ratio, format_roughly
 from .background import Assistant
 from .kinds import LOOK_AHEAD
 from .latest import Latest
-from .markup import Raw, bar, note, table
 from .recent import recent_runs
 
 _DELAY_SECONDS = 0.3  # typing goes on: no process is asked for each key

@@ -15,6 +15,7 @@ from ..errors import ArgumentError, JobFailed, OutputError, QuantolabError
 from ..experiments.comparing import compare
 from ..models.source import DEMO
 from ..records import FAILED, Comparison, Trial
+from ..report.markup import alert, note
 from ..report.tables import results_table
 from ..run.asked import Request
 from ..run.journal import (
@@ -37,7 +38,6 @@ from .form import Form
 from .jobs import FetchJob
 from .kinds import FETCH
 from .latest import Latest
-from .markup import alert, note
 from .model_field import WRAP
 from .panel import Panel
 from .pictures import PictureViewer

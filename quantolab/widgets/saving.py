@@ -11,9 +11,9 @@ import ipywidgets as W
 
 from ..errors import ArgumentError
 from ..recipes import COMPUTE_DTYPES, Recipe, slug
+from ..report.markup import bar, note, pairs, table
 from ..units import ABSENT, format_bytes, format_digits, format_ratio, format_seconds
 from .call_text import Code, call
-from .markup import bar, note, pairs, table
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
 from .working_panel import WorkingPanel, run_button

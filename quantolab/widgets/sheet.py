@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..records import Comparison, Trial
 from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_grid_order
+from ..report.markup import Raw, escaped, table_cell, table_of, table_row
 from ..report.tables import split_label
-from .markup import Raw, escaped, table_cell, table_of, table_row
 
 WAITING = "waiting"
 _LONGEST = 160  # pixels of a small picture's longer side

@@ -11,10 +11,10 @@ import ipywidgets as W
 from ..errors import ArgumentError, ModelNotFoundError
 from ..files.choosing import SUFFIXES
 from ..recipes import COMPUTE_DTYPES
+from ..report.markup import alert, note, pairs
 from ..units import format_bytes, format_ratio, format_seconds
 from .call_text import call
 from .latest import Latest
-from .markup import alert, note, pairs
 from .model_field import LABEL, WRAP, ModelField
 from .recipe_field import RecipeField
 from .working_panel import WorkingPanel, run_button

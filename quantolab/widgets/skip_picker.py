@@ -16,6 +16,7 @@ from ..models.layers import check_patterns, match_layers
 from ..models.source import find_model
 from ..planning.skips import layers_of, skip_report, with_skips
 from ..recipes import Recipe
+from ..report.markup import Raw, code, escaped, note, table
 from ..run.session import preload_of
 from ..shapes import Layer
 from ..units import ABSENT, format_bytes, format_count
@@ -23,7 +24,6 @@ from ..weights import QUANTIZED
 from .jobs import ListJob
 from .kinds import LIST_LAYERS
 from .latest import Latest
-from .markup import Raw, code, escaped, note, table
 from .panel import Panel
 
 if TYPE_CHECKING:

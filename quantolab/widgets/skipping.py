@@ -9,11 +9,11 @@ import ipywidgets as W
 
 from ..models.layers import KEEP_FP32
 from ..recipes import COMPUTE_DTYPES, Recipe
+from ..report.markup import Raw, bar, code, note, table
 from ..units import ABSENT, format_bytes, format_ratio
 from ..weights import DEFAULT, QUANTIZED
 from .background import Assistant
 from .call_text import call
-from .markup import Raw, bar, code, note, table
 from .model_field import LABEL, WRAP, ModelField
 from .panel import Panel
 from .skip_picker import SkipCost, SkipPicker

@@ -11,10 +11,10 @@ import ipywidgets as W
 import traitlets
 
 from ..errors import one_of
+from ..report.markup import Raw, escaped, note, table
 from ..report.tables import ALIGN, plain_rows, readable
 from ..units import ABSENT
 from .assets import asset
-from .markup import Raw, escaped, note, table
 
 if TYPE_CHECKING:
     import pandas

@@ -17,6 +17,7 @@ from ..errors import ArgumentError, Cancelled, OutputError, one_of
 from ..files.whole import usable_folder, write_whole
 from ..records import Comparison
 from ..report.files import report_makers
+from ..report.markup import alert, note
 from ..units import format_bytes
 from ..weights import REFERENCE
 from .background import Assistant
@@ -25,7 +26,6 @@ from .code_box import CodeBox
 from .jobs import ScriptJob
 from .kinds import WRITE_SCRIPT
 from .latest import Latest
-from .markup import alert, note
 from .model_field import LABEL, WRAP
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -36,7 +37,7 @@ def test_every_run_is_a_row_whatever_its_state(place, comparison):
         fcntl.flock(lock, fcntl.LOCK_EX)
         table = runs(place)
     assert list(table.columns) == list(LISTED)
-    assert [(os.path.basename(row.run), row.state) for row in table.itertuples()] == [
+    assert [(Path(row.run).name, row.state) for row in table.itertuples()] == [
         ("finished", "finished"), ("busy", "running"), ("damaged", "unreadable"),
         ("cut", "unfinished"),
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from quantolab.widgets.markup import Raw, pairs, table, table_cell, table_of, table_row
+from quantolab.report.markup import Raw, pairs, table, table_cell, table_of, table_row
 
 
 class Seen(HTMLParser):

@@ -1,0 +1,46 @@
+"""Records as the last line of a notebook's cell."""
+
+import dataclasses
+
+import pytest
+
+import quantolab as ql
+from quantolab.records import Trial
+
+
+@pytest.fixture
+def odd(make):
+    return make(failed={"int2": ("failed", "killed <by> & for")}, size=(16, 16))
+
+
+def test_a_comparison_shows_its_table(odd):
+    html = odd._repr_html_()
+    assert html.count("<tr") == 1 + len(odd.trials)
+    assert "failed: killed &lt;by&gt; &amp; for" in html
+    assert "int4" in html
+    assert len(html) < 20_000
+
+
+def test_its_text_is_short(odd):
+    assert repr(odd).startswith(f"<Comparison of {odd.workload.model}, ")
+    assert "int2 failed" in repr(odd) and len(repr(odd)) < 200
+
+
+def test_table_and_grid_are_those_of_the_library(odd):
+    assert odd.table.equals(ql.results_table(odd))
+    assert odd.grid().get_size_inches().tolist() == ql.image_grid(odd).get_size_inches().tolist()
+
+
+def test_what_names_in_texts_do_is_nothing():
+    trial = Trial(ql.Recipe("int8"), status="failed", reason="<img src=x onerror=alert(1)>")
+    assert "<img" not in trial._repr_html_() and "&lt;img" in trial._repr_html_()
+    assert "weights" not in trial._repr_html_()  # it has none that were measured
+
+
+def test_a_missing_picture_is_a_sentence(odd):
+    with pytest.raises(KeyError, match=r"no picture 'int8'; a key is \(recipe, prompt, seed\)"):
+        odd.images["int8"]
+    with pytest.raises(KeyError, match="holds none"):
+        dataclasses.replace(odd, images={}).images["int8", "a", 0]
+    assert odd.images.get("int8") is None
+    assert dict(odd.images) == odd.images
