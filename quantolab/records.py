@@ -149,8 +149,9 @@ class Trial:
         """Whether it ended with pictures and figures."""
         return self.status == OK
 
-    def _repr_html_(self) -> str:
-        return _VIEWS["trial_html"](self)
+    def _repr_html_(self) -> str | None:
+        view = _VIEWS.get("trial_html")
+        return view(self) if view else None
 
 
 class Pictures(dict[tuple[str, str, int], "Image.Image"]):
@@ -163,7 +164,7 @@ class Pictures(dict[tuple[str, str, int], "Image.Image"]):
         raise KeyError(f"there is no picture {key!r}; a key is (recipe, prompt, seed), as {some}")
 
 
-_VIEWS: dict[str, Callable[[Any], Any]] = {}
+_VIEWS: dict[str, Callable[[Any], Any]] = {}  # filled by `quantolab.report`, as it is imported
 
 
 def show_by(**views: Callable[[Any], Any]) -> None:
@@ -204,8 +205,9 @@ class Comparison:
         each = format_count(len(self.workload.pairs), "picture")
         return f"<Comparison of {self.workload.model}, {each} a recipe: {ended or 'no trials'}>"
 
-    def _repr_html_(self) -> str:
-        return _VIEWS["comparison_html"](self)
+    def _repr_html_(self) -> str | None:
+        view = _VIEWS.get("comparison_html")
+        return view(self) if view else None
 
     @property
     def table(self) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import public
 from ..errors import ModelNotFoundError, QuantolabError
 from ..records import Comparison, Trial
 from ..run import journal
@@ -29,6 +30,7 @@ _DEEPEST = 6  # folders below the one that is named; runs lie one or two below w
 _HEADERS = ("run", "model", "recipes", "when", "state", "took")
 
 
+@public
 def runs(folder: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Return one row a run under a folder, the latest first.
 

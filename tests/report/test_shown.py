@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import quantolab as ql
-from quantolab.records import Trial
+from quantolab.report.shown import Trial
 
 
 @pytest.fixture
