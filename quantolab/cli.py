@@ -159,6 +159,16 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_files(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="variant of the weights files, such as fp16 (default: the plain files, or the only "
+        "variant that is there)",
+    )
+    p.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub model")
+
+
 def _add_compare(commands) -> None:
     p = commands.add_parser(
         "compare",
@@ -170,7 +180,8 @@ def _add_compare(commands) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a folder in Diffusers layout, a Hub id, or 'demo' (the default; no network needed)",
+        help="a folder in Diffusers layout, a model of the Hub (OWNER/NAME, OWNER/NAME@REVISION or "
+        "its address), or 'demo' (the default; no network needed)",
     )
     _add_weights(p)
     p.add_argument(
@@ -188,6 +199,7 @@ def _add_compare(commands) -> None:
         metavar="NAME",
         help="part of the pipeline to quantize; may be repeated (default: the denoiser)",
     )
+    _add_files(p)
     p.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to picture; may be repeated"
     )
@@ -261,6 +273,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             repeats=arguments.repeats,
             compile=arguments.compile,
+            variant=arguments.variant,
+            revision=arguments.revision,
             out=out,
             resume=arguments.resume,
             stall=arguments.stall,
@@ -300,7 +314,8 @@ def _add_plan(commands) -> None:
     p.add_argument(
         "model",
         metavar="MODEL",
-        help="a folder in Diffusers layout, a Hub id, 'demo', or a name such as FLUX.1-dev",
+        help="a folder in Diffusers layout, a model of the Hub (OWNER/NAME, OWNER/NAME@REVISION or "
+        "its address), 'demo', or a name such as FLUX.1-dev",
     )
     _add_weights(p)
     p.add_argument(
@@ -311,6 +326,7 @@ def _add_plan(commands) -> None:
         help="part of the pipeline to quantize; may be repeated (default: every part by itself, "
         "and in the sums the denoiser)",
     )
+    _add_files(p)
     p.add_argument("--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ...")
     p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
     p.set_defaults(run=_plan)
@@ -323,7 +339,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     from .report.planned import plan_text
 
     components = arguments.component or None
-    table = plan(arguments.model, arguments.weights, components=components, vram=arguments.vram)
+    table = plan(
+        arguments.model,
+        arguments.weights,
+        components=components,
+        vram=arguments.vram,
+        variant=arguments.variant,
+        revision=arguments.revision,
+    )
     _print(plan_text(table), end="")
     if arguments.csv:
         _write_csv(table, arguments.csv)

@@ -7,11 +7,41 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
+
+# A place in the Hub's cache, in quotes or not, and what a token of the Hub looks like.
+_IN_CACHE = (
+    r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+?)[\\/]+snapshots[\\/]+"
+    r"(?P<commit>[0-9a-f]{7})[0-9a-f]*(?P<path>(?:[\\/]+[^\s'\",;:()\\/]+)*)"
+)
+_QUOTED = re.compile(rf"(?<=['\"])[^'\"\n]*?{_IN_CACHE}")
+_BARE = re.compile(
+    rf"(?:(?<=[\s(=:])|^)(?:[A-Za-z]:)?[\\/](?:(?!\s(?:[A-Za-z]:)?[\\/])[^'\"\n])*?{_IN_CACHE}"
+)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+
+def as_asked(text: str) -> str:
+    """Return a text with models of the Hub named as one asks for them, and without tokens.
+
+    Nobody asked for ``/home/me/.cache/.../models--owner--name/snapshots/0123.../transformer``: it
+    becomes ``owner/name/transformer``.
+    """
+    for pattern in (_QUOTED, _BARE):
+        text = pattern.sub(_asked_name, text)
+    return _TOKEN.sub("hf_…", text)
+
+
+def _asked_name(found: re.Match[str]) -> str:
+    return f"{found['owner']}/{found['name']}{found['path']}".replace("\\", "/")
 
 
 class QuantolabError(Exception):
     """Base of every error that quantolab raises on purpose. Its text is one clear sentence."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(as_asked(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ArgumentError(QuantolabError, ValueError):

@@ -76,6 +76,8 @@ class Workload:
     repeats: int
     revision: str | None = None
     """Commit of a Hub model; None for folders."""
+    variant: str | None = None
+    """Variant of the weights that was asked for; None leaves it to what is there."""
 
     @property
     def pairs(self) -> tuple[tuple[str, int], ...]:

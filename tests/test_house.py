@@ -40,7 +40,7 @@ ORDER = (
     "weights shapes plain_values",
     "devices recipes",
     "records",
-    "files",
+    "files hub",
     "processes",
     "demo",
     "models backends measure",
@@ -71,7 +71,7 @@ HEAVY = TORCH | {"ipywidgets", "pandas", "matplotlib"}
 # Rooms that load without torch: they run in the notebook's or the terminal's process.
 WITHOUT_TORCH = {
     "errors", "units", "text_tables", "arguments", "weights", "shapes", "plain_values", "devices",
-    "recipes", "records", "processes", "demo", "progress", "report", "experiments",
+    "recipes", "records", "hub", "processes", "demo", "progress", "report", "experiments",
     "full_size", "tutorials", "widgets", "cli", "__main__",
 }  # fmt: skip
 NEVER_TORCH = {"report"}  # it opens results and draws; no late import of torch either

@@ -92,7 +92,8 @@ def advise(
         raise ArgumentError("a budget is needed: bytes, or a size such as 8GB")
     budget = parse_bytes(budget_bytes)
     dtype = measuring.get("dtype", "bfloat16")
-    shapes = _shapes(model, component, dtype)
+    named = {"variant": measuring.get("variant"), "revision": measuring.get("revision")}
+    shapes = _shapes(model, component, dtype, **named)
     if shapes.held(REFERENCE, ()) <= budget:
         return Recipe(REFERENCE)
     smallest = {word: shapes.held(word, ()) for word in QUANTIZED}
@@ -138,11 +139,11 @@ class _Shapes:
         return predict_weight_bytes(self.module, resolved.words, self.dtype)
 
 
-def _shapes(model, component: str | None, dtype: str) -> _Shapes:
+def _shapes(model, component: str | None, dtype: str, **named: str | None) -> _Shapes:
     from ..models.layers import linear_layers
     from ..models.skeleton import build_skeleton
 
-    source = find_model(model, weights=False)
+    source = find_model(model, weights=False, **named)
     part = source.component(component)
     module = build_skeleton(part, dtype=dtype)
     return _Shapes(source.model, part.name, dtype, module, linear_layers(module))

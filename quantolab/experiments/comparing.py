@@ -37,6 +37,8 @@ def compare(
     cancel: threading.Event | None = None,
     stall: Seconds | None = None,
     stall_seconds: Seconds = STALL_SECONDS,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
 
@@ -67,6 +69,11 @@ def compare(
         Timed generations of one picture each, after every picture has been made once.
     compile : bool
         Whether to run each recipe a second time with a compiled denoiser, in rows of its own.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
     out : path, optional
         Folder for tables, figures, pictures and ``run.json``; nothing is kept without it.
     resume : bool
@@ -110,6 +117,8 @@ def compare(
         dtype=dtype,
         device=device,
         repeats=repeats,
+        variant=variant,
+        revision=revision,
         compile=compile,
     )
     with watched(watch) as watch:

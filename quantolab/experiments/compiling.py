@@ -67,6 +67,8 @@ def compile_report(
     on_row: Callable[[dict], None] = lambda row: None,
     cancel: threading.Event | None = None,
     stall_seconds: Seconds = STALL_SECONDS,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> pandas.DataFrame:
     """Return one row a recipe and way of compiling: whether it compiles, its cost and its gain.
 
@@ -89,6 +91,11 @@ def compile_report(
         As for `compare`.
     on_row : callable
         Called with each row as soon as it is there; `report_of` makes the report of some rows.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Returns
     -------
@@ -129,6 +136,8 @@ def compile_report(
         dtype=dtype,
         device=device,
         repeats=repeats,
+        variant=variant,
+        revision=revision,
     )
     if other_size is None:
         other_size = _other_size(request)

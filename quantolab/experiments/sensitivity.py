@@ -58,6 +58,8 @@ def sensitivity(
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
     stall_seconds: Seconds = STALL_SECONDS,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> pandas.DataFrame:
     """Return what quantizing each layer of a component saves, and the error that it causes.
 
@@ -82,6 +84,11 @@ def sensitivity(
         called once.)
     prompt, seed, steps, guidance, size, dtype, device
         As for `compare`; one picture's worth.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
     out : path, optional
         File to which each result is added as soon as it is there. The same call with the same
         file goes on where an earlier one was ended.
@@ -126,6 +133,8 @@ def sensitivity(
         dtype=dtype,
         device=device,
         repeats=1,
+        variant=variant,
+        revision=revision,
     )
     looked_at = whole_number("inputs", inputs)
     options = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}

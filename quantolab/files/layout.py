@@ -62,6 +62,20 @@ _DTYPE_NAMES = {
 _DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 
 
+def dtype_named(name: str) -> torch.dtype:
+    """Return the dtype that a header means by a name such as ``BF16``.
+
+    Raises
+    ------
+    BrokenModelError
+        If it is none.
+    """
+    if name not in _DTYPES:
+        known = ", ".join(sorted(_DTYPES))
+        raise BrokenModelError(f"{name!r} is no dtype of a safetensors file; known: {known}")
+    return _DTYPES[name]
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a file's header says of a tensor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ def load(
     *,
     dtype: str = "bfloat16",
     device: str = "auto",
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> torch.nn.Module:
     """Return one component of a model, quantized, ready for a pipeline.
 
@@ -42,7 +45,8 @@ def load(
     Parameters
     ----------
     model : str or path, optional
-        ``"demo"``, a folder in Diffusers layout (a pipeline's or a component's), or a Hub id.
+        ``"demo"``, a folder in Diffusers layout (a pipeline's or a component's), or a Hub model
+        (``OWNER/NAME``, ``OWNER/NAME@REVISION``, its address), of which this component is fetched.
     recipe : Recipe or str
         What to quantize to and which layers to keep.
     component : str, optional
@@ -51,6 +55,11 @@ def load(
         Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Returns
     -------
@@ -77,7 +86,8 @@ def load(
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
-    part = find_model(model).component(component)
+    source = find_model(model, weights=(component,), variant=variant, revision=revision)
+    part = source.component(component)
     return load_component(part, recipe, dtype=dtype, device=device)[0]
 
 
@@ -93,14 +103,14 @@ def load_component(
         components share one recipe.
     """
     check_configured(part)
-    files = weight_files(part.folder, part.library)
+    files = weight_files(part.folder, part.library, variant=part.variant)
     tensors = MappedWeights(files.paths)
     check_plain(part.folder, {name: tensors.spec(name).dtype for name in tensors})
     if part.library == "diffusers":
         module = build_skeleton(part, keep_buffers=True, dtype=dtype)
         loaded = _read_layer_by_layer(part, module, tensors, recipe, dtype, device, strict_skip)
         if loaded is not None:
-            return loaded
+            return _with_note(part, *loaded)
     del tensors  # its own library reads them anew
     module = _read_whole(part, dtype).to(device)
     resolved = resolve(module, recipe, part.name, dtype, strict=strict_skip)
@@ -109,7 +119,17 @@ def load_component(
     else:
         module, report = quantize_resolved(module, recipe, resolved)
     release_memory()
-    return module.eval(), report
+    return _with_note(part, module.eval(), report)
+
+
+def _with_note(
+    part: Component, module: torch.nn.Module, report: QuantizeReport
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Return a component whose report says where its weights are from, if that is to be said."""
+    if part.note is not None:
+        report = dataclasses.replace(report, said=(*report.said, part.note))
+        module.quantize_report = report
+    return module, report
 
 
 def _read_layer_by_layer(
@@ -154,6 +174,7 @@ def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=getattr(torch, dtype),
+                **({} if part.variant is None else {"variant": part.variant}),
             )
     except Exception as error:  # malformed files fail in as many ways as there are libraries
         if is_out_of_memory(error):

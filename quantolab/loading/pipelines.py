@@ -30,6 +30,8 @@ def load_pipeline(
     *,
     dtype: str = "bfloat16",
     device: str = "auto",
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> DiffusionPipeline:
     """Return a model's pipeline with the recipe's components quantized.
 
@@ -44,6 +46,11 @@ def load_pipeline(
         Compute dtype of all parts.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Raises
     ------
@@ -59,7 +66,7 @@ def load_pipeline(
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
-    source = find_model(model)
+    source = find_model(model, variant=variant, revision=revision)
     names = recipe.components or source.default_components
     components = [source.component(name) for name in names]
     for component in source.components:
@@ -71,7 +78,9 @@ def load_pipeline(
         c.name: load_component(c, recipe, dtype=dtype, device=device, strict_skip=False)[0]
         for c in components
     }
-    return assemble(source.folder, source.pipeline, parts, dtype=dtype, device=device)
+    return assemble(
+        source.folder, source.pipeline, parts, dtype=dtype, device=device, variant=source.variant
+    )
 
 
 def assemble(
@@ -82,6 +91,7 @@ def assemble(
     dtype: str,
     device: str,
     encoders: bool = True,
+    variant: str | None = None,
 ) -> DiffusionPipeline:
     """Return the pipeline of a folder around components that are loaded already.
 
@@ -97,6 +107,8 @@ def assemble(
         Compute dtype of the rest, and device of all.
     encoders : bool
         Whether text encoders are needed; False leaves them and their tokenizers out.
+    variant : str, optional
+        Variant of the weights of the rest.
 
     Raises
     ------
@@ -118,6 +130,7 @@ def assemble(
                 **{dtype_keyword("diffusers"): getattr(torch, dtype)},
                 local_files_only=True,
                 use_safetensors=True,
+                **({} if variant is None else {"variant": variant}),
                 **{**left_out, **parts},
             )
             pipe.to(device)

@@ -28,6 +28,8 @@ class QuantizeReport:
     """Bytes of the whole module afterwards."""
     words: tuple[str, ...] = ()
     """Weights word of each quantized layer, in the order of `quantized`."""
+    said: tuple[str, ...] = ()
+    """What else is to be known of where its weights are from."""
 
     def notes(self) -> tuple[str, ...]:
         """Return the report as sentences: cures and kept layers, counted."""
@@ -37,7 +39,7 @@ class QuantizeReport:
         for _, why in self.kept:
             why = f"kept: {why}"
             counts[why] = counts.get(why, 0) + 1
-        return tuple(f"{name} ({n} layers)" for name, n in counts.items())
+        return (*self.said, *(f"{name} ({n} layers)" for name, n in counts.items()))
 
 
 def finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from ..errors import (
     ArgumentError,
     BrokenModelError,
     ModelNotFoundError,
-    first_line,
     nearest,
     one_of,
 )
+from ..files.choosing import choose, file_names, variants
 from ..files.json_objects import read_object
+from ..hub.names import HubName, is_address, read_hub_name
+from ..hub.sentences import cached_names
 from .known import KnownModel, find_known, known_folder, known_models
+from .needed import one_variant
+from .on_hub import bring_model
 
 DEMO = "demo"
 LARGEST_SIDE = 16384
@@ -30,13 +35,11 @@ DENOISERS = (
     "prior", "prior_prior", "decoder", "super_res_first", "super_res_last",
 )  # fmt: skip
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LIBRARIES = ("diffusers", "transformers")
 _NEVER_QUANTIZED = re.compile(
     r"vae|vqgan|movq|safety_checker|scheduler|tokenizer|feature_extractor|watermark"
 )
 _NEVER_QUANTIZED_CLASSES = re.compile(r"^Autoencoder|^AsymmetricAutoencoder|VQModel$")
-_CONFIG_FILES = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Component:
     cls: str
     """Class name inside that library."""
     folder: Path
+    variant: str | None = None
+    """Which variant of its weights is read (``fp16``, ...); None for the plain files."""
+    note: str | None = None
+    """What is said where that isn't what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,24 @@ class Source:
     components: tuple[Component, ...]
     """Those that can be quantized."""
     revision: str | None = None
+    """Commit of a Hub model; None for folders."""
+    hub: HubName | None = None
+    """What was asked for on the Hub; None for folders."""
+    asked_variant: str | None = None
+    """The variant that was asked for; None leaves it to what is there."""
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that Diffusers loads the pipeline in; None for plain files.
+
+        Raises
+        ------
+        BrokenModelError
+            If its parts are there in several.
+        """
+        if self.asked_variant is not None or self.pipeline is None:
+            return self.asked_variant or self.components[0].variant
+        return one_variant(_variants_of_parts(self.folder), self.model)
 
     @property
     def denoisers(self) -> tuple[str, ...]:
@@ -117,21 +142,37 @@ class Source:
         return {}
 
 
-def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) -> Source:
+def find_model(
+    model: str | os.PathLike | None = None,
+    *,
+    weights: bool | Iterable[str | None] = True,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Source:
     """Return where a model lies and what it is made of.
 
     Parameters
     ----------
     model : str or path, optional
-        ``"demo"`` (also what None means), a folder in Diffusers layout, or a Hub id, which is
-        looked up in the local cache and, if the environment allows it, downloaded.
-    weights : bool
-        Whether a Hub model's weights are needed; False fetches configuration files only, and
-        none at all for a well-known model, by its name (``"FLUX.1-dev"``) or its Hub id: its
-        configuration is built in.
+        ``"demo"`` (also what None means), a folder in Diffusers layout, or a model of the Hub:
+        ``OWNER/NAME``, ``OWNER/NAME@REVISION``, ``OWNER/NAME/FOLDER`` or the address of its page
+        or of a folder in it. What of it isn't in the local cache is fetched, if the environment
+        allows it.
+    weights : bool or iterable of str
+        Which weights of a Hub model are needed: all that its pipeline loads, none, or those of
+        some components, among which None means the denoiser. False fetches configurations only,
+        and nothing at all for a well-known model, by its name (``"FLUX.1-dev"``) or its Hub id:
+        its configuration is built in.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Raises
     ------
+    ArgumentError
+        If there is no such variant, or a folder is given a revision.
     ModelNotFoundError
         If there is no such folder, or the Hub model can't be had.
     BrokenModelError
@@ -141,20 +182,21 @@ def find_model(model: str | os.PathLike | None = None, *, weights: bool = True) 
     if name == DEMO:
         from ..demo import demo_model
 
-        return read_source(name, demo_model())
-    folder = _as_path(name)
-    if folder.is_dir():
-        return read_source(name, folder)
-    if folder.exists():
+        return _local(name, demo_model(), variant, revision)
+    folder = Path() if is_address(name) else _as_path(name)
+    if not is_address(name) and folder.is_dir():
+        return _local(name, folder, variant, revision)
+    if not is_address(name) and folder.exists():
         raise BrokenModelError(
             f"model {name!r} is a file; a folder in Diffusers layout, a Hub id or 'demo' was "
             "expected"
         )
     known = find_known(name)
-    if known is not None and not weights:
+    if known is not None and weights is False and variant is None and revision is None:
         return _known_source(name, known)
-    if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
-        return _find_on_hub(name, weights)
+    asked = None if name.startswith((".", "/", "~")) else read_hub_name(name, revision)
+    if asked is not None:
+        return _find_on_hub(name, asked, weights, variant)
     if known is not None:
         hint = f"; did you mean {known.hub_ids[0]!r}?"
     else:
@@ -183,7 +225,14 @@ def _as_path(name: str) -> Path:
     return path
 
 
-def read_source(model: str, folder: Path, revision: str | None = None) -> Source:
+def read_source(
+    model: str,
+    folder: Path,
+    revision: str | None = None,
+    *,
+    variant: str | None = None,
+    hub: HubName | None = None,
+) -> Source:
     """Return what a folder holds: a pipeline (``model_index.json``) or one component.
 
     Raises
@@ -193,19 +242,20 @@ def read_source(model: str, folder: Path, revision: str | None = None) -> Source
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        return _component_folder(model, folder, revision)
+        part = _component_folder(folder, variant)
+        return Source(model, folder, None, (part,), revision, hub, variant)
     entries = read_object(index)
     pipeline = entries.get("_class_name")
     if not isinstance(pipeline, str):
         raise BrokenModelError(f"{index} names no pipeline class (_class_name)")
     parts = tuple(
-        Component(name, entry[0], entry[1], folder / name)
+        _component(name, entry[0], entry[1], folder / name, variant)
         for name, entry in entries.items()
         if _is_quantizable(name, entry) and (folder / name / "config.json").is_file()
     )
     if not parts:
         raise BrokenModelError(f"{index} lists no component with weights that could be quantized")
-    return Source(model, folder, pipeline, parts, revision)
+    return Source(model, folder, pipeline, parts, revision, hub, variant)
 
 
 def default_size(source: Source) -> tuple[int, int] | None:
@@ -289,7 +339,7 @@ def _is_quantizable(name: str, entry: object) -> bool:
     )
 
 
-def _component_folder(model: str, folder: Path, revision: str | None) -> Source:
+def _component_folder(folder: Path, variant: str | None) -> Component:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise BrokenModelError(
@@ -305,7 +355,51 @@ def _component_folder(model: str, folder: Path, revision: str | None) -> Source:
         library, cls, name = "transformers", architectures[0], "text_encoder"
     else:
         raise BrokenModelError(f"{config_file} names no model class")
-    return Source(model, folder, None, (Component(name, library, cls, folder),), revision)
+    return _component(name, library, cls, folder, variant)
+
+
+def _component(name: str, library: str, cls: str, folder: Path, variant: str | None) -> Component:
+    try:
+        found = choose(file_names(folder), library, folder, variant).variant
+    except BrokenModelError:
+        return Component(name, library, cls, folder)  # said when its weights are read
+    note = None
+    if found != variant:
+        note = (
+            f"no variant {variant!r} of it is there: its plain weights are taken"
+            if found is None
+            else f"its weights are there as variant {found!r} alone, which is taken"
+        )
+    return Component(name, library, cls, folder, found, note)
+
+
+def _variants_of_parts(folder: Path) -> dict[str, str | None]:
+    """Return the variant of each part of a pipeline, those that are never quantized too."""
+    found = {}
+    for part in sorted(folder.iterdir()):
+        names = file_names(part) if part.is_dir() else []
+        for library in LIBRARIES:
+            if "config.json" in names and variants(names, library):
+                found[part.name] = choose(names, library, part).variant
+    return found
+
+
+def _local(name: str, folder: Path, variant: str | None, revision: str | None) -> Source:
+    if revision is not None:
+        raise ArgumentError(
+            f"revision {revision!r} is given for {name!r}, which is a folder here; models of the "
+            "Hub have revisions"
+        )
+    source = read_source(name, folder, variant=variant)
+    if variant is not None and all(part.variant != variant for part in source.components):
+        found = {
+            word
+            for part in source.components
+            for word in variants(file_names(part.folder), part.library)
+        }
+        hint = f"there are: {', '.join(sorted(found))}" if found else "it has plain files only"
+        raise ArgumentError(f"model {name!r} has no variant {variant!r}; {hint}")
+    return source
 
 
 def _folders_beside(folder: Path) -> list[str]:
@@ -318,37 +412,51 @@ def _folders_beside(folder: Path) -> list[str]:
 
 def _known_source(name: str, known: KnownModel) -> Source:
     """Return a Hub model's own configuration if it was downloaded, else the built-in one."""
-    if _HUB_ID.fullmatch(name):
+    asked = read_hub_name(name)
+    if asked is not None:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-            source = read_source(name, folder, folder.name)
+            folder = Path(
+                snapshot_download(
+                    asked.repo,
+                    local_files_only=True,
+                    allow_patterns=["model_index.json", "*/config.json"],
+                )
+            )
+            source = read_source(name, folder, folder.name, hub=asked)
             if len(source.components) == len(read_source(name, known_folder(known)).components):
                 return source
         except (LocalEntryNotFoundError, BrokenModelError, OSError):
             pass  # nothing or only a part of it was downloaded
-    return read_source(name, known_folder(known))
+    return read_source(name, known_folder(known), hub=asked or HubName(known.hub_ids[0]))
 
 
-def _find_on_hub(name: str, weights: bool) -> Source:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+def _find_on_hub(
+    name: str, asked: HubName, weights: bool | Iterable[str | None], variant: str | None
+) -> Source:
+    def denoiser(folder: Path) -> tuple[str, ...]:
+        return (read_source(str(asked), folder).denoiser,)
 
-    # Never pickles: only configuration, tokenizers and safetensors.
-    patterns = [*_CONFIG_FILES, "*/*.safetensors", "*/*.sft"] if weights else [*_CONFIG_FILES]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        # A misspelt folder looks like a Hub id.
-        hint = nearest(name, _folders_beside(Path(name)))
-        raise ModelNotFoundError(
-            f"{name!r} is no folder here, and as a Hub model neither in the local cache nor to be "
-            f"had from the Hub ({first_line(error)}){hint}"
-        ) from error
-    return read_source(name, folder, folder.name if folder.parent.name == "snapshots" else None)
+        folder, commit = bring_model(
+            asked,
+            weights=weights if isinstance(weights, bool) else tuple(weights),
+            variant=variant,
+            default_parts=denoiser,
+        )
+    except ModelNotFoundError as error:
+        if is_address(name):
+            raise
+        raise ModelNotFoundError(  # a misspelt folder looks like a Hub id
+            f"{name!r} is no folder here, and as a Hub model: {error}{_near(asked)}"
+        ) from None
+    return read_source(str(asked), folder, commit, variant=variant, hub=asked)
+
+
+def _near(asked: HubName) -> str:
+    """Return folders, cached and known models of a like name; nothing for one that is cached."""
+    known = [hub_id for model in known_models() for hub_id in model.hub_ids]
+    names = [*_folders_beside(Path(str(asked))), *cached_names(), *known]
+    return "" if asked.repo in names else nearest(str(asked), names)

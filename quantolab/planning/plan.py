@@ -43,6 +43,8 @@ def plan(
     components: Iterable[str] | str | None = None,
     dtype: str = "bfloat16",
     vram: int | float | str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> pandas.DataFrame:
     """Return predicted bytes of each component and recipe of a model that needn't be downloaded.
 
@@ -64,6 +66,11 @@ def plan(
         Compute dtype, in which scales and everything that isn't quantized are held.
     vram : int or str, optional
         A budget: bytes, or ``"16GB"`` or ``"16GiB"``.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Returns
     -------
@@ -110,7 +117,7 @@ def plan(
 
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     budget = None if vram is None else parse_bytes(vram)
-    source = find_model(model, weights=False)
+    source = find_model(model, weights=False, variant=variant, revision=revision)
     chosen = _with_reference(WORDS if recipes is None else recipes)
     meant = _names(components)
     for name in (*meant, *(n for recipe in chosen for n in recipe.components)):

@@ -27,6 +27,8 @@ def skip_report(
     component: str | None = None,
     components: Iterable[str] | str = (),
     dtype: str = "bfloat16",
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> pandas.DataFrame:
     """Return one row a Linear layer: its shape, its bytes, and whether a skip list keeps it.
 
@@ -40,6 +42,11 @@ def skip_report(
         Which parts to look at; by default the denoiser.
     dtype : str
         Compute dtype, in which kept weights and scales are held.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Returns
     -------
@@ -68,7 +75,7 @@ def skip_report(
 
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    source = find_model(model, weights=False)
+    source = find_model(model, weights=False, variant=variant, revision=revision)
     named = (components,) if isinstance(components, str) else tuple(components)
     names = named or ((component,) if component else source.default_components)
     for name in names:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import public
@@ -72,6 +71,8 @@ def diffusers_code(
     seed: int = 0,
     size: tuple[int, int] | None = None,
     guidance: float | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> str:
     """Return the plain Diffusers and Quanto script that does what a recipe does here.
 
@@ -101,6 +102,11 @@ def diffusers_code(
         (width, height) in pixels; by default the pipeline's own.
     guidance : float, optional
         Guidance scale; by default the pipeline's own.
+    variant : str, optional
+        Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
+        there are none the only variant.
+    revision : str, optional
+        Branch, tag or commit of a Hub model.
 
     Returns
     -------
@@ -124,7 +130,7 @@ def diffusers_code(
     whole_number("seed", seed, 0)
     if steps is not None:
         whole_number("steps", steps)
-    source = find_model(model, weights=False)
+    source = find_model(model, weights=False, variant=variant, revision=revision)
     if size is not None:
         size = check_size(source, size)
     parts = _resolved(source, recipe, component, dtype, device)
@@ -264,8 +270,8 @@ def _imports(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
 
 
 def _settings(source: Source, dtype: str, device: str) -> str:
-    on_hub = source.model != DEMO and not Path(source.model).expanduser().is_dir()
-    where = source.model if on_hub else str(source.folder.resolve())
+    on_hub = source.hub is not None and not source.hub.path
+    where = source.hub.repo if on_hub else str(source.folder.resolve())
     chosen = '"cuda" if torch.cuda.is_available() else "cpu"' if device == "auto" else None
     return (
         f"model = {_quoted(where)}\ndtype = torch.{dtype}\ndevice = {chosen or _quoted(device)}\n"
@@ -285,6 +291,7 @@ def _part_code(source: Source, part: _Part, recipe: Recipe) -> str:
     arguments = ["model", f"{dtype_keyword(part.component.library)}=dtype"]
     if source.pipeline:
         arguments.insert(1, f"subfolder={_quoted(name)}")
+    arguments += _chosen_files(source, part.component.variant)
     lines = [
         *_called(f"{name} = {part.component.cls}.from_pretrained(", arguments, ")"),
         f"{name}.to(device)",
@@ -363,6 +370,7 @@ def _pipeline_code(
         "model",
         *(f"{part.component.name}={part.component.name}" for part in parts),
         f"{dtype_keyword('diffusers')}=dtype",
+        *_chosen_files(source, source.variant),
     ]
     lines = [
         *_called(f"pipe = {source.pipeline}.from_pretrained(", arguments, ").to(device)"),
@@ -379,6 +387,13 @@ def _pipeline_code(
     else:
         lines.append(f'result.images[0].save("{file}.png")')
     return "\n".join(lines) + "\n"
+
+
+def _chosen_files(source: Source, variant: str | None) -> list[str]:
+    """Return the arguments that say which revision and which variant is meant."""
+    revision = None if source.hub is None or source.hub.path else source.hub.revision
+    said = {"revision": revision, "variant": variant or source.asked_variant}
+    return [f"{key}={_quoted(value)}" for key, value in said.items() if value is not None]
 
 
 def _stores_nan(recipe: Recipe) -> bool:

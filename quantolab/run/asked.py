@@ -69,6 +69,8 @@ def check_request(
     device: str = "auto",
     repeats: int = 5,
     compile: bool = False,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Request:
     """Return the request that these arguments make; see `compare` for each.
 
@@ -80,7 +82,11 @@ def check_request(
     ArgumentError, ModelNotFoundError, BrokenModelError
         If it can't be run.
     """
-    source = model if isinstance(model, Source) else find_model(model)
+    source = (
+        model
+        if isinstance(model, Source)
+        else find_model(model, variant=variant, revision=revision)
+    )
     if source.pipeline is None:
         raise ArgumentError(
             f"{source.model!r} is one component, not a pipeline (it has no model_index.json), so "
@@ -109,6 +115,7 @@ def check_request(
         device=device,
         repeats=whole_number("repeats", repeats, most=_MOST),
         revision=source.revision,
+        variant=source.asked_variant,
     )
     check_device(device)
     return Request(source, chosen, workload, bool(compile))

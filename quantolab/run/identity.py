@@ -110,13 +110,14 @@ def content_files(source: Source) -> Iterator[Path]:
             continue
         for pattern in _TEXTS:
             yield from (p for p in folder.glob(pattern) if not p.name.endswith(_INDEX))
-        yield from _weights(folder, str(entry[0]) if entry else "")
+        library = str(entry[0]) if entry else ""
+        yield from _weights(folder, library, source.asked_variant)
 
 
-def _weights(folder: Path, library: str) -> Iterator[Path]:
+def _weights(folder: Path, library: str, variant: str | None) -> Iterator[Path]:
     try:
         if library in STEMS:
-            found = weight_files(folder, library)
+            found = weight_files(folder, library, variant=variant)
             yield from (*found.paths, *((found.index,) if found.index else ()))
             return
     except BrokenModelError:

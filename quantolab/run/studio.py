@@ -156,7 +156,13 @@ def build_pipeline(
     Parameters as for `assemble`.
     """
     pipe = assemble(
-        source.folder, source.pipeline, parts, dtype=dtype, device=device, encoders=encoders
+        source.folder,
+        source.pipeline,
+        parts,
+        dtype=dtype,
+        device=device,
+        encoders=encoders,
+        variant=source.variant,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import torch
 
-from ..errors import BrokenModelError, QuantolabError
+from ..errors import BrokenModelError, ModelNotFoundError, QuantolabError
 from ..files.foreign import check_plain
+from ..files.layout import dtype_named
+from ..models.on_hub import find_file_on_hub
 from ..models.skeleton import build_skeleton
 from ..models.source import Component
 from .names import PREFIX, as_diffusers_names, dtype_name
-from .reading import check_path, described_by, open_file, own_dtypes
+from .reading import (
+    check_path,
+    described_by,
+    description,
+    hub_file,
+    not_here,
+    open_file,
+    own_dtypes,
+)
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,16 @@ def single_file_facts(
     path: str | os.PathLike,
     config: str | os.PathLike | None = None,
     component: str | None = None,
+    *,
+    revision: str | None = None,
 ) -> SingleFileFacts:
     """Return what a file holds and whether `load_single_file` takes it, without reading a weight.
 
+    Of a file of the Hub that isn't in the cache, the header alone is fetched.
+
     Parameters
     ----------
-    path, config, component
+    path, config, component, revision
         As for `load_single_file`.
 
     Raises
@@ -53,8 +67,7 @@ def single_file_facts(
     ArgumentError, ModelNotFoundError, BrokenModelError
         If the file isn't there, isn't a file that is read, or its header can't be.
     """
-    path = check_path(path, allow_pickle=False)
-    _, shapes = open_file(path)
+    path, file_bytes, shapes, config = _opened(path, config, revision)
     part, wanted, problem = None, None, None
     try:
         check_plain(path, own_dtypes(shapes))
@@ -66,7 +79,7 @@ def single_file_facts(
         problem = error
     return SingleFileFacts(
         path,
-        path.stat().st_size,
+        file_bytes,
         len(shapes),
         _stored_bytes(shapes),
         _layout(shapes, wanted),
@@ -74,6 +87,28 @@ def single_file_facts(
         _published_as(shapes),
         problem,
     )
+
+
+def _opened(
+    path: str | os.PathLike, config: str | os.PathLike | None, revision: str | None
+) -> tuple[Path, int, Mapping[str, torch.Tensor], str | os.PathLike | None]:
+    """Return a file's place, its bytes, its tensors' shapes, and what describes it."""
+    asked = hub_file(path, allow_pickle=False, revision=revision)
+    if asked is None:
+        here = check_path(path, allow_pickle=False)
+        return here, here.stat().st_size, open_file(here)[1], config
+    try:
+        file = find_file_on_hub(asked)
+        if file.place.is_file():
+            shapes = open_file(file.place)[1]
+        else:
+            shapes = {
+                name: torch.empty(shape, dtype=dtype_named(dtype), device="meta")
+                for name, (dtype, shape) in file.header().items()
+            }
+    except ModelNotFoundError as error:
+        raise not_here(path, error) from None
+    return file.place, file.size, shapes, description(file, config)
 
 
 def _check_layout(path: Path, part: Component, module: torch.nn.Module, shapes: Mapping) -> None:

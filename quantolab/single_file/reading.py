@@ -26,7 +26,9 @@ from ..files.choosing import SUFFIXES
 from ..files.foreign import check_plain, foreign
 from ..files.lazy_tensors import Replayed
 from ..files.mapped import MappedWeights
+from ..hub.names import HubName, is_address, read_hub_name
 from ..loading.filling import fill_skeleton
+from ..models.on_hub import HubFile, find_file_on_hub
 from ..models.skeleton import build_skeleton
 from ..models.source import Component, find_model
 from ..models.unquantized import check_configured
@@ -47,6 +49,7 @@ def load_single_file(
     dtype: str = "bfloat16",
     device: str = "auto",
     allow_pickle: bool = False,
+    revision: str | None = None,
 ) -> torch.nn.Module:
     """Return a component from one file, quantized, ready for a pipeline.
 
@@ -64,7 +67,8 @@ def load_single_file(
     config : str or path, optional
         What describes the model: the folder of a component, of a pipeline, or a Hub id (only
         configuration files are fetched). May be left out if the file lies beside its
-        ``config.json``. It is never guessed from the weights.
+        ``config.json``, or on the Hub in the repository of its pipeline. It is never guessed
+        from the weights.
     component : str, optional
         Which part of a pipeline the file holds; by default the denoiser.
     dtype : str
@@ -74,6 +78,8 @@ def load_single_file(
     allow_pickle : bool
         Whether ``.ckpt``, ``.pt``, ``.pth`` and ``.bin`` files may be read. Even then nothing
         but tensors is unpickled (``torch.load(weights_only=True)``).
+    revision : str, optional
+        Branch, tag or commit of a file of the Hub.
 
     Returns
     -------
@@ -102,7 +108,7 @@ def load_single_file(
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
-    path = check_path(path, allow_pickle)
+    path, config = find_file(path, config, allow_pickle=allow_pickle, revision=revision)
     part = described_by(path, config, component)
     stored, shapes = open_file(path)
     check_plain(path, own_dtypes(shapes))
@@ -122,8 +128,17 @@ def own_dtypes(shapes: Mapping[str, torch.Tensor]) -> dict[str, torch.dtype]:
     return {name: shapes[name].dtype for name in inside or shapes}
 
 
-def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
-    """Return the path of a file that may be read.
+def find_file(
+    path: str | os.PathLike,
+    config: str | os.PathLike | None,
+    *,
+    allow_pickle: bool,
+    revision: str | None = None,
+) -> tuple[Path, str | os.PathLike | None]:
+    """Return a file that may be read, here or from the Hub, and what describes its model.
+
+    A file of the Hub is brought into the cache. The repository that it lies in describes it,
+    unless `config` says otherwise.
 
     Raises
     ------
@@ -131,6 +146,62 @@ def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
         If it is a folder, one of several files, a pickle that wasn't allowed, another kind of
         file, or isn't there.
     """
+    asked = hub_file(path, allow_pickle=allow_pickle, revision=revision)
+    if asked is None:
+        return check_path(path, allow_pickle), config
+    try:
+        file = find_file_on_hub(asked)
+        found = file.bring()
+    except ModelNotFoundError as error:
+        raise not_here(path, error) from None
+    return found, description(file, config)
+
+
+def description(file: HubFile, config: str | os.PathLike | None) -> str | os.PathLike | None:
+    """Return what describes a file of the Hub: what is said, or the repository that it is in."""
+    return str(file.described) if config is None and file.described is not None else config
+
+
+def hub_file(
+    path: str | os.PathLike, *, allow_pickle: bool, revision: str | None
+) -> HubName | None:
+    """Return what a path names on the Hub; None if it is a path here.
+
+    Raises
+    ------
+    ArgumentError
+        If it names no file there that may be read, or a file here is given a revision.
+    """
+    text = os.fspath(path)
+    asked = None
+    if is_address(text) or not Path(text).expanduser().exists():
+        asked = None if text.startswith((".", "/", "~")) else read_hub_name(text, revision)
+    if asked is None or not (asked.path or is_address(text)):
+        if revision is not None:
+            raise ArgumentError(
+                f"revision {revision!r} is given for {text!r}, which is no file of the Hub "
+                "(OWNER/NAME/FILE.safetensors)"
+            )
+        return None
+    if not Path(asked.path).suffix:
+        raise ArgumentError(
+            f"{str(asked)!r} is a repository or a folder in one; one .safetensors file was "
+            "expected (load reads repositories)"
+        )
+    _check_name(Path(asked.path), str(asked), allow_pickle)
+    return asked
+
+
+def not_here(path: str | os.PathLike, error: ModelNotFoundError) -> ModelNotFoundError:
+    """Return the error for a file that is neither here nor on the Hub."""
+    text = os.fspath(path)
+    if is_address(text):
+        return error
+    return ModelNotFoundError(f"file {text!r} isn't there, and as a file of the Hub: {error}")
+
+
+def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
+    """Return the path of a file here that may be read; raises as `find_file` does."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise ArgumentError(
@@ -140,25 +211,29 @@ def check_path(path: str | os.PathLike, allow_pickle: bool) -> Path:
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
         files = [str(path.with_name(p.name)) for p in beside if p.suffix in SUFFIXES]
         raise ModelNotFoundError(f"file {str(path)!r} isn't there{nearest(str(path), files)}")
+    _check_name(path, str(path), allow_pickle)
+    return path
+
+
+def _check_name(path: Path, shown: str, allow_pickle: bool) -> None:
+    """Refuse a file by its name: a shard, a pickle that wasn't allowed, another kind of file."""
     if re.search(r"-\d+-of-\d+\.", path.name):
         raise ArgumentError(
-            f"{str(path)!r} is one of several files that hold a model together; load reads their "
-            "folder"
+            f"{shown!r} is one of several files that hold a model together; load reads their folder"
         )
     ending = path.suffix.casefold()
     if ending in PICKLES and not allow_pickle:
         raise ArgumentError(
-            f"{str(path)!r} is a pickle ({ending}), which can hold code; allowed: .safetensors, "
+            f"{shown!r} is a pickle ({ending}), which can hold code; allowed: .safetensors, "
             "or with allow_pickle=True the tensors of a pickle and nothing else"
         )
     if ending == ".gguf":
         raise foreign(path, "GGUF", "its name ends so")
     if ending not in (*SUFFIXES, *PICKLES):
         raise ArgumentError(
-            f"{str(path)!r} ends in {ending or 'nothing'!r}; allowed: .safetensors, .sft, or with "
+            f"{shown!r} ends in {ending or 'nothing'!r}; allowed: .safetensors, .sft, or with "
             f"allow_pickle=True {', '.join(PICKLES)}"
         )
-    return path
 
 
 def described_by(path: Path, config: str | os.PathLike | None, component: str | None) -> Component:

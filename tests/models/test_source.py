@@ -114,7 +114,7 @@ def test_a_misspelt_relative_folder_looks_like_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFoundError) as caught:
         find_model("models/tiny-flx")
-    assert "'models/tiny-flx' is no folder here, and as a Hub model neither" in str(caught.value)
+    assert "'models/tiny-flx' is no folder here, and as a Hub model: " in str(caught.value)
     assert "did you mean 'models/tiny-flux'?" in str(caught.value)
 
 
@@ -201,7 +201,10 @@ print(json.dumps([source.model, source.pipeline, source.revision, text, "torch" 
 """
     model, pipeline, revision, text, torch_loaded = run_offline(code, tmp_path)
     assert (model, pipeline, revision) == ("owner/tiny", "FluxPipeline", commit)
-    assert text.startswith("'owner/other' is no folder here, and as a Hub model neither in the")
+    assert text == (
+        "'owner/other' is no folder here, and as a Hub model: owner/other isn't in the local "
+        "cache, and HF_HUB_OFFLINE forbids to fetch it; did you mean 'owner/tiny'?"
+    )
     assert not torch_loaded
 
 
