@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from ..arguments import Seconds, public
 from ..errors import ArgumentError
+from ..hub.watching import watching
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..report.shown import Comparison
@@ -106,21 +107,22 @@ def compare(
     >>> results_table(comparison)[["recipe", "weight_bytes", "psnr_db"]]
     """
     stall_seconds = _stall_seconds(stall_seconds if stall is None else stall)
-    request = check_request(
-        model,
-        recipes,
-        prompts,
-        seeds=seeds,
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        dtype=dtype,
-        device=device,
-        repeats=repeats,
-        variant=variant,
-        revision=revision,
-        compile=compile,
-    )
+    with watching(cancel=cancel):
+        request = check_request(
+            model,
+            recipes,
+            prompts,
+            seeds=seeds,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            dtype=dtype,
+            device=device,
+            repeats=repeats,
+            variant=variant,
+            revision=revision,
+            compile=compile,
+        )
     with watched(watch) as watch:
         comparison = run_comparison(
             request,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..arguments import Seconds, public
 from ..errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError, one_of
 from ..files.whole import scratch_folder
+from ..hub.watching import watching
 from ..measure.statistics import median_interval
 from ..models.source import size_step
 from ..processes.children import STALL_SECONDS
@@ -125,20 +126,21 @@ def compile_report(
     )
     if not chosen:
         raise ArgumentError(f"ways is empty; allowed: {', '.join(WAYS)}")
-    request = check_request(
-        model,
-        recipes,
-        prompts,
-        seeds=seeds,
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        dtype=dtype,
-        device=device,
-        repeats=repeats,
-        variant=variant,
-        revision=revision,
-    )
+    with watching(cancel=cancel):
+        request = check_request(
+            model,
+            recipes,
+            prompts,
+            seeds=seeds,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            dtype=dtype,
+            device=device,
+            repeats=repeats,
+            variant=variant,
+            revision=revision,
+        )
     if other_size is None:
         other_size = _other_size(request)
     with watched(watch) as watch:

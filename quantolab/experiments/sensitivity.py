@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..arguments import Seconds, public
 from ..backends import layer_bytes
 from ..errors import ArgumentError, one_of, whole_number
+from ..hub.watching import watching
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe, as_recipe
 from ..run.asked import check_request
@@ -122,20 +123,21 @@ def sensitivity(
     one_of("groups", groups, GROUPS)
     words = QUANTIZED if recipes is None else recipes
     chosen = _of_component(words, component)
-    request = check_request(
-        model,
-        chosen,
-        prompt,
-        seeds=(seed,),
-        steps=steps,
-        guidance=guidance,
-        size=size,
-        dtype=dtype,
-        device=device,
-        repeats=1,
-        variant=variant,
-        revision=revision,
-    )
+    with watching(cancel=cancel):
+        request = check_request(
+            model,
+            chosen,
+            prompt,
+            seeds=(seed,),
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            dtype=dtype,
+            device=device,
+            repeats=1,
+            variant=variant,
+            revision=revision,
+        )
     looked_at = whole_number("inputs", inputs)
     options = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
     with LayerErrors(request, component, looked_at, **options) as measuring:

@@ -30,7 +30,7 @@ _LEAVE_SECONDS = 0.5  # what threads get to notice
 _AT_ONCE = 8  # files, as huggingface_hub does by itself
 _TRIES = 5  # at a file, each of which got some of it
 _LONGEST_WAIT = 600.0  # for a rate limit; a longer one is told instead
-_CHUNK = 1 << 20  # bytes between two looks at whether to end
+_CHUNK = 1 << 16  # bytes between two looks at whether to end; what a cut connection costs
 _INDEX = "model_index.json"
 
 
@@ -393,6 +393,8 @@ class _Download:
 
         class Counter(_Silent):
             def __init__(self, *args: Any, **options: Any) -> None:
+                if download._end.is_set():
+                    raise _Ended
                 super().__init__(*args, **options)
                 self._got = int(options.get("initial") or 0)
 

@@ -85,6 +85,9 @@ class Event:
     pid: int | None = None
     code: int | None = None
     """Exit code of a process that has ended."""
+    done: int | None = None
+    total: int | None = None
+    """How far the stage is, where that is counted."""
 
 
 class Desk:
@@ -107,9 +110,9 @@ class Desk:
         self._tell = tell
         self._job = job
 
-    def stage(self, name: str) -> None:
-        """Tell what begins now."""
-        self._tell(Event("stage", self._job, stage=name))
+    def stage(self, name: str, done: int | None = None, total: int | None = None) -> None:
+        """Tell what begins now, or how far it is."""
+        self._tell(Event("stage", self._job, stage=name, done=done, total=total))
 
     def step(self) -> None:
         """Tell that it goes on: a sign of life."""

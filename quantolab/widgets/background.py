@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ArgumentError, Cancelled
 from ..files.whole import scratch_folder
 from ..processes.children import STALL_SECONDS, Children
-from ..processes.jobs import Asked, Found, JobKind, Preload
+from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 
 
 class Work:
@@ -120,6 +120,7 @@ class Assistant:
         asked: Asked,
         *,
         preload: Preload = Preload(),  # noqa: B008 - frozen
+        watch: Callable[[Event], None] = lambda event: None,
         cancel: threading.Event | None = None,
         stall_seconds: float = STALL_SECONDS,
     ) -> Found:
@@ -133,6 +134,8 @@ class Assistant:
             What it takes.
         preload : Preload
             What the job will need, imported once for it and those that follow.
+        watch : callable
+            Takes each event of the job, in this thread.
         cancel : threading.Event, optional
             Set it to end the job.
         stall_seconds : float

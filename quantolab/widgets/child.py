@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..devices import device_name, free_bytes
+from ..hub.watching import Fetching, watching
 from ..models.source import find_model
 from ..planning.skips import skip_report
 from ..processes.jobs import Desk
@@ -22,7 +23,13 @@ def look_ahead(asked: PlanJob, desk: Desk) -> Ahead:
 
 def fetch(asked: FetchJob, desk: Desk) -> Fetched:
     """Bring a Hub model's weights into the local cache: a job, so that it can be ended."""
-    return Fetched(str(find_model(asked.model).folder))
+
+    def tell(now: Fetching) -> None:
+        desk.stage(str(now), now.done, now.total)
+
+    with watching(tell):
+        found = find_model(asked.model, variant=asked.variant, revision=asked.revision)
+    return Fetched(str(found.folder))
 
 
 def list_layers(asked: ListJob, desk: Desk) -> Listed:

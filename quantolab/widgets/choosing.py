@@ -34,6 +34,8 @@ class Choice:
     repeats: Any = 5
     compile: bool = False
     out: str | None = None
+    variant: str | None = None
+    revision: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return what differs from the defaults of `compare`, as its keyword arguments."""
@@ -51,7 +53,8 @@ class Choice:
         ArgumentError
             If it can't be run, in the library's own words.
         """
-        arguments = {k: v for k, v in self.arguments().items() if k != "out"}
+        found = ("out", "variant", "revision")  # the source is that of these already
+        arguments = {k: v for k, v in self.arguments().items() if k not in found}
         return check_request(**{**arguments, "model": source})
 
     def code(self) -> str:
@@ -119,6 +122,7 @@ def choice_of(comparison: Comparison, asked: Sequence[Trial] = ()) -> Choice:
         device=workload.device,
         repeats=workload.repeats,
         compile=any(trial.compiled for trial in asked),
+        variant=workload.variant,
     )
 
 

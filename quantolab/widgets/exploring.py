@@ -14,6 +14,7 @@ import ipywidgets as W
 from ..errors import ArgumentError, JobFailed, OutputError, QuantolabError
 from ..experiments.comparing import compare
 from ..models.source import DEMO
+from ..processes.jobs import Event
 from ..records import FAILED, Comparison, Trial
 from ..report.markup import alert, note
 from ..report.tables import results_table
@@ -52,16 +53,25 @@ if TYPE_CHECKING:
 TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away")
 
 
-def explorer(model=None, run: str | os.PathLike | None = None) -> Explorer:
+def explorer(
+    model=None,
+    run: str | os.PathLike | None = None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Explorer:
     """Return the panel that compares a model's weights dtypes.
 
     Parameters
     ----------
     model : str or path, optional
-        ``"demo"`` (the default), a folder in Diffusers layout, or a Hub id.
+        ``"demo"`` (the default), a folder in Diffusers layout, or a model of the Hub: its id or
+        the address of its page.
     run : path, optional
         Folder of an earlier run to look at, finished or not. Neither its model nor torch is
         needed for that.
+    variant, revision : str, optional
+        As for `compare`.
 
     Examples
     --------
@@ -69,13 +79,20 @@ def explorer(model=None, run: str | os.PathLike | None = None) -> Explorer:
     >>> panel                                              # in a cell of its own
     >>> panel.table, panel.comparison                      # in the next one
     """
-    return Explorer(model, run)
+    return Explorer(model, run, variant=variant, revision=revision)
 
 
 class Explorer(Panel):
     """A form, a run in the background, and its results; see `explorer`."""
 
-    def __init__(self, model=None, run: str | os.PathLike | None = None) -> None:
+    def __init__(
+        self,
+        model=None,
+        run: str | os.PathLike | None = None,
+        *,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> None:
         super().__init__("explorer", "Which dtype for this model?")
         self.comparison: Comparison | None = None
         """What has been measured by now; None before the first trial has ended."""
@@ -94,6 +111,8 @@ class Explorer(Panel):
             earlier[0].workload.model if earlier else model,
             on_change=self.guarded(self._form_changed),
             show_error=self._show_problem,
+            variant=earlier[0].workload.variant if earlier else variant,
+            revision=None if earlier else revision,
         )
         side = W.VBox((
             self.problem, self.estimate, self._buttons, self.status, self.progress, self.error,
@@ -302,7 +321,8 @@ class Explorer(Panel):
                 self.say("Fetching the model's weights from the Hub, as far as they aren't here…")
                 self._assistant.do(
                     FETCH,
-                    FetchJob(choice.model),
+                    FetchJob(choice.model, choice.variant, choice.revision),
+                    watch=self.guarded(self._hear_fetching),
                     cancel=cancel,
                     stall_seconds=math.inf,  # a download may take hours
                 )
@@ -322,6 +342,12 @@ class Explorer(Panel):
             cancelled=self._cancelled,
             last=self._free,
         )
+
+    def _hear_fetching(self, event: Event) -> None:
+        """Show how far the download is; called in the thread of the run."""
+        if event.stage and not self.work.cancel_asked.is_set():
+            self.say(f"{event.stage[0].upper()}{event.stage[1:]}")
+            self.show_progress(event.done or 0, event.total or 1)
 
     def _hear(self, progress: Progress) -> None:
         """Show one event; called in the thread of the run."""
@@ -497,7 +523,10 @@ def _discard(folder: Path) -> None:
 
 def _is_here(model: str) -> bool:
     """Whether a model's weights lie in a folder of the user's, not on the Hub."""
-    return model == DEMO or Path(model).expanduser().is_dir()
+    try:
+        return model == DEMO or Path(model).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False  # no folder can be called so
 
 
 def _progress_words(progress: Progress) -> str:

@@ -42,13 +42,17 @@ class Form(W.VBox):
         *,
         on_change: Callable[[], None],
         show_error: Callable[[BaseException | None], None],
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
         self._on_change = on_change
         self._quiet = 0
         self._defaults: dict[W.Widget, Any] = {}
         self._extras: dict[str, Recipe] = {}
         self._listed: tuple = ()  # whose layers the skip picker offers
-        self.model = ModelField(model, show_error=show_error, components=False)
+        self.model = ModelField(
+            model, show_error=show_error, components=False, variant=variant, revision=revision
+        )
         known = (model.hub_ids[0] for model in known_models())  # to plan with, before any download
         names = (*self.model.name.options, *recent_models(), *known)
         self.model.name.options = tuple(dict.fromkeys(names))
@@ -85,6 +89,8 @@ class Form(W.VBox):
         self.guidance = _text("Guidance", "", "model's own")
         self.size = _text("Size", "", "512x512")
         self.repeats = _text("Repeats", "5", "5")
+        self.variant = _text("Variant", self.model.variant or "", "plain files")
+        self.variant.tooltip = "Variant of the weights files, such as fp16"
         self.repeats.tooltip = "Timed pictures a recipe; from 6 on there are intervals"
         self.out = W.Text(
             description="Folder",
@@ -107,7 +113,7 @@ class Form(W.VBox):
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
             ), layout=WRAP),
-            W.HBox((self.recipe.device, self.out), layout=WRAP),
+            W.HBox((self.recipe.device, self.variant, self.out), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:
@@ -120,6 +126,12 @@ class Form(W.VBox):
         self.recipe.observe(lambda _: self._changed(), "state")
         self.skips.observe(lambda _: self._open_picker(), "value")
         self.model.observe(lambda _: self._take_source(), "source")
+        self.variant.observe(lambda _: self._look_again(), "value")
+
+    def _look_again(self) -> None:
+        """Find the model once more, in the variant that is typed."""
+        self.model.variant = self.variant.value.strip() or None
+        self.model.look()
 
     # --- what is chosen ---
 
@@ -179,13 +191,20 @@ class Form(W.VBox):
             repeats=read_number(self.repeats.value, int),
             compile=self.compile.value,
             out=self.out.value.strip() or None,
+            variant=self.model.variant,
+            revision=self.model.revision,
         )
 
     def show(self, choice: Choice) -> None:
         """Set every control, the model first; then tell of one change."""
         with self._at_once():
-            if choice.model != self.model.model:
-                self.model.name.value = choice.model
+            named = (choice.model, choice.variant, choice.revision)
+            if named != (self.model.model, self.model.variant, self.model.revision):
+                self.model.variant, self.model.revision = choice.variant, choice.revision
+                same = choice.model == self.model.name.value
+                self.model.name.value, self.variant.value = choice.model, choice.variant or ""
+                if same:
+                    self.model.look()
             self._show_recipes(choice.recipes)
             for control, value in (
                 (self.prompts, choice.prompts and "\n".join(choice.prompts)),

@@ -25,6 +25,8 @@ class FetchJob:
     """Bring a Hub model's weights into the local cache."""
 
     model: str
+    variant: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)

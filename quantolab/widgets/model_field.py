@@ -34,6 +34,8 @@ class ModelField(W.HBox):
         What stands before the field.
     empty : str, optional
         The model that an empty field means; None means no model at all.
+    variant, revision : str, optional
+        As for `load`.
     """
 
     source = traitlets.Any(None, help="The `Source` that was found; None while it isn't known.")
@@ -47,7 +49,10 @@ class ModelField(W.HBox):
         components: bool = True,
         label: str = "Model",
         empty: str | None = DEMO,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> None:
+        self.variant, self.revision = variant, revision
         self._show_error = show_error
         self._empty = empty
         self._looking = Latest()
@@ -55,7 +60,7 @@ class ModelField(W.HBox):
             value=str((empty or "") if model is None else model),
             options=_offered(empty),
             description=label,
-            placeholder=f"{'demo, a' if empty == DEMO else 'a'} folder, or a Hub id",
+            placeholder=f"{'demo, a' if empty == DEMO else 'a'} folder, OWNER/NAME or its address",
             continuous_update=False,
             style=LABEL,
             layout={"width": "min(420px, 100%)"},
@@ -86,11 +91,13 @@ class ModelField(W.HBox):
         self._show_error(None)
         self.source, self.component.disabled = None, True
 
+        named = {"variant": self.variant, "revision": self.revision}
+
         def find() -> Source | None:
-            return None if model is None else find_model(model, weights=False)
+            return None if model is None else find_model(model, weights=False, **named)
 
         self._looking.start(find, done=self._found, failed=self._not_found)
-        if model in (None, DEMO) or Path(model).expanduser().exists():
+        if model in (None, DEMO) or _is_here(model):
             self._looking.wait()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -115,6 +122,13 @@ class ModelField(W.HBox):
     def _tell(self) -> None:
         if self.source is not None and self.component.value is not None:
             self.chosen = (self.model, self.component.value)
+
+
+def _is_here(model: str) -> bool:
+    try:
+        return Path(model).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False  # no file can be called so
 
 
 def _offered(empty: str | None) -> tuple[str, ...]:
