@@ -308,3 +308,18 @@ def test_a_known_model_needs_nothing(hub):
     assert find_model("black-forest-labs/FLUX.1-dev", weights=False).pipeline == "FluxPipeline"
     assert not hub.requests
     assert isinstance(Path(find_model("FLUX.1-dev", weights=False).folder), Path)
+
+
+def test_the_documented_call_in_the_notebook(hub, capsys):
+    """Notebook 02's cell for a file of the Hub, with an address as a browser shows it."""
+    import quantolab as ql
+    from quantolab.units import format_bytes
+
+    notebook = Path(__file__).parents[2] / "notebooks" / "02_single_file.ipynb"
+    cells = json.loads(notebook.read_text())["cells"]
+    (cell,) = (
+        "".join(c["source"]) for c in cells if c["source"][:1] == ["if HUB_FILE is not None:\n"]
+    )
+    address = f"{hub.address}/owner/single-files/blob/main/tiny.safetensors"
+    exec(cell, {"ql": ql, "format_bytes": format_bytes, "HUB_FILE": address})
+    assert capsys.readouterr().out.startswith("float8 from the Hub: ")
