@@ -41,6 +41,8 @@ NAMED = {
     "sd3.5-large": (8.1, 192**2 * 2432),
     "sana-1.6b-1024": (1.6, 0),
     "sana-0.6b-1024": (0.6, 0),
+    "z-image": (6, 0),
+    "qwen3-4b": (4.0, 0),
     "auraflow-v0.1": (6.8, 0),
     "auraflow-v0.3": (6.8, -(9216 - 1024) * 3072),  # the name of v0.1, which has fewer positions
 }
