@@ -43,6 +43,9 @@ _ROOMS = {
     "compile_report": "experiments.compiling",
     "sensitivity": "experiments.sensitivity",
     "advise": "experiments.advising",
+    "advice_report": "experiments.advising",
+    "advice_cost": "experiments.advising",
+    "plot_advice": "experiments.advice_curve",
     "results_table": "report.tables",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
@@ -57,7 +60,8 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .demo import demo_model
     from .doctor import path_matrix
     from .errors import QuantolabError
-    from .experiments.advising import advise
+    from .experiments.advice_curve import plot_advice
+    from .experiments.advising import advice_cost, advice_report, advise
     from .experiments.comparing import compare
     from .experiments.compiling import compile_report
     from .experiments.sensitivity import sensitivity

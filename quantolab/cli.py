@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import ArgumentError, OutputError, QuantolabError, nearest
-from .recipes import COMPUTE_DTYPES, default_recipes
+from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import RUNS
 from .weights import REFERENCE, WORDS
 
@@ -153,10 +153,35 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--weights",
         type=_listed,
-        default=WORDS,
         metavar="LIST",
-        help=f"weights dtypes, comma-separated (default: {','.join(WORDS)})",
+        help=f"weights dtypes, comma-separated (default: {','.join(WORDS)}; with --recipe none)",
     )
+    p.add_argument(
+        "--recipe",
+        action="append",
+        type=_recipe,
+        default=[],
+        metavar="TEXT",
+        help="a whole recipe: a word for all, then NAME=WORD of components or layer patterns, "
+        "later ones win ('int4 *.attn.*=int8 proj_out=none', 'transformer=int8 "
+        "text_encoder_2=int4'); may be repeated",
+    )
+
+
+def _recipes(
+    arguments: argparse.Namespace, skip: list[str] | None = None, components: tuple[str, ...] = ()
+) -> tuple[Recipe, ...]:
+    """Return the recipes that are asked for: those of words, then those of texts."""
+    words = arguments.weights
+    if words is None:
+        words = (REFERENCE,) if arguments.recipe else WORDS
+    plain = default_recipes(words, skip or (), components)
+    if skip and all(word == REFERENCE for word in words):
+        raise ArgumentError(
+            "--skip is given, but --weights names nothing to quantize (a --recipe says itself "
+            "what it skips)"
+        )
+    return tuple(dict.fromkeys((*plain, *arguments.recipe)))
 
 
 def _add_files(p: argparse.ArgumentParser) -> None:
@@ -257,9 +282,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         if arguments.resume:
             raise ArgumentError("--resume needs --out FOLDER, the run to finish")
         out = str(new_folder(arguments.model))
-    recipes = default_recipes(arguments.weights, arguments.skip, arguments.component)
-    if arguments.skip and all(word == REFERENCE for word in arguments.weights):
-        raise ArgumentError("--skip is given, but --weights names nothing to quantize")
+    recipes = _recipes(arguments, arguments.skip, arguments.component)
     try:
         comparison = compare(
             arguments.model,
@@ -339,9 +362,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from .report.planned import plan_text
 
     components = arguments.component or None
+    recipes = _recipes(arguments)
     table = plan(
         arguments.model,
-        arguments.weights,
+        recipes,
         components=components,
         vram=arguments.vram,
         variant=arguments.variant,
@@ -497,6 +521,13 @@ def _listed(text: str) -> tuple[str, ...]:
     if not words:
         raise argparse.ArgumentTypeError(f"{text!r} names no weights; allowed: {','.join(WORDS)}")
     return tuple(words)
+
+
+def _recipe(text: str) -> Recipe:
+    try:
+        return Recipe.parse(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _whole(text: str) -> int:

@@ -15,13 +15,18 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 Record = TypeVar("Record")
 
+_LATER = "later"
+LATER = {_LATER: True}
+"""Metadata of a field that came after others were written to files."""
+
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}  # strict JSON has no such numbers
 
 
 def to_dict(record: Any) -> dict[str, Any]:
     """Return a record as plain values: dictionaries, lists, texts, numbers, booleans, None.
 
-    Infinity (the PSNR of identical pictures) becomes the word ``"inf"``.
+    Infinity (the PSNR of identical pictures) becomes the word ``"inf"``. Fields marked `LATER` are
+    left out where they are empty, so that what earlier versions wrote is written as it was.
 
     Examples
     --------
@@ -29,7 +34,11 @@ def to_dict(record: Any) -> dict[str, Any]:
     >>> to_dict(Timing((0.5,)))
     {'samples': [0.5], 'warmup': [], 'other_load': None}
     """
-    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    return {
+        f.name: _plain(getattr(record, f.name))
+        for f in dataclasses.fields(record)
+        if getattr(record, f.name) or _LATER not in f.metadata
+    }
 
 
 def from_dict(cls: type[Record], values: object, where: str = "") -> Record:

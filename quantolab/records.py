@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import ArgumentError
 from .recipes import Recipe
 from .units import format_count, format_list
 
@@ -147,6 +148,18 @@ class Trial:
         return self.recipe.label + (" compiled" if self.compiled else "")
 
     @property
+    def earlier_label(self) -> str | None:
+        """What 0.1.0 called it and its pictures' folder; None for what it didn't know."""
+        label = self.recipe.earlier_label
+        return None if label is None else label + (" compiled" if self.compiled else "")
+
+    @property
+    def name(self) -> str | None:
+        """What its recipe is called, if it has a name."""
+        name = self.recipe.name
+        return None if name is None else name + (" compiled" if self.compiled else "")
+
+    @property
     def ok(self) -> bool:
         """Whether it ended with pictures and figures."""
         return self.status == OK
@@ -157,9 +170,20 @@ class Trial:
 
 
 class Pictures(dict[tuple[str, str, int], "Image.Image"]):
-    """Pictures by (trial label, prompt, seed); one that isn't there is missed with a sentence."""
+    """Pictures by (trial label, prompt, seed); one that isn't there is missed with a sentence.
+
+    Labels of 0.1.0 are understood too.
+    """
 
     def __missing__(self, key: object) -> Image.Image:
+        if isinstance(key, tuple) and len(key) == 3 and isinstance(key[0], str):
+            core = key[0].removesuffix(" compiled")
+            try:
+                label = Recipe.parse(core).label + key[0][len(core) :]
+            except ArgumentError:
+                label = key[0]
+            if label != key[0] and (label, *key[1:]) in self:
+                return self[(label, *key[1:])]
         if not self:
             raise KeyError(f"there is no picture {key!r}: this comparison holds none")
         some = format_list([repr(known) for known in list(self)[:2]], "or")

@@ -13,6 +13,9 @@ from .errors import one_of
 REFERENCE = "none"
 """The word of weights that stay as they are."""
 
+MIXED_COLOUR = "#E69F00"
+"""In plots, of recipes with several words; on white and on dark paper."""
+
 COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 """Bytes of a value in each compute dtype: that of unquantized weights, of scales and shifts."""
 
@@ -68,6 +71,9 @@ WORDS = tuple(_BY_WORD)
 
 QUANTIZED = tuple(word for word in WORDS if word != REFERENCE)
 """The words that quantize."""
+
+ACTIVATIONS = tuple(row.word for row in _ROWS if row.bits == 8)
+"""The words that activations can be quantized to."""
 
 BACKENDS = tuple(dict.fromkeys(row.backend for row in _ROWS if row.backend))
 """Folders of `quantolab.backends`."""

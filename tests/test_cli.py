@@ -35,11 +35,11 @@ def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
     folders = list((tmp_path / cli.RUNS).iterdir())
     assert len(folders) == 1
     table = pd.read_csv(folders[0] / "results.csv")
-    assert list(table.recipe) == ["none", "int8, keeping proj_out"]
+    assert list(table.recipe) == ["none", "int8 proj_out=none"]
     assert list(table["size"]) == ["32x16"] * 2
     assert list(table.seeds) == ["1, 2"] * 2
     assert list(table.compute_dtype) == ["float32"] * 2
-    assert "keeping" in done.stdout  # a long name goes on in the next line
+    assert "proj_out=none" in done.stdout  # a long name goes on in the next line
     for name in ("results.csv", "grid.png", "tradeoff.png", "run.json"):
         assert str(Path(cli.RUNS) / folders[0].name / name) in done.stdout
 

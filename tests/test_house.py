@@ -97,6 +97,7 @@ EXCEPTIONS = {
     "loads_torch": {
         "experiments/compiling_child.py": "does its job in a child",
         "experiments/full_size_child.py": "does its job in a child",
+        "experiments/replaying.py": "runs a model again and again, in a child",
         "experiments/sensitivity_child.py": "does its jobs in a child",
         "widgets/child.py": "does its jobs in the process beside the kernel",
     },

@@ -70,7 +70,7 @@ def test_pairs_have_prompts_outermost():
 
 
 def test_labels():
-    assert FULL.label == "int4, keeping proj_out in transformer compiled"
+    assert FULL.label == "transformer=int4 proj_out=none compiled"
     assert Trial(Recipe("none"), "ok").label == "none"
 
 

@@ -32,7 +32,7 @@ def run_phase(asked: PhaseJob, desk: Desk) -> Verdict:
     try:
         finding = phase(bench)
     except Exception as error:
-        if _raised_here(error.__traceback__):
+        if _raised_here(error.__traceback__) and not isinstance(error, UnsupportedError):
             raise  # a mistake of ours is no outcome
         traceback.print_exc()  # into the job's log
         finding = Finding(*_outcome(error))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..backends import quantized_layers
 from ..units import format_percent, format_places
-from ..weights import weights_of
+from ..weights import WORDS, weights_of
 
 WORKS, FAILS, MISLEADS, UNSUPPORTED = "works", "fails", "misleads", "unsupported"
 OUTCOMES = (WORKS, FAILS, MISLEADS, UNSUPPORTED)
@@ -40,7 +40,7 @@ def difference(output: torch.Tensor, reference: torch.Tensor) -> float:
 
 def judge_quantized(
     module: torch.nn.Module,
-    weights: str,
+    weights: str | Mapping[str, str],
     output: torch.Tensor,
     reference: torch.Tensor,
     *,
@@ -53,8 +53,8 @@ def judge_quantized(
     ----------
     module : torch.nn.Module
         As it was loaded.
-    weights : str
-        The dtype that was asked for.
+    weights : str or mapping of str to str
+        The dtype that was asked for, or that of each layer by its path.
     output, reference : torch.Tensor
         Its output, and the unquantized model's.
     paths : iterable of str
@@ -62,7 +62,8 @@ def judge_quantized(
     keep : collection of str
         Those that were to stay unquantized.
     """
-    wanted = {path: weights for path in paths if path not in keep}
+    each = dict.fromkeys(paths, weights) if isinstance(weights, str) else weights
+    wanted = {path: word for path, word in each.items() if path not in keep}
     found = quantized_layers(module)
     if keep and (quantized := sorted(set(keep) & found.keys())):
         which = "" if len(keep) == 1 else f"{len(quantized)} of {len(keep)} layers, "
@@ -75,7 +76,8 @@ def judge_quantized(
         )
     if found != wanted:
         return Finding(MISLEADS, f"other layers than asked for are quantized: {sorted(found)}")
-    return _judge_near(weights, output, reference, f"{len(found)} layers quantized")
+    coarsest = max(set(wanted.values()), key=WORDS.index)
+    return _judge_near(coarsest, output, reference, f"{len(found)} layers quantized")
 
 
 def judge_unread(module: torch.nn.Module, output: torch.Tensor, reference: torch.Tensor) -> Finding:

@@ -36,6 +36,8 @@ PATHS = (
     "pipeline save and reload",
     "text encoder save and reload",
     "pipeline-level config",
+    "word by component",
+    "word by layer",
     "Quanto-direct checkpoint",
     "LoRA (load, fuse, unload)",
     "offload (model, sequential, group)",

@@ -18,8 +18,10 @@ import torch
 from ..errors import UnsupportedError
 from ..models.skeleton import dtype_keyword
 from ..units import format_percent
+from ..weights import QUANTIZED
 from .bench import Bench
 from .judging import (
+    UNSUPPORTED,
     Finding,
     difference,
     judge_compiled,
@@ -171,15 +173,54 @@ def pipeline_config(bench: Bench) -> Finding:
     return judge_pipeline(bench, pipe)
 
 
-def judge_pipeline(bench: Bench, pipe: Any) -> Finding:
-    """Judge a pipeline in which transformer and second text encoder should be quantized."""
-    lab = bench.tiny
+def other_word(word: str) -> str:
+    """Return another weights dtype, for what gets a word of its own."""
+    return QUANTIZED[QUANTIZED.index(word) - 1]
+
+
+def word_by_component(bench: Bench) -> Finding:
+    """``PipelineQuantizationConfig(quant_mapping={...})``, another dtype for the text encoder."""
+    import transformers
+    from diffusers import FluxPipeline, PipelineQuantizationConfig, QuantoConfig
+
+    with _without_deprecation():
+        config = PipelineQuantizationConfig(
+            quant_mapping={
+                "transformer": QuantoConfig(weights_dtype=bench.weights),
+                "text_encoder_2": transformers.QuantoConfig(weights=other_word(bench.weights)),
+            }
+        )
+        pipe = FluxPipeline.from_pretrained(
+            bench.tiny.pipeline,
+            quantization_config=config,
+            **{dtype_keyword("diffusers"): bench.tiny.dtype},
+        )
+    pipe = _placed(bench, pipe)
+    bench.stage("running")
+    return judge_pipeline(bench, pipe, other_word(bench.weights))
+
+
+def word_by_layer(bench: Bench) -> Finding:
+    """Nothing: ``QuantoConfig`` takes one dtype a model."""
+    said = "takes one weights_dtype a model; its modules_to_not_convert only keeps layers"
+    return Finding(UNSUPPORTED, f"QuantoConfig {said}")
+
+
+def judge_pipeline(bench: Bench, pipe: Any, encoder: str | None = None) -> Finding:
+    """Judge a pipeline in which transformer and second text encoder should be quantized.
+
+    Parameters
+    ----------
+    encoder : str, optional
+        The dtype of the text encoder, where it is another.
+    """
+    lab, words = bench.tiny, {"text_encoder_2": encoder or bench.weights}
     lab.run_pipeline(pipe)  # that it runs; its picture is random weights' noise
     for name, run in (("text_encoder_2", lab.run_encoder), ("transformer", lab.run_transformer)):
         module = getattr(pipe, name)
         finding = judge_quantized(
             module,
-            bench.weights,
+            words.get(name, bench.weights),
             run(module),
             lab.reference(name),
             paths=lab.linear_paths(name),
@@ -358,6 +399,8 @@ PHASES: dict[str, tuple[Phase, ...]] = {
     "pipeline save and reload": (save_pipeline, reload_pipeline),
     "text encoder save and reload": (save_encoder, reload_encoder),
     "pipeline-level config": (pipeline_config,),
+    "word by component": (word_by_component,),
+    "word by layer": (word_by_layer,),
     "Quanto-direct checkpoint": (save_quanto, load_quanto),
     "LoRA (load, fuse, unload)": (lora,),
     "offload (model, sequential, group)": (offload,),

@@ -15,7 +15,7 @@ from ..saved.doors import save as save_anything
 from ..single_file.reading import load_single_file
 from . import paths_diffusers
 from .bench import Bench
-from .judging import Finding, judge_compiled, judge_quantized, judge_same, weight_classes
+from .judging import WORKS, Finding, judge_compiled, judge_quantized, judge_same, weight_classes
 
 
 def load(bench: Bench) -> Finding:
@@ -92,6 +92,32 @@ def pipeline_config(bench: Bench) -> Finding:
     return paths_diffusers.judge_pipeline(bench, pipe)
 
 
+def word_by_component(bench: Bench) -> Finding:
+    """``ql.load_pipeline`` with a recipe that has a word for each of two components."""
+    other = paths_diffusers.other_word(bench.weights)
+    recipe = Recipe({"transformer": bench.weights, "text_encoder_2": other})
+    pipe = load_pipeline(bench.tiny.pipeline, recipe, **_conditions(bench))
+    bench.stage("running")
+    return paths_diffusers.judge_pipeline(bench, pipe, other)
+
+
+def word_by_layer(bench: Bench) -> Finding:
+    """``ql.load`` with another word for the attention's layers, saved and loaded again."""
+    other, paths = paths_diffusers.other_word(bench.weights), bench.tiny.linear_paths()
+    words = {path: other if ".attn." in path else bench.weights for path in paths}
+    recipe = Recipe(bench.weights, layers={"*.attn": other})
+    model = load_component(bench.tiny.pipeline, recipe, **_conditions(bench))
+    bench.stage("running")
+    output = bench.tiny.run_transformer(model)
+    found = judge_quantized(model, words, output, bench.tiny.reference("transformer"), paths=paths)
+    if found.outcome != WORKS:
+        return found
+    bench.stage("saving")
+    model = load_saved(save_anything(model, bench.place / "mixed"), device=bench.tiny.device)
+    same = judge_same(bench.tiny.run_transformer(model), output)
+    return found if same.outcome == WORKS else same
+
+
 def load_quanto(bench: Bench) -> Finding:
     """``ql.from_quanto`` of the folder that Quanto saved, then ``ql.load_saved``."""
     bench.stage("converting")
@@ -142,6 +168,8 @@ PHASES: dict[str, tuple[paths_diffusers.Phase, ...]] = {
     "pipeline save and reload": (save_pipeline, reload_pipeline),
     "text encoder save and reload": (save_encoder, reload_encoder),
     "pipeline-level config": (pipeline_config,),
+    "word by component": (word_by_component,),
+    "word by layer": (word_by_layer,),
     "Quanto-direct checkpoint": (paths_diffusers.save_quanto, load_quanto),
     "LoRA (load, fuse, unload)": (lora,),
     "offload (model, sequential, group)": (offload,),

@@ -2,36 +2,97 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import sys
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, checked_arguments, public
-from ..errors import ArgumentError
-from ..models.layers import match_layers
-from ..models.resolving import resolve
-from ..models.source import find_model
+from ..backends import layer_bytes
+from ..errors import ArgumentError, one_of
+from ..hub.watching import watching
+from ..models.resolving import reference_share, resolve
+from ..models.source import Source, find_model
+from ..models.wording import recipe_of_components, recipe_of_words
+from ..planning.plan import PIPELINE, plan
 from ..planning.predict import predict_weight_bytes
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
+from ..report.advised import Advice, AdviceReport, LayerAdvice
 from ..run.asked import check_request
 from ..run.session import Watch
 from ..shapes import Layer
-from ..units import format_bytes, parse_bytes
-from ..weights import QUANTIZED, REFERENCE
+from ..units import format_bytes, format_count, format_list, parse_bytes
+from ..weights import QUANTIZED, REFERENCE, WORDS
+from .choosing_words import (
+    Group,
+    Option,
+    Words,
+    choose,
+    keep_list,
+    predicted_error,
+    size_of,
+)
 from .layer_errors import LayerErrors, NamedSet
-from .sensitivity import sensitivity
+from .sensitivity import GROUPS, INPUTS, grouped, measured_table, prompts_of, sensitivity
 
 if TYPE_CHECKING:
     import pandas
-    import torch
 
 _NEEDED = (
-    "component", "path", "weights", "saved_bytes", "output_error", "output_floor", "compute_dtype",
+    "component", "path", "weights", "saved_bytes", "weight_error", "output_error", "output_floor",
+    "compute_dtype",
 )  # fmt: skip
+
+_MANY = 200  # layers; of more the blocks get words, not each layer by itself
+_RUNGS = 12  # budgets between the least and the most whose advice is tried for every budget
+
+
+_GIVEN: dict[Recipe, Advice] = {}
+_TRIED: dict[str, list[dict[str, dict[str, str]]]] = {}
+"""What was checked for other budgets, by what it was measured with: it is tried again, so that more
+bytes never give a worse recipe."""
+
+
+def advice_of(recipe: Recipe) -> Advice:
+    """Return what an advised recipe rests on.
+
+    Raises
+    ------
+    ArgumentError
+        If `advise` hasn't given it in this process.
+    """
+    if recipe not in _GIVEN:
+        raise ArgumentError(
+            f"the recipe '{recipe}' wasn't advised in this process: advise(...) gives recipes that "
+            "can be reported on"
+        )
+    return _GIVEN[recipe]
+
+
+@public
+def advice_report(recipe: Recipe) -> AdviceReport:
+    """Return what an advised recipe rests on, for people: bytes, errors, and each layer's why.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        From `advise`, in this process.
+
+    Raises
+    ------
+    ArgumentError
+        If it wasn't advised here.
+
+    Examples
+    --------
+    >>> advice_report(advise("demo", "4MB")).plot()              # doctest: +SKIP
+    """
+    return AdviceReport(advice_of(recipe))
 
 
 @public
@@ -40,42 +101,58 @@ def advise(
     budget_bytes: int | float | str | None = None,
     *,
     component: str | None = None,
+    components: Iterable[str] | str = (),
+    fits: int | float | str | None = None,
     table: pandas.DataFrame | None = None,
     check: bool = True,
+    groups: str = "auto",
+    out: str | os.PathLike | None = None,
+    name: str | None = None,
     watch: Watch | None = None,
     cancel: threading.Event | None = None,
     stall_seconds: Seconds = STALL_SECONDS,
     **measuring: Any,
 ) -> Recipe:
-    """Return the recipe for a component that does the least damage within a budget of bytes.
+    """Return the recipe that does the least damage to pictures within a budget of bytes.
 
-    For each weights dtype whose smallest form fits, layers are taken out of quantization in the
-    order of error removed for each byte that this costs, as long as bytes are left. Errors of
-    layers are taken for independent of each other and of rounding, so squares add up. The best
-    of each dtype, and every plain dtype that fits, is then run on the inputs that the table was
-    measured with, and the one with the smallest error of the output is returned.
+    Every layer, or block, gets the weights dtype of its own, by integer programming over what
+    `sensitivity` measures. Errors of layers are taken for independent of each other and of
+    rounding, so squares add up. The choice, the best keep-list of each dtype and every plain dtype
+    that fits are then run on the same inputs, and the one with the smallest error of the output
+    is returned: never one that is worse there than a plain dtype or a keep-list.
 
     Parameters
     ----------
     model : str or path, optional
         ``"demo"`` (the default), a folder in Diffusers layout, or a Hub id.
     budget_bytes : int or str
-        Bytes that the component may hold, or ``"8GB"``.
-    component : str, optional
-        By default the denoiser.
+        Bytes that the components may hold together, or ``"8GB"``.
+    component, components : str, iterable of str, optional
+        One, or several: the denoiser (the default) and text encoders. The errors of text encoders
+        are those that they cause in the denoiser's output.
+    fits : int or str, optional
+        Instead of a budget a card's memory, ``"12GB"``: what all other parts of the pipeline
+        leave of it. Activations aren't counted.
     table : pandas.DataFrame, optional
         From `sensitivity` of the same model and component, so that nothing is measured twice.
     check : bool
         Whether to run the candidates; without it the smallest predicted error decides.
+    groups : str
+        ``"layers"``, ``"blocks"``, or ``"auto"``: blocks of models of more than 200 layers.
+    out : path, optional
+        File that keeps what is measured; the same call goes on with it, and other budgets use it.
+    name : str, optional
+        What the recipe is called; by default ``"advised 4.20 MB"``.
     watch, cancel, stall_seconds
         As for `compare`.
     **measuring
-        What else `sensitivity` takes: ``inputs``, ``prompt``, ``steps``, ``device``, ...
+        What else `sensitivity` takes: ``inputs``, ``prompt``, ``seed``, ``steps``, ``device``, ...
 
     Returns
     -------
     Recipe
-        Whose weight bytes are at most `budget_bytes`: the unquantized reference if that fits.
+        Whose weight bytes are at most the budget: the unquantized reference if that fits.
+        `advice_report` tells why each layer got its word.
 
     Raises
     ------
@@ -84,182 +161,433 @@ def advise(
 
     Examples
     --------
-    >>> advise("demo", "4MB")
-    Recipe(weights='int4', skip=(...), components=())
+    >>> recipe = advise("demo", "4MB")
+    >>> print(recipe)                                            # doctest: +SKIP
+    int4 x_embedder=int8 proj_out=none
+    >>> advice_report(recipe)                                    # doctest: +SKIP
     """
+    one_of("groups", groups, ("auto", *GROUPS))
     checked_arguments(sensitivity, (model,), measuring)  # refused here, not after the first work
-    if budget_bytes is None:
-        raise ArgumentError("a budget is needed: bytes, or a size such as 8GB")
-    budget = parse_bytes(budget_bytes)
     dtype = measuring.get("dtype", "bfloat16")
     named = {"variant": measuring.get("variant"), "revision": measuring.get("revision")}
-    shapes = _shapes(model, component, dtype, **named)
-    if shapes.held(REFERENCE, ()) <= budget:
+    source = find_model(model, weights=False, **named)
+    components = (components,) if isinstance(components, str) else tuple(components)
+    shapes = Shapes(source, components or (component or source.denoiser,), dtype)
+    is_default = not components and not component
+    budget = _budget(shapes, budget_bytes, fits, named)
+    if shapes.held({}) <= budget:
         return Recipe(REFERENCE)
-    smallest = {word: shapes.held(word, ()) for word in QUANTIZED}
+    _check_fits(shapes, budget)
+    groups = shapes.groups if groups == "auto" else groups
+    common = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
+    if table is not None:
+        _check_table(table, shapes)
+        measuring = {**_as_measured(table), **measuring}
+    if table is not None and not check:
+        choice = _Choice(shapes, table, budget)
+        chosen = min(choice.candidates(), key=choice.predicted)
+        return _given(choice, chosen, [], is_default, name)
+    if watch is None and table is None:
+        sys.stderr.write(work_text(shapes, groups, measuring) + "\n")
+    with _measuring(model, shapes, measuring, common) as session:
+        place = None if out is None else Path(out)
+        if table is None:
+            table = _measured(session, shapes, groups, place)
+        choice = _Choice(shapes, table, budget)
+        candidates = choice.candidates()
+        if not check:
+            return _given(choice, min(candidates, key=choice.predicted), [], is_default, name)
+        key = session.identity
+        earlier = [words for words in _TRIED.get(key, []) if shapes.held(words) <= budget]
+        tried = _unique([choice.spelled(words) for words in candidates] + earlier)
+        errors = [e.output_error for e in session.measure([_set(w, session) for w in tried], place)]
+        _TRIED[key] = _unique([*_TRIED.get(key, []), *tried])
+    best = min(range(len(tried)), key=lambda i: (errors[i], shapes.held(tried[i])))
+    results = [(words, error) for words, error in zip(tried, errors, strict=True)]
+    return _given(choice, tried[best], results, is_default, name)
+
+
+def work_text(shapes: Shapes, groups: str, measuring: Mapping[str, Any]) -> str:
+    """Return in a sentence what measuring takes, told before anything runs."""
+    inputs = measuring.get("inputs", INPUTS)
+    sets = len(QUANTIZED) * sum(len(grouped(la, groups)) for la in shapes.layers.values())
+    weights = format_bytes(shapes.held({}))
+    what = groups[:-1]
+    return (
+        f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
+        f"{format_count(sets // len(QUANTIZED), what)}, {len(QUANTIZED)} words and "
+        f"{format_count(inputs, 'input')} are {format_count(sets * inputs, 'forward')}, each from "
+        "the first changed block on (half of it on average), then some for the candidates"
+    )
+
+
+@public
+def advice_cost(
+    model: str | os.PathLike | None = None,
+    *,
+    component: str | None = None,
+    components: Iterable[str] | str = (),
+    groups: str = "auto",
+    **measuring: Any,
+) -> str:
+    """Return what advice on a model would take, from its configuration alone.
+
+    Parameters
+    ----------
+    model, component, components, groups, **measuring
+        As for `advise`.
+
+    Examples
+    --------
+    >>> advice_cost("FLUX.1-dev")                                # doctest: +SKIP
+    """
+    one_of("groups", groups, ("auto", *GROUPS))
+    source = find_model(model, weights=False)
+    components = (components,) if isinstance(components, str) else tuple(components)
+    names = components or (component or source.denoiser,)
+    shapes = Shapes(source, names, measuring.get("dtype", "bfloat16"))
+    return work_text(shapes, shapes.groups if groups == "auto" else groups, measuring)
+
+
+# --- what there is --------------------------------------------------------------------------
+
+
+class Shapes:
+    """Components without their weights."""
+
+    def __init__(self, source: Source, names: tuple[str, ...], dtype: str) -> None:
+        from ..models.skeleton import build_skeleton
+
+        self.source, self.names, self.dtype = source, names, dtype
+        self._modules = {n: build_skeleton(source.component(n), dtype=dtype) for n in names}
+        self.layers = {name: self._layers(name) for name in names}
+        self._fixed = sum(
+            predict_weight_bytes(module, {}, dtype) for module in self._modules.values()
+        ) - sum(layer_bytes(la, REFERENCE, dtype) for ls in self.layers.values() for la in ls)
+
+    def _layers(self, name: str) -> tuple[Layer, ...]:
+        """Return the layers that may be quantized."""
+        everything = dataclasses.replace(
+            reference_share(name), recipe=Recipe(QUANTIZED[0]), word=QUANTIZED[0]
+        )
+        found = resolve(self._modules[name], everything, dtype=self.dtype, strict=False)
+        return tuple(choice.layer for choice in found.quantized)
+
+    @property
+    def groups(self) -> str:
+        """What gets a word of its own."""
+        return "blocks" if sum(map(len, self.layers.values())) > _MANY else "layers"
+
+    def held(self, words: Mapping[str, Mapping[str, str]]) -> int:
+        """Return the bytes of the components under words by component and path."""
+        return self._fixed + sum(
+            layer_bytes(layer, words.get(name, {}).get(layer.path, REFERENCE), self.dtype)
+            for name, layers in self.layers.items()
+            for layer in layers
+        )
+
+    def uniform(self, word: str) -> int:
+        """Return the bytes of the components with every layer in one word."""
+        return self.held({n: {la.path: word for la in ls} for n, ls in self.layers.items()})
+
+    @property
+    def fixed(self) -> int:
+        """Bytes of all that isn't the weight of one of the layers."""
+        return self._fixed
+
+
+def _budget(
+    shapes: Shapes,
+    budget_bytes: float | str | None,
+    fits: float | str | None,
+    named: Mapping[str, Any],
+) -> int:
+    if (budget_bytes is None) == (fits is None):
+        raise ArgumentError(
+            "a budget is needed: bytes, or a size such as 8GB; or fits, a card's memory"
+            + ("" if fits is None else ", and not both")
+        )
+    if fits is None:
+        return parse_bytes(budget_bytes)  # type: ignore[arg-type]
+    rows = plan(shapes.source.model, REFERENCE, dtype=shapes.dtype, **named)
+    rows = rows[rows["component"] != PIPELINE]
+    others = rows[~rows["component"].isin(shapes.names)]["weight_bytes"].sum()
+    return parse_bytes(fits) - int(others)
+
+
+def _check_fits(shapes: Shapes, budget: int) -> None:
+    smallest = {word: shapes.uniform(word) for word in QUANTIZED}
     least = min(smallest, key=lambda word: smallest[word])
     if smallest[least] > budget:
         raise ArgumentError(
-            f"{shapes.name} of {shapes.model!r} does not fit into {budget} bytes "
-            f"({format_bytes(budget)}): the least is {least} with {smallest[least]} bytes "
-            f"({format_bytes(smallest[least])})"
+            f"{format_list(shapes.names)} of {shapes.source.model!r} does not fit into {budget} "
+            f"bytes ({format_bytes(max(budget, 0))}): the least is {least} with {smallest[least]} "
+            f"bytes ({format_bytes(smallest[least])})"
         )
-    common = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
-    if table is None:
-        fitting = [word for word in QUANTIZED if smallest[word] <= budget]
-        table = sensitivity(model, fitting, component=component, **measuring, **common)
-    _check_table(table, shapes)
-    measuring = {**_as_measured(table), **measuring}
-    best = _candidates(table, shapes, budget, component)
-    if not best:
-        raise ArgumentError(f"the table has no row of a dtype that fits: {least} does")
-    if not check:
-        return min(best, key=lambda entry: entry[0])[1]
-    plain = [_recipe(word, (), component) for word in smallest if smallest[word] <= budget]
-    recipes = list(dict.fromkeys([*(recipe for _, recipe in sorted(best, key=_error)), *plain]))
-    errors = _output_errors(model, recipes, component, measuring, common)
-    return min(zip(errors, range(len(recipes)), recipes, strict=True))[2]
 
 
-# --- advising -------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Shapes:
-    """A component without its weights."""
-
-    model: str
-    name: str
-    dtype: str
-    module: torch.nn.Module
-    layers: tuple[Layer, ...]
-
-    def held(self, weights: str, skip: Sequence[str]) -> int:
-        """Return the bytes that the component holds under a recipe."""
-        recipe = Recipe(weights, tuple(skip))
-        resolved = resolve(self.module, recipe, self.name, self.dtype, strict=False)
-        return predict_weight_bytes(self.module, resolved.words, self.dtype)
-
-
-def _shapes(model, component: str | None, dtype: str, **named: str | None) -> _Shapes:
-    from ..models.layers import linear_layers
-    from ..models.skeleton import build_skeleton
-
-    source = find_model(model, weights=False, **named)
-    part = source.component(component)
-    module = build_skeleton(part, dtype=dtype)
-    return _Shapes(source.model, part.name, dtype, module, linear_layers(module))
-
-
-def _check_table(table: pandas.DataFrame, shapes: _Shapes) -> None:
+def _check_table(table: pandas.DataFrame, shapes: Shapes) -> None:
     missing = [name for name in _NEEDED if name not in table.columns]
     if missing:
         raise ArgumentError(f"the table is not one of sensitivity: it lacks {', '.join(missing)}")
-    for column, wanted in (("component", shapes.name), ("compute_dtype", shapes.dtype)):
-        other = sorted(set(table[column]) - {wanted})
+    for column, wanted in (("component", shapes.names), ("compute_dtype", (shapes.dtype,))):
+        other = sorted(set(table[column]) - set(wanted))
         if other:
-            raise ArgumentError(f"the table's {column} is {other[0]!r}, not {wanted!r}")
-    for weights, rows in table.groupby("weights"):
-        saved = shapes.held(REFERENCE, ()) - shapes.held(weights, ())
+            raise ArgumentError(
+                f"the table's {column} is {other[0]!r}, not {format_list(wanted, 'or')!r}"
+            )
+    for (name, weights), rows in table.groupby(["component", "weights"]):
+        layers = shapes.layers[name]
+        saved = sum(
+            layer_bytes(layer, REFERENCE, shapes.dtype) - layer_bytes(layer, weights, shapes.dtype)
+            for layer in layers
+        )
         if rows["saved_bytes"].sum() != saved:
             raise ArgumentError(
-                f"the table is not of all layers of {shapes.name} of {shapes.model!r}: its "
+                f"the table is not of all layers of {name} of {shapes.source.model!r}: its "
                 f"{weights} rows save {rows['saved_bytes'].sum()} bytes, the model {saved}"
             )
+    if absent := [name for name in shapes.names if name not in set(table["component"])]:
+        raise ArgumentError(f"the table has no rows of {absent[0]}")
 
 
 def _as_measured(table: pandas.DataFrame) -> dict[str, Any]:
     """Return the conditions of a table, as far as it tells them, to measure under the same."""
     first = table.iloc[0].to_dict()
-    found = {name: first[name] for name in ("prompt", "device") if name in first}
-    found |= {name: int(first[name]) for name in ("seed", "steps", "inputs") if name in first}
+    found = {name: first[name] for name in ("device",) if name in first}
+    found |= {name: int(first[name]) for name in ("steps", "inputs") if name in first}
+    if "prompt" in first:
+        found["prompt"] = tuple(str(first["prompt"]).split(" | "))
+    if "seed" in first:
+        found["seed"] = tuple(int(seed) for seed in str(first["seed"]).split(", "))
     if "size" in first:
         found["size"] = tuple(int(side) for side in first["size"].split("x"))
     return found
 
 
-def _candidates(
-    table: pandas.DataFrame, shapes: _Shapes, budget: int, component: str | None
-) -> list[tuple[float, Recipe]]:
-    """Return the best recipe of each dtype, with its predicted error."""
-    found = []
-    for weights in dict.fromkeys(table["weights"]):
-        spare = budget - shapes.held(weights, ())
-        if spare < 0:
-            continue
-        rows = table[table["weights"] == weights].to_dict("records")
-        kept, error = _best_kept(rows, spare)
-        skip = skip_patterns(kept, shapes.layers)
-        found.append((error, _recipe(weights, skip, component)))
+# --- measuring ------------------------------------------------------------------------------
+
+
+def _measuring(
+    model: str | os.PathLike | None,
+    shapes: Shapes,
+    measuring: Mapping[str, Any],
+    common: Mapping[str, Any],
+) -> LayerErrors:
+    options = {k: v for k, v in measuring.items() if k not in ("inputs", "prompt", "seed")}
+    with watching(cancel=common["cancel"]):
+        request = check_request(
+            model,
+            (Recipe(REFERENCE),),
+            prompts_of(model, measuring.get("prompt")),
+            seeds=measuring.get("seed", 0),
+            repeats=1,
+            **options,
+        )
+    alone = len(shapes.names) == 1
+    main = shapes.names[0] if alone else request.source.denoiser
+    others = () if alone else tuple(name for name in shapes.names if name != main)
+    if strange := [name for name in others if not name.startswith("text_encoder")]:
+        raise ArgumentError(
+            f"components names {strange[0]!r}: together with the denoiser {main} only text "
+            "encoders can be advised"
+        )
+    return LayerErrors(request, main, measuring.get("inputs", INPUTS), others=others, **common)
+
+
+def _measured(
+    session: LayerErrors, shapes: Shapes, groups: str, out: Path | None
+) -> pandas.DataFrame:
+    recipes = tuple(Recipe(word) for word in QUANTIZED)
+    asked = {name: (recipes, (la,) * len(recipes)) for name, la in shapes.layers.items()}
+    return measured_table(session, asked, groups, out)
+
+
+def _set(words: Mapping[str, Mapping[str, str]], session: LayerErrors) -> NamedSet:
+    """Return layers with a word each as a set to be measured."""
+    chosen = [
+        (path if name == session.component else f"{name}/{path}", word)
+        for name, own in words.items()
+        for path, word in own.items()
+        if word != REFERENCE
+    ]
+    layers = tuple(Layer(path, 0, 0, False) for path, _ in chosen)
+    return NamedSet("mixed", "", layers, tuple(word for _, word in chosen))
+
+
+# --- choosing -------------------------------------------------------------------------------
+
+
+class _Choice:
+    """What can be chosen for a budget, from a table of sensitivities."""
+
+    def __init__(self, shapes: Shapes, table: pandas.DataFrame, budget: int) -> None:
+        self.shapes, self.table, self.budget = shapes, table, budget
+        self.floor = float(table["output_floor"].iloc[0])
+        self.inputs = int(table["inputs"].iloc[0]) if "inputs" in table.columns else 0
+        self.groups = _groups(table, shapes)
+        self.room = budget - shapes.fixed
+
+    def candidates(self) -> list[Words]:
+        """Return the words to try, all of which fit."""
+        words = sorted({o.word for g in self.groups for o in g.options}, key=WORDS.index)
+        quantized = [word for word in words if word != REFERENCE]
+        least = sum(min(option.bytes for option in group.options) for group in self.groups)
+        most = sum(group.option(REFERENCE).bytes for group in self.groups)
+        rungs = [least + (most - least) * (i / _RUNGS) ** 2 for i in range(_RUNGS)]
+        rooms = [self.room, *(int(rung) for rung in rungs if rung < self.room)]
+        found = [choose(self.groups, room, self.floor) for room in rooms]
+        found += [choose(self.groups, self.room, 0.0)]
+        found += [keep_list(self.groups, word, self.room, self.floor) for word in quantized]
+        found += [{g.key: g.option(word).word for g in self.groups} for word in quantized]
+        kept = [words for words in found if words and size_of(self.groups, words) <= self.room]
+        if not kept:
+            raise ArgumentError(
+                f"nothing that the table has rows of fits into {format_bytes(self.budget)}: it "
+                f"knows {format_list(quantized)}"
+            )
+        return kept
+
+    def predicted(self, words: Words) -> float:
+        """Return the error that words make together."""
+        return predicted_error(self.groups, words, self.floor)
+
+    def spelled(self, words: Words) -> dict[str, dict[str, str]]:
+        """Return the word of each layer, by component and path, from those of groups."""
+        return {
+            name: {
+                layer.path: words[name, path]
+                for path, members in self._members(name).items()
+                for layer in members
+            }
+            for name in self.shapes.names
+        }
+
+    def _members(self, name: str) -> dict[str, tuple[Layer, ...]]:
+        paths = {group.path for group in self.groups if group.component == name}
+        layers = self.shapes.layers[name]
+        kind = "layers" if paths == {layer.path for layer in layers} else "blocks"
+        return grouped(layers, kind)
+
+    def same_from_halves(self) -> float | None:
+        """Return the share of layers that get the same word from two halves of the inputs."""
+        if "errors_by_input" not in self.table.columns or self.inputs < 2:
+            return None
+        halves = []
+        for start in (0, 1):
+            table = self.table.copy()
+            each = [tuple(errors)[start::2] for errors in table["errors_by_input"]]
+            if not all(each):
+                return None
+            table["output_error"] = [
+                math.sqrt(math.fsum(e * e for e in es) / len(es)) for es in each
+            ]
+            halves.append(choose(_groups(table, self.shapes), self.room, self.floor))
+        one, other = halves
+        if one is None or other is None:
+            return None
+        spelled = [self.spelled(words) for words in (one, other)]
+        same = [
+            spelled[0][name][layer.path] == spelled[1][name][layer.path]
+            for name, layers in self.shapes.layers.items()
+            for layer in layers
+        ]
+        return sum(same) / len(same)
+
+
+def _groups(table: pandas.DataFrame, shapes: Shapes) -> tuple[Group, ...]:
+    found: dict[tuple[str, str], list[Option]] = {}
+    for row in table.to_dict("records"):
+        options = found.setdefault((row["component"], row["path"]), [])
+        if not options:
+            options.append(Option(REFERENCE, int(row["bytes_none"]), 0.0, 0.0))
+        error = float(row["weight_error"]), float(row["output_error"])
+        options.append(Option(row["weights"], int(row["bytes_quantized"]), *error))
+    return tuple(Group(*key, tuple(options)) for key, options in found.items())
+
+
+def _unique(entries: Sequence[dict[str, dict[str, str]]]) -> list[dict[str, dict[str, str]]]:
+    seen = {str(entry): entry for entry in entries}
+    return list(seen.values())
+
+
+# --- telling --------------------------------------------------------------------------------
+
+
+def _given(
+    choice: _Choice,
+    chosen: Words | dict[str, dict[str, str]],
+    tried: list[tuple[dict[str, dict[str, str]], float]],
+    is_default: bool,
+    name: str | None,
+) -> Recipe:
+    """Return the recipe of chosen words, and remember what it rests on."""
+    spelled: dict[str, dict[str, str]] = (
+        choice.spelled(chosen) if any(isinstance(k, tuple) for k in chosen) else chosen  # type: ignore[arg-type, assignment]
+    )
+    shapes = choice.shapes
+    held = shapes.held(spelled)
+    name = name or f"advised {format_bytes(choice.budget)}"
+    recipe = _worded(spelled, is_default, name)
+    errors = [error for words, error in tried if words == spelled]
+    words = _of_groups(choice, spelled)
+    _GIVEN[recipe] = Advice(
+        recipe,
+        shapes.source.model,
+        shapes.names,
+        choice.budget,
+        held,
+        choice.predicted(words),
+        errors[0] if errors else None,
+        choice.floor,
+        choice.inputs,
+        choice.same_from_halves(),
+        tuple(_layer_advice(group, words[group.key], choice.floor) for group in choice.groups),
+        tuple((str(_worded(w, is_default, None)), shapes.held(w), error) for w, error in tried),
+    )
+    return recipe
+
+
+def _worded(spelled: dict[str, dict[str, str]], is_default: bool, name: str | None) -> Recipe:
+    if is_default:
+        return recipe_of_words(next(iter(spelled.values())), name=name)
+    return recipe_of_components(spelled, name=name)
+
+
+def _of_groups(choice: _Choice, spelled: dict[str, dict[str, str]]) -> Words:
+    """Return the word of each group; of one that another table left mixed its commonest."""
+    found = {}
+    for name in choice.shapes.names:
+        for path, members in choice._members(name).items():
+            words = [spelled[name][layer.path] for layer in members]
+            found[name, path] = max(words, key=words.count)
     return found
 
 
-def _best_kept(rows: list[dict], spare: int) -> tuple[list[str], float]:
-    """Return which rows to keep unquantized, and the error that the others make together."""
-    kept, squares = [], 0.0
-    for row in sorted(rows, key=lambda row: -_damage(row) / max(row["saved_bytes"], 1)):
-        if row["saved_bytes"] <= spare and len(kept) < len(rows) - 1:
-            kept.append(row["path"])
-            spare -= max(row["saved_bytes"], 0)
-        else:
-            squares += _damage(row)
-    return kept, math.sqrt(squares)
+def _layer_advice(group: Group, word: str, floor: float) -> LayerAdvice:
+    own = group.option(word)
+    coarsest = min(group.options, key=lambda option: option.bytes)
+    return LayerAdvice(
+        group.component, group.path, word, own.bytes, own.output_error, coarsest.output_error,
+        _why(group, own, floor),
+    )  # fmt: skip
 
 
-def _damage(row: dict) -> float:
-    """Return the square of the error that a row causes beyond rounding."""
-    return max(0.0, row["output_error"] ** 2 - row["output_floor"] ** 2)
-
-
-def skip_patterns(paths: Iterable[str], layers: Sequence[Layer]) -> tuple[str, ...]:
-    """Return a short skip list that keeps exactly the layers at or under some paths.
-
-    Containers all of whose layers are kept stand for them. A path that is another layer's leaf
-    name too (FLUX has a ``proj_out`` at the top and one in every single block) is written as a
-    glob of itself, ``[p]roj_out``, which means the path alone.
-    """
-    wanted = {
-        layer.path
-        for path in paths
-        for layer in layers
-        if layer.path == path or layer.path.startswith(path + ".")
-    }
-    found: list[str] = []
-    left = set(wanted)
-    for layer in layers:
-        if layer.path not in left:
-            continue
-        parts = layer.path.split(".")
-        for count in range(1, len(parts) + 1):
-            name = ".".join(parts[:count])
-            under = {la.path for la in layers if la.path == name or la.path.startswith(name + ".")}
-            if under <= wanted and (len(under) > 1 or count == len(parts)):
-                exact = set(match_layers((name,), layers)) == under
-                found.append(name if exact else f"[{name[0]}]{name[1:]}")
-                left -= under
-                break
-    return tuple(found)
-
-
-def _recipe(weights: str, skip: Sequence[str], component: str | None) -> Recipe:
-    return Recipe(weights, tuple(skip), (component,) if component else ())
-
-
-def _error(entry: tuple[float, Recipe]) -> float:
-    return entry[0]
-
-
-def _output_errors(model, recipes, component, measuring: dict, common: dict) -> list[float]:
-    """Return the error of the output under each recipe, measured."""
-    options = {k: v for k, v in measuring.items() if k not in ("inputs", "out", "prompt", "seed")}
-    options.pop("groups", None)
-    request = check_request(
-        model,
-        recipes,
-        measuring.get("prompt"),
-        seeds=(measuring.get("seed", 0),),
-        repeats=1,
-        **options,
+def _why(group: Group, own: Option, floor: float) -> str:
+    finer = [option for option in group.options if option.bytes > own.bytes]
+    coarser = [option for option in group.options if option.bytes < own.bytes]
+    if own.word != REFERENCE and own.output_error <= floor:
+        return "its error is below that of rounding: equal to unquantized"
+    if not coarser:
+        better = min(finer, key=lambda option: option.bytes, default=None)
+        more = (
+            ""
+            if better is None
+            else (f"; {better.word} would take {format_bytes(better.bytes - own.bytes)} more")
+        )
+        return f"the fewest bytes do little harm here{more}"
+    worse = max(coarser, key=lambda option: option.bytes)
+    return (
+        f"{worse.word} would save {format_bytes(own.bytes - worse.bytes)}, and harm more than "
+        "these bytes are worth elsewhere"
     )
-    with LayerErrors(request, component, measuring.get("inputs", 2), **common) as session:
-        layers = session.layers(recipes)
-        sets = [NamedSet(r.weights, "", found) for r, found in zip(recipes, layers, strict=True)]
-        return [error.output_error for error in session.measure(sets)]

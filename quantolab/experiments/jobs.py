@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..models.source import Source
+from ..plain_values import LATER
 from ..recipes import Recipe
 from ..records import Conditions
 from ..run.jobs import TrialJob
@@ -66,6 +67,8 @@ class LayerSet:
 
     weights: str
     paths: tuple[str, ...]
+    words: tuple[str, ...] = field(default=(), metadata=LATER)
+    """The word of each, where they haven't all the same."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class SetError:
     """Relative L2 error of the weights."""
     output_error: float
     """Relative L2 error of the component's output."""
+    by_input: tuple[float, ...] = field(default=(), metadata=LATER)
+    """The same for each of the inputs by itself."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,15 @@ class SetsJob:
 
     trial: TrialJob
     component: str
+    """The first of them, whose paths have no component before them."""
     sets: tuple[LayerSet, ...]
     inputs: int
     """How many of the component's calls to look at."""
     results: Path | None
     """File to which each result is added as a line of JSON as soon as it is there."""
+    others: tuple[str, ...] = ()
+    """More components, ``NAME/path`` in sets. Then errors are those of the denoiser's output,
+    whatever component they come from."""
 
 
 @dataclass(frozen=True)

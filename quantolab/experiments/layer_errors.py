@@ -26,6 +26,13 @@ from .jobs import LayerSet, LayersJob, SetError, SetsFound, SetsJob
 from .kinds import LAYERS, SETS
 from .opening import watched
 
+_RULES = 2
+"""How inputs and floor are found; results by other rules aren't mixed with these."""
+
+_KEPT: dict[str, tuple[Seen | None, dict[LayerSet, SetError]]] = {}
+"""What this process has measured, by what it was measured with: used again, and not lost between
+a table and the advice that follows."""
+
 
 @dataclass(frozen=True)
 class NamedSet:
@@ -35,11 +42,16 @@ class NamedSet:
     path: str
     """The name: a layer's path, or its block's."""
     layers: tuple[Layer, ...]
+    words: tuple[str, ...] = ()
+    """The word of each layer, where they haven't all the same."""
+    component: str = ""
+    """Which component they belong to, where it isn't the first."""
 
     @property
     def asked(self) -> LayerSet:
         """What a child is asked for."""
-        return LayerSet(self.weights, tuple(layer.path for layer in self.layers))
+        before = f"{self.component}/" if self.component else ""
+        return LayerSet(self.weights, tuple(before + la.path for la in self.layers), self.words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +77,8 @@ class LayerErrors:
         How many of the component's calls to look at.
     watch, cancel, stall_seconds
         As for `compare`.
+    others : sequence of str
+        Text encoders; errors are then those of the denoiser's output.
     """
 
     def __init__(
@@ -76,8 +90,10 @@ class LayerErrors:
         watch: Watch | None,
         cancel: Any,
         stall_seconds: float,
+        others: Sequence[str] = (),
     ) -> None:
         self.component = component or request.source.denoiser
+        self.others = tuple(others)
         self._inputs = inputs
         self._request = request
         self._watch = watch
@@ -109,17 +125,19 @@ class LayerErrors:
         """What is asked for, the device resolved."""
         return self._session.request
 
-    def layers(self, recipes: Sequence[Recipe]) -> tuple[tuple[Layer, ...], ...]:
+    def layers(
+        self, recipes: Sequence[Recipe], component: str | None = None
+    ) -> tuple[tuple[Layer, ...], ...]:
         """Return the layers that each recipe quantizes."""
-        request = self.request
-        asked = LayersJob(request.source, self.component, request.workload.dtype, tuple(recipes))
-        return self._session.job(LAYERS, asked, self._work / "layers").layers
+        request, name = self.request, component or self.component
+        asked = LayersJob(request.source, name, request.workload.dtype, tuple(recipes))
+        return self._session.job(LAYERS, asked, self._work / f"layers-{name}").layers
 
     def measure(self, sets: Sequence[NamedSet], out: Path | None = None) -> list[SetError]:
         """Return the errors of each set; those that `out` holds already aren't measured again."""
         session = self._session
-        results = _Results(out, self._identity())
-        left = tuple(entry.asked for entry in sets if results.of(entry.asked) is None)
+        results = _Results(out, {"measured": self.identity})
+        left = tuple(dict.fromkeys(e.asked for e in sets if results.of(e.asked) is None))
         session.total = len(left)
         if left or results.seen is None:
             encoded = session.encode(self._work)
@@ -129,6 +147,7 @@ class LayerErrors:
                 left,
                 self._inputs,
                 None if out is None else out.absolute(),
+                self.others,
             )
             results.add(left, session.job(SETS, asked, self._work / "measure"))
         session.enter_stage("finished")
@@ -136,27 +155,33 @@ class LayerErrors:
         found = [results.of(entry.asked) for entry in sets]
         return [error for error in found if error is not None]
 
-    def _identity(self) -> dict[str, str]:
-        """Return what must agree before results of two calls may stand in one table."""
+    @property
+    def identity(self) -> str:
+        """What must agree before results of two calls may stand in one table."""
         workload = dataclasses.asdict(self.request.workload)
         names = ("prompts", "seeds", "steps", "guidance", "size", "dtype", "device", "revision")
         chosen = {name: workload[name] for name in names}
-        part = self.request.source.component(self.component)
-        paths = weight_files(part.folder, part.library).paths
+        parts = [self.request.source.component(n) for n in (self.component, *self.others)]
+        paths = [
+            p
+            for part in parts
+            for p in weight_files(part.folder, part.library, variant=part.variant).paths
+        ]
         files = [(str(p), p.stat().st_size, p.stat().st_mtime) for p in paths]
-        text = json.dumps([chosen, files, self.component, self._inputs], default=str)
-        return {"measured": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        said = [_RULES, chosen, files, self.component, self._inputs, *self.others]
+        text = json.dumps(said, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Results:
     """Results by set, kept in a file of JSON lines if one is given."""
 
     def __init__(self, path: Path | None, identity: dict[str, str]) -> None:
-        self._path = path
-        self.seen: Seen | None = None
-        self._found: dict[LayerSet, SetError] = {}
+        self._path, self._identity = path, identity["measured"]
         if path is None:
+            self.seen, self._found = _KEPT.get(self._identity, (None, {}))
             return
+        self.seen, self._found = None, {}
         lines = _json_lines(path) if path.exists() else []
         if lines and lines[0] != identity:
             raise ArgumentError(
@@ -179,6 +204,7 @@ class _Results:
             self.seen = from_dict(Seen, line["conditions"])
         else:
             self._found[from_dict(LayerSet, line)] = from_dict(SetError, line)
+        _KEPT[self._identity] = (self.seen, self._found)
 
     def of(self, entry: LayerSet) -> SetError | None:
         """Return a set's errors, if they are there."""
@@ -190,6 +216,7 @@ class _Results:
         self.seen = Seen(
             **to_dict(found.conditions), inputs=found.inputs, output_floor=found.output_floor
         )
+        _KEPT[self._identity] = (self.seen, self._found)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"conditions": to_dict(self.seen)}) + "\n")

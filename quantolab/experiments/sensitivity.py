@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, public
 from ..backends import layer_bytes
 from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
+from ..models.source import DEMO
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe, as_recipe
 from ..run.asked import check_request
@@ -20,18 +20,29 @@ from ..run.session import Watch
 from ..shapes import Layer
 from ..weights import QUANTIZED, REFERENCE
 from .jobs import SetError
-from .layer_errors import LayerErrors, NamedSet
+from .layer_errors import LayerErrors, NamedSet, Seen
 
 if TYPE_CHECKING:
     import pandas
 
 GROUPS = ("layers", "blocks")
 
+INPUTS = 8
+"""Calls of a denoiser that are looked at, unless others are asked for."""
+
+PROMPTS = (
+    "a photograph of a red fox in a snowy forest, detailed fur, morning light",
+    "a watercolour of a harbour with fishing boats under a cloudy sky",
+    "a portrait of an old man with a beard, studio light",
+    "a poster with the word QUANTUM in large blue letters",
+)
+"""Of models that bring none: different enough that layers matter for different reasons."""
+
 
 _COLUMNS = (
     "component", "path", "weights", "layers", "parameters",
     "bytes_none", "bytes_quantized", "saved_bytes", "weight_error", "output_error",
-    "output_floor", "inputs",
+    "output_floor", "below_floor", "errors_by_input", "inputs",
     "model", "device", "device_name", "threads", "compute_dtype", "prompt", "seed", "steps",
     "size", "torch", "diffusers", "quanto",
 )  # fmt: skip
@@ -47,9 +58,9 @@ def sensitivity(
     *,
     component: str | None = None,
     groups: str = "layers",
-    inputs: int = 2,
-    prompt: str | None = None,
-    seed: int = 0,
+    inputs: int = INPUTS,
+    prompt: str | Iterable[str] | None = None,
+    seed: int | Iterable[int] = 0,
     steps: int | None = None,
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
@@ -81,10 +92,12 @@ def sensitivity(
         (``transformer_blocks.3``) and one for each container outside them; with large models
         that is much quicker.
     inputs : int
-        How many calls of the denoiser to look at, spread over the steps. (A text encoder is
-        called once.)
-    prompt, seed, steps, guidance, size, dtype, device
-        As for `compare`; one picture's worth.
+        How many calls of the denoiser to look at, spread over the steps and dealt over prompts
+        and seeds. (A text encoder is called once a prompt.)
+    prompt, seed : str or iterable of str, int or iterable of int
+        Of the pictures; by default several prompts.
+    steps, guidance, size, dtype, device
+        As for `compare`.
     variant : str, optional
         Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
         there are none the only variant.
@@ -103,9 +116,10 @@ def sensitivity(
         ``layers, parameters`` in it; ``bytes_none, bytes_quantized, saved_bytes``;
         ``weight_error``, relative L2 error of its weights; ``output_error``, relative L2 error
         of the component's first output with only this quantized (infinite if that is no number
-        any more), over all ``inputs`` looked at; ``output_floor``, the error that rounding alone
-        makes (one layer's sums in another order; the median of some layers), below which
-        nothing can be told; and the conditions.
+        any more), over all ``inputs`` looked at, and ``errors_by_input`` for each;
+        ``output_floor``, the error that rounding alone makes (the sums of all layers in another
+        order), below which nothing can be told (``below_floor``: such layers are equal); and the
+        conditions.
 
     Raises
     ------
@@ -127,8 +141,8 @@ def sensitivity(
         request = check_request(
             model,
             chosen,
-            prompt,
-            seeds=(seed,),
+            prompts_of(model, prompt),
+            seeds=seed,
             steps=steps,
             guidance=guidance,
             size=size,
@@ -142,13 +156,34 @@ def sensitivity(
     options = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
     with LayerErrors(request, component, looked_at, **options) as measuring:
         layers = measuring.layers(chosen)
-        sets = [
-            NamedSet(recipe.weights, path, members)
-            for recipe, found in zip(chosen, layers, strict=True)
-            for path, members in _grouped(found, groups).items()
-        ]
-        errors = measuring.measure(sets, None if out is None else Path(out))
-        return _table(sets, errors, measuring)
+        return measured_table(measuring, {measuring.component: (chosen, layers)}, groups, out)
+
+
+def prompts_of(model: object, prompt: str | Iterable[str] | None) -> Any:
+    """Return the prompts to look at: those that are asked for, the model's own, or several."""
+    return PROMPTS if prompt is None and model not in (None, DEMO) else prompt
+
+
+def measured_table(
+    measuring: LayerErrors,
+    asked: Mapping[str, tuple[Sequence[Recipe], Sequence[Sequence[Layer]]]],
+    groups: str,
+    out: str | os.PathLike | None,
+) -> pandas.DataFrame:
+    """Return the table of some components: of each its recipes, and the layers of each recipe."""
+    sets = [
+        NamedSet(
+            recipe.words[0],
+            path,
+            members,
+            component="" if name == measuring.component else name,
+        )
+        for name, (recipes, layers) in asked.items()
+        for recipe, found in zip(recipes, layers, strict=True)
+        for path, members in grouped(found, groups).items()
+    ]
+    errors = measuring.measure(sets, None if out is None else Path(out))
+    return _table(sets, errors, measuring)
 
 
 def _of_component(recipes, component: str | None) -> tuple[Recipe, ...]:
@@ -156,16 +191,23 @@ def _of_component(recipes, component: str | None) -> tuple[Recipe, ...]:
     single = isinstance(recipes, (str, Recipe))
     chosen = [as_recipe(recipe) for recipe in ((recipes,) if single else recipes)]
     names = (component,) if component else ()
-    found = tuple(Recipe(r.weights, r.skip, names) for r in chosen if not r.is_reference)
-    if not found:
+    chosen = [recipe for recipe in chosen if not recipe.is_reference]
+    if not chosen:
         raise ArgumentError(f"recipes names nothing to quantize; allowed: {', '.join(QUANTIZED)}")
-    twice = [r.weights for r in found if [f.weights for f in found].count(r.weights) > 1]
+    if mixed := [recipe for recipe in chosen if len(recipe.words) > 1]:
+        raise ArgumentError(
+            f"the recipe '{mixed[0]}' has several words; here each has one, {mixed[0].words[0]!r} "
+            "for example, and skips"
+        )
+    found = tuple(Recipe(recipe.words[0], recipe.kept, names) for recipe in chosen)
+    twice = [r.words[0] for r in found if [f.words for f in found].count(r.words) > 1]
     if twice:
         raise ArgumentError(f"{twice[0]} is asked for more than once")
     return found
 
 
-def _grouped(layers: Sequence[Layer], groups: str) -> dict[str, tuple[Layer, ...]]:
+def grouped(layers: Sequence[Layer], groups: str) -> dict[str, tuple[Layer, ...]]:
+    """Return layers by the name of their group."""
     found: dict[str, list[Layer]] = {}
     for layer in layers:
         name = layer.path if groups == "layers" else block_of(layer.path)
@@ -194,21 +236,34 @@ def _table(
     request, seen = measuring.request, measuring.seen
     workload = request.workload
     common = {
-        "component": measuring.component,
         "model": request.source.model,
         "device": workload.device,
         "compute_dtype": workload.dtype,
-        "prompt": workload.prompts[0],
-        "seed": workload.seeds[0],
+        "prompt": " | ".join(workload.prompts),
+        "seed": ", ".join(map(str, workload.seeds)),
         "steps": workload.steps,
         "size": "x".join(map(str, workload.size)),
         **{name: getattr(seen, name) for name in _SEEN},
     }
     rows = [
-        {**common, **_bytes(entry, workload.dtype), **dataclasses.asdict(error)}
+        {
+            "component": entry.component or measuring.component,
+            **common,
+            **_bytes(entry, workload.dtype),
+            **_figures(error, seen),
+        }
         for entry, error in zip(sets, errors, strict=True)
     ]
     return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _figures(error: SetError, seen: Seen) -> dict:
+    return {
+        "weight_error": error.weight_error,
+        "output_error": error.output_error,
+        "below_floor": error.output_error <= seen.output_floor,
+        "errors_by_input": error.by_input,
+    }
 
 
 def _bytes(entry: NamedSet, dtype: str) -> dict:

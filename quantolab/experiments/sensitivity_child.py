@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import statistics
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import torch
 
@@ -29,12 +30,7 @@ from ..run.studio import Prepared, Studio, encode_with, prepare
 from ..shapes import Layer
 from ..weights import REFERENCE
 from .jobs import LayersFound, LayersJob, SetError, SetsFound, SetsJob
-
-Inputs = list[tuple[tuple, dict]]
-"""Arguments of calls of a component's forward."""
-
-
-_FLOOR_LAYERS = 8  # so many layers, spread over the component, tell what rounding does
+from .replaying import Call, Replay, copied, first_output_of
 
 
 class _Enough(Exception):
@@ -52,100 +48,201 @@ def list_layers(asked: LayersJob, desk: Desk) -> LayersFound:
 def measure_sets(asked: SetsJob, desk: Desk) -> SetsFound:
     """Return the errors that quantizing each set of layers causes, by itself."""
     desk.stage("loading")
-    reference = Recipe(REFERENCE, (), (asked.component,))
-    prepared = prepare(
-        dataclasses.replace(asked.trial, recipe=reference, components=(asked.component,))
-    )
-    module = getattr(prepared.pipe, asked.component)
+    names = (asked.component, *asked.others)
+    reference = Recipe(REFERENCE, (), names)
+    prepared = prepare(dataclasses.replace(asked.trial, recipe=reference, components=names))
+    layers = _layers(prepared, asked)
     desk.stage("capturing inputs")
-    inputs = _captured(module, prepared, asked, desk)
-    outputs = [_first_output(module, call) for call in inputs]
-    layers = {layer.path: layer for layer in linear_layers(module)}
-    floor = _floor(module, list(layers.values()), inputs, outputs)
+    probe = _probe(prepared, asked, desk)
+    floor = _floor(layers, probe)
     results = []
     desk.stage("quantizing layer by layer")
     for entry in asked.sets:
-        chosen = [layers[path] for path in entry.paths]
-        results.append(_errors(module, chosen, entry.weights, inputs, outputs))
+        words = entry.words or (entry.weights,) * len(entry.paths)
+        results.append(_errors(dict(zip(entry.paths, words, strict=True)), layers, probe))
         if asked.results is not None:
             with asked.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**to_dict(entry), **to_dict(results[-1])}) + "\n")
         desk.picture()
     device = asked.trial.workload.device
-    return SetsFound(tuple(results), len(inputs), floor, describe_conditions(device, None))
+    return SetsFound(tuple(results), probe.count, floor, describe_conditions(device, None))
 
 
-def _captured(module: torch.nn.Module, prepared: Prepared, asked: SetsJob, desk: Desk) -> Inputs:
-    """Return arguments of the component's forward, spread over the first picture's calls.
+@dataclass(frozen=True)
+class _Place:
+    """A Linear layer, and the module in which it lies."""
 
-    Of a denoiser's calls those in the middle of equal parts are taken (with two, a quarter and
-    three quarters of the way); of a text encoder's the first.
+    owner: torch.nn.Module
+    layer: Layer
+    is_first: bool
+    """Whether it belongs to the first of the components."""
+
+
+def _layers(prepared: Prepared, asked: SetsJob) -> dict[str, _Place]:
+    """Return every layer of the components under the name by which sets call it."""
+    found = {}
+    for name in (asked.component, *asked.others):
+        module, first = getattr(prepared.pipe, name), name == asked.component
+        for layer in linear_layers(module):
+            path = layer.path if first else f"{name}/{layer.path}"
+            found[path] = _Place(module, layer, first)
+    return found
+
+
+class _Probe:
+    """What is run again and again: the same inputs, and how far outputs are from the first."""
+
+    def __init__(self, runs: Sequence[Callable[[Collection[str]], torch.Tensor]]) -> None:
+        self._runs = runs
+        self._outputs = [run(()).double() for run in runs]
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are."""
+        return len(self._runs)
+
+    def errors(self, changed: Collection[str]) -> tuple[float, tuple[float, ...]]:
+        """Return the relative L2 error of all outputs, and of each, with some layers changed."""
+        squares = [
+            (run(changed).double() - output).square().sum().item()
+            for run, output in zip(self._runs, self._outputs, strict=True)
+        ]
+        norms = [output.square().sum().item() for output in self._outputs]
+        each = tuple(map(_relative, squares, norms))
+        return _relative(sum(squares), sum(norms)), each
+
+
+def _probe(prepared: Prepared, asked: SetsJob, desk: Desk) -> _Probe:
+    """Return what tells the errors of sets: the component on its own inputs, or the denoiser.
+
+    The denoiser's output for the same noise tells what a text encoder's errors do, in the same
+    measure as its own.
+    """
+    module = getattr(prepared.pipe, asked.component)
+    if asked.component.startswith("text_encoder"):
+        texts = _captured_texts(module, prepared, asked)
+        return _Probe([Replay(module, call).output for call in texts])
+    studio = Studio(prepared, asked.trial.workload, desk)
+    captured = _captured(module, studio, asked)
+    if not asked.others:
+        return _Probe([Replay(module, call).output for _, call in captured])
+    return _Probe([_FromText(module, prepared, *found).output for found in captured])
+
+
+class _FromText:
+    """A denoiser's call whose text is encoded anew where a text encoder is changed."""
+
+    def __init__(
+        self, module: torch.nn.Module, prepared: Prepared, prompt: str, call: Call
+    ) -> None:
+        self._module, self._pipe, self._prompt, self._call = module, prepared.pipe, prompt, call
+        self._replay = Replay(module, call)
+        self._device = str(next(module.parameters()).device)
+        self._places = [
+            (key, start, name)
+            for name, text in self._encoded().items()
+            for key, value in call[1].items()
+            for start in _rows_of(text, value)
+        ]
+        if not self._places:
+            raise UnsupportedError(
+                f"where the text goes in a {type(module).__name__} can't be seen, so that errors "
+                "of text encoders can't be told: advise one component at a time"
+            )
+
+    def output(self, changed: Collection[str]) -> torch.Tensor:
+        """Return the denoiser's output with some layers changed."""
+        if not any("/" in path for path in changed):
+            return self._replay.output(changed)
+        encoded, given = self._encoded(), copied(self._call[1])
+        for key, start, name in self._places:
+            given[key][start : start + len(encoded[name])] = encoded[name]
+        return first_output_of(self._module, (self._call[0], given))
+
+    def _encoded(self) -> dict[str, torch.Tensor]:
+        return (encode_with(self._pipe, [self._prompt], self._device) or {}).get(self._prompt, {})
+
+
+def _rows_of(text: torch.Tensor, value: object) -> list[int]:
+    """Return where an encoded text stands among the rows of an argument."""
+    if not torch.is_tensor(value) or value.ndim != text.ndim or value.shape[1:] != text.shape[1:]:
+        return []
+    starts = range(0, len(value) - len(text) + 1, len(text))
+    return [at for at in starts if torch.equal(value[at : at + len(text)], text.to(value.dtype))]
+
+
+def _captured(module: torch.nn.Module, studio: Studio, asked: SetsJob) -> list[tuple[str, Call]]:
+    """Return prompts and arguments of some of the denoiser's calls.
+
+    They are dealt over prompts and seeds and spread over the steps: of as many equal parts of the
+    steps as inputs are wanted the middle is taken, each of another picture than the one before.
     """
     workload, wanted = asked.trial.workload, asked.inputs
-    is_encoder = asked.component.startswith("text_encoder")
-    numbers = {int((i + 0.5) * workload.steps / wanted) for i in range(wanted)}
-    if is_encoder:
-        numbers = {0}
-    seen: Inputs = []
-    count = 0
-
-    def look(module, args, kwargs) -> None:
-        nonlocal count
-        if count in numbers:
-            seen.append((_copied(args), _copied(kwargs)))
-            if len(seen) == len(numbers):
-                raise _Enough
-        count += 1
-
-    handle = module.register_forward_pre_hook(look, with_kwargs=True)
-    prompt, seed = workload.pairs[0]
-    try:
-        if is_encoder:
-            encode_with(prepared.pipe, [prompt], workload.device)
-        if not seen:
-            Studio(prepared, workload, desk).make(prompt, seed)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
+    pairs = workload.pairs
+    numbers: dict[tuple[str, int], set[int]] = {}
+    for i in range(wanted):
+        step = int((i + 0.5) * workload.steps / wanted)
+        numbers.setdefault(pairs[i % len(pairs)], set()).add(step)
+    seen: list[tuple[str, Call]] = []
+    for (prompt, seed), own in numbers.items():
+        with _watched(module, own) as calls, suppress(_Enough):
+            studio.make(prompt, seed)
+        seen += [(prompt, call) for call in calls]
     if not seen:
         raise UnsupportedError(f"{asked.component} is not called while a picture is made")
     return seen
 
 
-def _copied(value: Any) -> Any:
-    """Return arguments whose tensors no later step overwrites."""
-    if torch.is_tensor(value):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(v) for v in value)
-    return value
+def _captured_texts(module: torch.nn.Module, prepared: Prepared, asked: SetsJob) -> list[Call]:
+    """Return arguments of a text encoder's first call for each prompt."""
+    seen: list[Call] = []
+    for prompt in asked.trial.workload.prompts[: asked.inputs]:
+        with _watched(module, {0}) as calls, suppress(_Enough):
+            encode_with(prepared.pipe, [prompt], asked.trial.workload.device)
+        seen += calls
+    if not seen:
+        raise UnsupportedError(f"{asked.component} is not called while a prompt is encoded")
+    return seen
 
 
-def _first_output(module: torch.nn.Module, call: tuple[tuple, dict]) -> torch.Tensor:
-    with torch.no_grad():
-        output = module(*call[0], **call[1])
-    return (output if torch.is_tensor(output) else output[0]).float()
+@contextmanager
+def _watched(module: torch.nn.Module, numbers: set[int]) -> Iterator[list[Call]]:
+    """Collect the arguments of some of a module's calls; after the last of them `_Enough`."""
+    seen: list[Call] = []
+    count = 0
+
+    def look(module, args, kwargs) -> None:
+        nonlocal count
+        if count in numbers:
+            seen.append((copied(args), copied(kwargs)))
+            if len(seen) == len(numbers):
+                raise _Enough
+        count += 1
+
+    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
-def _floor(module: torch.nn.Module, layers: list[Layer], inputs: Inputs, outputs: list) -> float:
-    """Return the output error that rounding alone makes: one layer's sums in another order.
+def _floor(layers: dict[str, _Place], probe: _Probe) -> float:
+    """Return the output error that rounding alone makes: all layers' sums in another order.
 
-    The median over some layers. What quantizing a layer changes can't be told from rounding
-    below it; in bfloat16 that is much, since later layers amplify what differs in the last bit.
+    What quantizing a layer changes can't be told from rounding below it; in bfloat16 that is much,
+    since later layers amplify what differs in the last bit. (One layer's sums in another order
+    often round to the same values, and tell nothing.)
     """
-    step = max(1, len(layers) // _FLOOR_LAYERS)
-    found = []
-    for layer in layers[::step]:
-        linear = module.get_submodule(layer.path)
-        put_module(module, layer.path, _reordered(linear))
-        try:
-            found.append(_output_error(module, inputs, outputs))
-        finally:
-            put_module(module, layer.path, linear)
-    return statistics.median(found)
+    originals = {
+        path: place.owner.get_submodule(place.layer.path) for path, place in layers.items()
+    }
+    try:
+        for path, place in layers.items():
+            put_module(place.owner, place.layer.path, _reordered(originals[path]))
+        return probe.errors(list(layers))[0]
+    finally:
+        for path, place in layers.items():
+            put_module(place.owner, place.layer.path, originals[path])
 
 
 def _reordered(linear: torch.nn.Linear) -> torch.nn.Linear:
@@ -159,35 +256,25 @@ def _reordered(linear: torch.nn.Linear) -> torch.nn.Linear:
     return new.eval()
 
 
-def _errors(
-    module: torch.nn.Module, layers: list[Layer], word: str, inputs: Inputs, outputs: list
-) -> SetError:
+def _errors(words: dict[str, str], layers: dict[str, _Place], probe: _Probe) -> SetError:
     """Return the relative error of some layers' weights, and of the output with them quantized."""
-    originals = {layer.path: module.get_submodule(layer.path) for layer in layers}
     squares = norms = 0.0
-    backend, form = door(word, "layers"), door(word, "stored_form")
+    originals = {}
     try:
-        for layer in layers:
-            linear = originals[layer.path]
-            quantized, _ = backend.quantize_linear(layer, word, linear.weight, linear.bias)
-            put_module(module, layer.path, quantized)
+        for path, word in words.items():
+            place = layers[path]
+            linear = originals[path] = place.owner.get_submodule(place.layer.path)
+            backend, form = door(word, "layers"), door(word, "stored_form")
+            quantized, _ = backend.quantize_linear(place.layer, word, linear.weight, linear.bias)
+            put_module(place.owner, place.layer.path, quantized)
             delta = form.plain_weight(quantized).double() - linear.weight.double()
             squares += delta.square().sum().item()
             norms += linear.weight.double().square().sum().item()
-        output_error = _output_error(module, inputs, outputs)
+        output_error, by_input = probe.errors(list(words))
     finally:
         for path, linear in originals.items():
-            put_module(module, path, linear)
-    return SetError(_relative(squares, norms), output_error)
-
-
-def _output_error(module: torch.nn.Module, inputs: Inputs, outputs: list) -> float:
-    squares = norms = 0.0
-    for call, reference in zip(inputs, outputs, strict=True):
-        delta = (_first_output(module, call) - reference).double()
-        squares += delta.square().sum().item()
-        norms += reference.double().square().sum().item()
-    return _relative(squares, norms)
+            put_module(layers[path].owner, layers[path].layer.path, linear)
+    return SetError(_relative(squares, norms), output_error, by_input)
 
 
 def _relative(squares: float, norms: float) -> float:

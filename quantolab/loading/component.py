@@ -13,9 +13,9 @@ from ..errors import BrokenModelError, first_line, is_out_of_memory, one_of
 from ..files.choosing import weight_files
 from ..files.foreign import check_plain
 from ..files.mapped import MappedWeights
-from ..models.resolving import resolve
+from ..models.resolving import Share, as_share, check_recipe, resolve, share_of, shares_in
 from ..models.skeleton import build_skeleton, component_class, quiet_libraries
-from ..models.source import Component, find_model
+from ..models.source import Component, Source, find_model
 from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..weights import DEFAULT
@@ -50,7 +50,8 @@ def load(
     recipe : Recipe or str
         What to quantize to and which layers to keep.
     component : str, optional
-        ``"transformer"``, ``"text_encoder_2"``, ...; by default the denoiser.
+        ``"transformer"``, ``"text_encoder_2"``, ...; by default the denoiser. A recipe's word for
+        all is meant for it.
     dtype : str
         Compute dtype: ``"bfloat16"``, ``"float16"`` or ``"float32"``.
     device : str
@@ -88,36 +89,60 @@ def load(
     device = resolve_device(device)
     source = find_model(model, weights=(component,), variant=variant, revision=revision)
     part = source.component(component)
-    return load_component(part, recipe, dtype=dtype, device=device)[0]
+    share = share_of(recipe, source, part.name)
+    alone = len(shares_in(recipe, source)) < 2
+    if not alone:
+        check_shares(recipe, source, dtype)
+    return load_component(part, share, dtype=dtype, device=device, strict_skip=alone)[0]
+
+
+def check_shares(recipe: Recipe, source: Source, dtype: str) -> dict[str, Share]:
+    """Return a recipe's share of each component, after a look at whether all of it takes effect.
+
+    Raises
+    ------
+    ArgumentError
+        If it doesn't, or names a component that the model hasn't.
+    """
+    shares = shares_in(recipe, source)
+    found = {}
+    for name, share in shares.items():
+        module = build_skeleton(source.component(name), dtype=dtype)
+        found[name] = (share, resolve(module, share, dtype=dtype, strict=False))
+    check_recipe(recipe, found)
+    return shares
 
 
 def load_component(
-    part: Component, recipe: Recipe, *, dtype: str, device: str, strict_skip: bool = True
+    part: Component, recipe: Recipe | Share, *, dtype: str, device: str, strict_skip: bool = True
 ) -> tuple[torch.nn.Module, QuantizeReport]:
     """Return a component and its report; arguments as for `load`, already resolved.
 
     Parameters
     ----------
+    recipe : Recipe or Share
+        A recipe by itself is meant for this component; of several, each has its share.
     strict_skip : bool
-        Whether a skip pattern that hits nothing here is an error; not so when several
-        components share one recipe.
+        Whether a pattern that hits nothing here is an error; not so when several components
+        share one recipe.
     """
     check_configured(part)
+    share = as_share(recipe, part.name)
     files = weight_files(part.folder, part.library, variant=part.variant)
     tensors = MappedWeights(files.paths)
     check_plain(part.folder, {name: tensors.spec(name).dtype for name in tensors})
     if part.library == "diffusers":
         module = build_skeleton(part, keep_buffers=True, dtype=dtype)
-        loaded = _read_layer_by_layer(part, module, tensors, recipe, dtype, device, strict_skip)
+        loaded = _read_layer_by_layer(part, module, tensors, share, dtype, device, strict_skip)
         if loaded is not None:
             return _with_note(part, *loaded)
     del tensors  # its own library reads them anew
     module = _read_whole(part, dtype).to(device)
-    resolved = resolve(module, recipe, part.name, dtype, strict=strict_skip)
-    if recipe.is_reference:
-        report = finish(module, recipe, resolved, ())
+    resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
+    if share.is_reference:
+        report = finish(module, share.recipe, resolved, ())
     else:
-        module, report = quantize_resolved(module, recipe, resolved)
+        module, report = quantize_resolved(module, share.recipe, resolved)
     release_memory()
     return _with_note(part, module.eval(), report)
 
@@ -136,7 +161,7 @@ def _read_layer_by_layer(
     part: Component,
     module: torch.nn.Module,
     tensors: MappedWeights,
-    recipe: Recipe,
+    share: Share,
     dtype: str,
     device: str,
     strict_skip: bool,
@@ -154,7 +179,7 @@ def _read_layer_by_layer(
     return fill_skeleton(
         module,
         tensors,
-        recipe,
+        share,
         part.name,
         dtype=dtype,
         device=device,

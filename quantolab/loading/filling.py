@@ -9,7 +9,7 @@ import torch
 from ..backends import door
 from ..errors import BrokenModelError
 from ..models.layers import kept_in_float32
-from ..models.resolving import Resolved, resolve
+from ..models.resolving import Resolved, Share, as_share, resolve
 from ..recipes import Recipe
 from .placing import place_buffers, put_module, put_tensor, release_memory
 from .report import QuantizeReport, finish
@@ -18,7 +18,7 @@ from .report import QuantizeReport, finish
 def fill_skeleton(
     module: torch.nn.Module,
     tensors: Mapping[str, torch.Tensor],
-    recipe: Recipe,
+    recipe: Recipe | Share,
     component: str,
     *,
     dtype: str,
@@ -46,11 +46,12 @@ def fill_skeleton(
     BrokenModelError
         If a weight holds NaN or infinity.
     """
-    resolved = resolve(module, recipe, component, dtype, strict=strict_skip)
+    share = as_share(recipe, component)
+    resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
     applied = _fill(module, tensors, resolved, dtype, device, release)
     place_buffers(module, device)  # those that no file holds
     release_memory()
-    return module, finish(module, recipe, resolved, applied)
+    return module, finish(module, share.recipe, resolved, applied)
 
 
 def _fill(

@@ -11,8 +11,16 @@ from ..backends import door, is_quantized
 from ..errors import ArgumentError, BrokenModelError, one_of
 from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
-from ..models.layers import check_patterns, linear_layers
-from ..models.resolving import Resolved, resolve
+from ..models.layers import linear_layers
+from ..models.resolving import (
+    Resolved,
+    Share,
+    check_recipe,
+    reference_share,
+    resolve,
+    share_of_module,
+    shares_of,
+)
 from ..models.source import DENOISERS
 from ..recipes import Recipe, as_recipe
 from .placing import put_module
@@ -24,7 +32,10 @@ if TYPE_CHECKING:
 
 @public
 def quantize(
-    module: torch.nn.Module | DiffusionPipeline, recipe: Recipe | str
+    module: torch.nn.Module | DiffusionPipeline,
+    recipe: Recipe | str,
+    *,
+    component: str | None = None,
 ) -> tuple[torch.nn.Module | DiffusionPipeline, QuantizeReport]:
     """Quantize the Linear layers of a module that is in memory, and say what became of each.
 
@@ -37,7 +48,9 @@ def quantize(
         Any module in one floating-point dtype; Diffusers and transformers models for example. Of a
         pipeline, the components that the recipe names, by default the denoiser.
     recipe : Recipe or str
-        What to quantize to and which layers to keep; its `components` count for pipelines only.
+        What to quantize to and which layers to keep.
+    component : str, optional
+        Which of the recipe's components the module is, where it has other words for others.
 
     Returns
     -------
@@ -65,25 +78,32 @@ def quantize(
     recipe = as_recipe(recipe)
     if not isinstance(module, torch.nn.Module):
         return module, _quantize_parts(module, recipe)
-    return _quantize_module(module, recipe)
+    return _quantize_module(module, share_of_module(recipe, component))
 
 
 def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe) -> QuantizeReport:
     """Quantize the components of a pipeline that a recipe means; nothing if one of them can't."""
     parts = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
-    names = recipe.components or tuple(n for n in parts if n in DENOISERS)
-    if not names:
+    denoisers = tuple(name for name in parts if name in DENOISERS)
+    own = recipe.components if isinstance(recipe.weights, str) else tuple(recipe.weights)
+    for name in own:
+        one_of("component", name, parts)
+    if not denoisers and not any(term.name in parts for term in recipe.terms):
         raise ArgumentError(
             f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}: name what to quantize by "
             f"Recipe(components=...); it has {', '.join(parts)}"
         )
-    chosen = {one_of("component", name, parts): parts[name] for name in names}
-    for part in chosen.values():
-        _check_module(part)
-    check_patterns(recipe.skip, {name: linear_layers(part) for name, part in chosen.items()})
+    shares = shares_of(recipe, parts, denoisers) or {n: reference_share(n) for n in denoisers}
+    for name in shares:
+        _check_module(parts[name])
+    found = {
+        name: (share, resolve(parts[name], share, dtype=_compute_dtype(parts[name]), strict=False))
+        for name, share in shares.items()
+    }
+    check_recipe(recipe, found)
     reports = {}
-    for name, part in chosen.items():
-        part, reports[name] = _quantize_module(part, recipe, strict=False, name=name)
+    for name, share in shares.items():
+        part, reports[name] = _quantize_module(parts[name], share, strict=False)
         setattr(pipe, name, part)
     return QuantizeReport(
         recipe,
@@ -96,15 +116,15 @@ def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe) -> QuantizeReport:
 
 
 def _quantize_module(
-    module: torch.nn.Module, recipe: Recipe, *, strict: bool = True, name: str = ""
+    module: torch.nn.Module, share: Share, *, strict: bool = True
 ) -> tuple[torch.nn.Module, QuantizeReport]:
     _check_module(module)
-    resolved = resolve(module, recipe, name, _compute_dtype(module), strict=strict)
-    if recipe.is_reference:
-        report = QuantizeReport(recipe, (), (), (), weight_bytes(module))
+    resolved = resolve(module, share, dtype=_compute_dtype(module), strict=strict)
+    if share.is_reference:
+        report = QuantizeReport(share.recipe, (), (), (), weight_bytes(module))
         module.quantize_report = report
         return module, report
-    return quantize_resolved(module, recipe, resolved)
+    return quantize_resolved(module, share.recipe, resolved)
 
 
 def quantize_resolved(

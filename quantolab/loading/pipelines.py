@@ -11,13 +11,13 @@ import torch
 from ..arguments import public
 from ..devices import resolve_device
 from ..errors import BrokenModelError, UnsupportedError, first_line, is_out_of_memory, one_of
-from ..models.layers import check_patterns, linear_layers
-from ..models.skeleton import build_skeleton, dtype_keyword, quiet_libraries
+from ..models.resolving import reference_share
+from ..models.skeleton import dtype_keyword, quiet_libraries
 from ..models.source import find_model
 from ..models.unquantized import check_unquantized
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..weights import DEFAULT
-from .component import load_component
+from .component import check_shares, load_component
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,8 +40,8 @@ def load_pipeline(
     model : str or path, optional
         ``"demo"``, a folder in Diffusers layout, or a Hub id.
     recipe : Recipe or str
-        What to quantize to, which layers to keep, and in which components (the denoiser, unless
-        the recipe names some).
+        What to quantize to, which layers to keep, and in which components: the denoiser alone,
+        unless the recipe names others.
     dtype : str
         Compute dtype of all parts.
     device : str
@@ -61,22 +61,22 @@ def load_pipeline(
 
     Examples
     --------
-    >>> pipe = load_pipeline("demo", Recipe("int8", components=("transformer", "text_encoder")))
+    >>> pipe = load_pipeline("demo", "transformer=int8 text_encoder_2=int4")
     """
     recipe = as_recipe(recipe)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     source = find_model(model, variant=variant, revision=revision)
-    names = recipe.components or source.default_components
-    components = [source.component(name) for name in names]
     for component in source.components:
         check_unquantized(component)
-    if recipe.skip:
-        layers = {c.name: linear_layers(build_skeleton(c)) for c in components}
-        check_patterns(recipe.skip, layers)
+    shares = check_shares(recipe, source, dtype) or {
+        name: reference_share(name) for name in source.default_components
+    }
     parts = {
-        c.name: load_component(c, recipe, dtype=dtype, device=device, strict_skip=False)[0]
-        for c in components
+        name: load_component(
+            source.component(name), share, dtype=dtype, device=device, strict_skip=False
+        )[0]
+        for name, share in shares.items()
     }
     return assemble(
         source.folder, source.pipeline, parts, dtype=dtype, device=device, variant=source.variant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,36 @@ def match_layers(
     return hits
 
 
-def check_patterns(patterns: Iterable[str], layers_by_component: dict[str, tuple[Layer, ...]]):
+def no_match(
+    pattern: str,
+    layers_by_component: Mapping[str, tuple[Layer, ...]],
+    *,
+    what: str = "skip pattern",
+    components: Iterable[str] = (),
+) -> ArgumentError:
+    """Return the error that says that a pattern hits nothing, with the nearest names.
+
+    Parameters
+    ----------
+    pattern : str
+        As it was written.
+    layers_by_component : mapping of str to tuple of Layer
+        The layers that there are.
+    what : str
+        What the pattern is for.
+    components : iterable of str
+        Names of components that could have been meant.
+    """
+    layers = [layer for ls in layers_by_component.values() for layer in ls]
+    hint = nearest(pattern, components) or _suggest(pattern, layers)
+    return ArgumentError(
+        f"{what} {pattern!r} matches none of the {len(layers)} Linear layers of "
+        f"{' and '.join(layers_by_component)}; allowed: a leaf name, a full path, a "
+        f"container's path or a glob{hint}"
+    )
+
+
+def check_patterns(patterns: Iterable[str], layers_by_component: Mapping[str, tuple[Layer, ...]]):
     """Make sure that each pattern hits at least one layer of some component.
 
     Raises
@@ -87,14 +116,8 @@ def check_patterns(patterns: Iterable[str], layers_by_component: dict[str, tuple
         For the first one that hits nothing, with the nearest leaf names, paths and containers.
     """
     for pattern in patterns:
-        if any(match_layers((pattern,), ls, c) for c, ls in layers_by_component.items()):
-            continue
-        layers = [layer for ls in layers_by_component.values() for layer in ls]
-        raise ArgumentError(
-            f"skip pattern {pattern!r} matches none of the {len(layers)} Linear layers of "
-            f"{' and '.join(layers_by_component)}; allowed: a leaf name, a full path, a "
-            f"container's path or a glob{_suggest(pattern, layers)}"
-        )
+        if not any(match_layers((pattern,), ls, c) for c, ls in layers_by_component.items()):
+            raise no_match(pattern, layers_by_component)
 
 
 def _hits(pattern: str, layer: Layer) -> bool:

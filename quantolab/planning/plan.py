@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,10 +10,18 @@ from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import layer_bytes, quantizing_bytes
-from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
+from ..errors import BrokenModelError, UnsupportedError, one_of
 from ..files.json_objects import read_object
-from ..models.layers import check_patterns, linear_layers
-from ..models.resolving import Resolved, resolve
+from ..models.layers import linear_layers
+from ..models.resolving import (
+    Resolved,
+    Share,
+    check_recipe,
+    reference_share,
+    resolve,
+    share_of,
+    shares_in,
+)
 from ..models.source import Component, Source, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
@@ -120,20 +129,20 @@ def plan(
     source = find_model(model, weights=False, variant=variant, revision=revision)
     chosen = _with_reference(WORDS if recipes is None else recipes)
     meant = _names(components)
-    for name in (*meant, *(n for recipe in chosen for n in recipe.components)):
+    for name in meant:
         source.component(name)
-    needed = {*(meant or source.denoisers), *(n for recipe in chosen for n in recipe.components)}
+    asked = [_asked(recipe, source, meant) for recipe in chosen]
+    needed = {*(meant or source.denoisers), *(n for entry in asked for n in entry.quantized)}
     parts, not_counted = _build_parts(source, needed, dtype)
-    rows = [
-        _row(source, part, recipe, dtype)
-        for part in parts
-        for recipe in chosen
-        if recipe.is_reference or (part.quantizable and _applies(recipe, part.name, meant))
-    ]
-    for recipe in chosen[1:]:
-        _check_recipe(recipe, _quantized(source, recipe, meant), parts, rows)
+    rows = []
+    for part in parts:
+        for entry in asked:
+            if entry.recipe.is_reference or (part.quantizable and part.name in entry.shown):
+                rows.append(_row(source, part, entry, dtype))
+    for entry in asked:
+        _check(entry, parts, dtype)
     if source.pipeline is not None:
-        rows += [_sum(source, rows, recipe, meant) for recipe in chosen]
+        rows += [_sum(source, rows, entry) for entry in asked]
     for row in rows:
         row["fits"] = None if budget is None else row["weight_bytes"] <= budget
         row["compute_dtype"] = dtype
@@ -209,34 +218,48 @@ def _names(components: Iterable[str] | str | None) -> tuple[str, ...]:
     return (components,) if isinstance(components, str) else tuple(components)
 
 
-def _applies(recipe: Recipe, name: str, meant: tuple[str, ...]) -> bool:
-    wanted = recipe.components or meant
-    return not wanted or name in wanted
+@dataclass(frozen=True)
+class _Asked:
+    """What a recipe means in a plan."""
+
+    recipe: Recipe
+    quantized: dict[str, Share]
+    """What it quantizes in the pipeline, by component."""
+    shown: dict[str, Share]
+    """What has rows: of a recipe that names no component every part by itself."""
 
 
-def _quantized(source: Source, recipe: Recipe, meant: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the parts that a recipe quantizes in the pipeline."""
-    return () if recipe.is_reference else recipe.components or meant or source.default_components
+def _asked(recipe: Recipe, source: Source, meant: tuple[str, ...]) -> _Asked:
+    names = [component.name for component in source.components]
+    if recipe.base is None or any(term.name in names for term in recipe.terms):
+        mine = shares_in(recipe, source)
+        return _Asked(recipe, mine, mine)
+    if meant and not recipe.is_reference:
+        mine = shares_in(dataclasses.replace(recipe, components=meant), source)
+        return _Asked(recipe, mine, mine)
+    by_itself = {name: share_of(recipe, source, name) for name in names}
+    return _Asked(recipe, shares_in(recipe, source), by_itself)
 
 
-def _check_recipe(
-    recipe: Recipe, mine: tuple[str, ...], parts: list[_Part], rows: list[dict]
-) -> None:
-    """Make sure that each skip pattern hits a layer and that some layer is left to quantize."""
-    check_patterns(recipe.skip, {part.name: part.layers for part in parts if part.name in mine})
-    own = (row for row in rows if row["recipe"] == recipe.label and row["component"] in mine)
-    if not any(row["quantized_layers"] for row in own):
-        raise ArgumentError(f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize")
+def _check(asked: _Asked, parts: list[_Part], dtype: str) -> None:
+    """Make sure that all of a recipe takes effect in the pipeline."""
+    modules = {part.name: part.module for part in parts}
+    for share in asked.quantized.values():
+        mine = asked.quantized.items()
+        found = {n: (s, resolve(modules[n], s, dtype=dtype, strict=False)) for n, s in mine}
+        check_recipe(share.recipe, found)
+        return
 
 
-def _row(source: Source, part: _Part, recipe: Recipe, dtype: str) -> dict:
-    resolved = resolve(part.module, recipe, part.name, dtype, strict=False)
+def _row(source: Source, part: _Part, asked: _Asked, dtype: str) -> dict:
+    share = asked.shown.get(part.name, reference_share(part.name))
+    resolved = resolve(part.module, share, dtype=dtype, strict=False)
     held = predict_weight_bytes(part.module, resolved.words, dtype)
     return {
         "model": source.model,
         "component": part.name,
-        "recipe": recipe.label,
-        "weights": recipe.weights,
+        "recipe": asked.recipe.label,
+        "weights": asked.recipe.weights_label,
         "quantized": part.name if resolved.quantized else "",
         "quantized_layers": len(resolved.quantized),
         "parameters": sum(p.numel() for p in part.module.parameters()),
@@ -260,9 +283,9 @@ def _load_peak(part: _Part, resolved: Resolved, dtype: str, held: int) -> int:
     return held + max(beside, default=0)
 
 
-def _sum(source: Source, rows: list[dict], recipe: Recipe, meant: tuple[str, ...]) -> dict:
+def _sum(source: Source, rows: list[dict], asked: _Asked) -> dict:
     """Return the row of a whole pipeline under one recipe."""
-    mine = _quantized(source, recipe, meant)
+    recipe, mine = asked.recipe, tuple(asked.quantized)
     parts = [
         row
         for row in rows
@@ -273,7 +296,7 @@ def _sum(source: Source, rows: list[dict], recipe: Recipe, meant: tuple[str, ...
         "model": source.model,
         "component": PIPELINE,
         "recipe": recipe.label,
-        "weights": recipe.weights,
+        "weights": recipe.weights_label,
         "quantized": ", ".join(mine),
         "quantized_layers": sum(row["quantized_layers"] for row in parts),
         "parameters": sum(row["parameters"] for row in parts),

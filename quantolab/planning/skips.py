@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import layer_bytes
-from ..errors import one_of
+from ..errors import ArgumentError, one_of
 from ..models.layers import KEEP_FP32, check_patterns, kept_in_float32, linear_layers, match_layers
-from ..models.source import find_model
-from ..recipes import COMPUTE_DTYPES
+from ..models.resolving import check_recipe, reference_share, resolve, share_of, shares_in
+from ..models.source import Source, find_model
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
-from ..weights import QUANTIZED, WORDS
+from ..weights import QUANTIZED, REFERENCE, WORDS
 
 if TYPE_CHECKING:
     import pandas
@@ -27,10 +28,14 @@ def skip_report(
     component: str | None = None,
     components: Iterable[str] | str = (),
     dtype: str = "bfloat16",
+    recipe: Recipe | str | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> pandas.DataFrame:
     """Return one row a Linear layer: its shape, its bytes, and whether a skip list keeps it.
+
+    With a recipe instead of a skip list: which word each layer gets, and which of its terms gave
+    it.
 
     Parameters
     ----------
@@ -42,6 +47,8 @@ def skip_report(
         Which parts to look at; by default the denoiser.
     dtype : str
         Compute dtype, in which kept weights and scales are held.
+    recipe : Recipe or str, optional
+        A whole recipe to look at; its components are the ones, unless others are named.
     variant : str, optional
         Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
         there are none the only variant.
@@ -55,15 +62,18 @@ def skip_report(
         why the model itself keeps it), ``diffusers_skips`` (whether the same list given to
         Diffusers' ``modules_to_not_convert`` keeps the layer: it compares leaf names only), and
         ``bytes_none, bytes_float8, ...``: bytes of the weight in each dtype. ``attrs["totals"]``
-        holds, for each dtype, the bytes of all layers and what the skip list adds.
+        holds, for each dtype, the bytes of all layers and what the skip list adds. With a recipe
+        also ``word``, ``term`` and ``bytes``, and ``attrs["bytes"]``, those of all layers.
 
     Raises
     ------
     ArgumentError
-        If a pattern matches no layer, with the nearest names.
+        If a pattern matches no layer, with the nearest names, or both a skip list and a recipe
+        are given.
 
     Examples
     --------
+    >>> skip_report("demo", recipe="int4 *.attn.*=int8")[["path", "word", "term", "bytes"]]
     >>> report = skip_report("demo", ["proj_out"])
     >>> report[report.skipped].path.tolist()[:1]
     ['single_transformer_blocks.0.proj_out']
@@ -77,7 +87,12 @@ def skip_report(
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     source = find_model(model, weights=False, variant=variant, revision=revision)
     named = (components,) if isinstance(components, str) else tuple(components)
-    names = named or ((component,) if component else source.default_components)
+    names = named or ((component,) if component else ())
+    if recipe is not None:
+        if skip:
+            raise ArgumentError("a recipe says itself what it skips: give one or a skip list")
+        return _with_words(source, as_recipe(recipe), names, dtype)
+    names = names or source.default_components
     for name in names:
         check_unquantized(source.component(name))
     modules = {name: build_skeleton(source.component(name)) for name in names}
@@ -87,6 +102,36 @@ def skip_report(
         for layer in linear_layers(module)
     ]
     return with_skips(pd.DataFrame(rows), skip)
+
+
+def _with_words(
+    source: Source, recipe: Recipe, names: tuple[str, ...], dtype: str
+) -> pandas.DataFrame:
+    """Return the report of a whole recipe."""
+    import pandas as pd
+
+    from ..models.skeleton import build_skeleton
+
+    shares = {name: share_of(recipe, source, name) for name in names} or shares_in(recipe, source)
+    shares = shares or {source.denoiser: reference_share(source.denoiser)}
+    modules = {name: build_skeleton(source.component(name)) for name in shares}
+    found = {
+        name: (share, resolve(modules[name], share, dtype=dtype, strict=False))
+        for name, share in shares.items()
+    }
+    check_recipe(recipe, found)
+    rows = []
+    for name, (_, resolved) in found.items():
+        for choice in resolved:
+            row = _row(name, modules[name], choice.layer, dtype)
+            row["skipped"] = choice.word == REFERENCE
+            row["pattern"] = (choice.term or choice.why or None) if row["skipped"] else None
+            said = {"word": choice.word, "term": choice.term or choice.why}
+            rows.append(row | said | {"bytes": row[f"bytes_{choice.word}"]})
+    table = pd.DataFrame(rows)
+    table.attrs["totals"] = _totals(table)
+    table.attrs["bytes"] = int(table["bytes"].sum())
+    return table
 
 
 def with_skips(report: pandas.DataFrame, skip: Iterable[str]) -> pandas.DataFrame:

@@ -17,7 +17,7 @@ from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
 from ..weights import weights_of
 
 if TYPE_CHECKING:
-    from ..shapes import Layer
+    from ..models.resolving import Resolved
 
 _WIDTH = 100  # of a line, so that the script reads well where it is pasted
 
@@ -50,6 +50,8 @@ class _Part:
     component: Component
     kept: tuple[str, ...]
     """Patterns for Quanto's `exclude`."""
+    words: dict[str, tuple[str, ...]]
+    """For each weights word patterns of its layers; the first that hits a layer counts."""
     generic: tuple[str, ...]
     """Paths of layers that must not become TinyGemm weights."""
     plain: tuple[str, ...]
@@ -134,15 +136,16 @@ def diffusers_code(
     if size is not None:
         size = check_size(source, size)
     parts = _resolved(source, recipe, component, dtype, device)
+    words = {word for part in parts for word in part.words}
     call = {"num_inference_steps": steps, "guidance_scale": guidance}
     if size is not None:
         call |= {"width": size[0], "height": size[1]}
     blocks = [
         _heading(source, recipe),
-        _imports(source, recipe, parts),
+        _imports(source, words, parts),
         _settings(source, dtype, device),
-        *_workarounds(recipe),
-        *(_part_code(source, part, recipe) for part in parts),
+        *_workarounds(words),
+        *(_part_code(source, part) for part in parts),
     ]
     if source.pipeline:
         blocks.append(_pipeline_code(source, recipe, parts, prompt, seed, call))
@@ -153,46 +156,69 @@ def _resolved(
     source: Source, recipe: Recipe, component: str | None, dtype: str, device: str
 ) -> tuple[_Part, ...]:
     """Return what becomes of each component, from shapes alone."""
-    from ..models.layers import check_patterns, linear_layers
+    from ..models.resolving import check_recipe, reference_share, resolve, share_of, shares_in
     from ..models.skeleton import build_skeleton
 
-    if recipe.is_reference and source.pipeline:
-        return ()  # the pipeline loads everything itself
-    names = recipe.components or ((component,) if component else source.default_components)
-    modules = {name: build_skeleton(source.component(name)) for name in names}
-    layers = {name: linear_layers(module) for name, module in modules.items()}
-    check_patterns(recipe.skip, layers)
+    if recipe.is_reference:
+        if source.pipeline:
+            return ()  # the pipeline loads everything itself
+        names = (component,) if component else source.default_components
+        shares = {name: reference_share(name) for name in names}
+    else:
+        if component is not None and not recipe.named_components:
+            shares = {component: share_of(recipe, source, component)}
+        else:
+            shares = shares_in(recipe, source)
+    found = {}
+    for name, share in shares.items():
+        module = build_skeleton(source.component(name), dtype=dtype)
+        found[name] = (share, resolve(module, share, dtype=dtype, strict=False))
+    check_recipe(recipe, found)
     return tuple(
-        _resolve(source.component(name), modules[name], layers[name], recipe, dtype, device)
-        for name in names
+        _resolve(source.component(name), resolved, recipe, dtype, device)
+        for name, (_, resolved) in found.items()
     )
 
 
 def _resolve(
-    component: Component, module, layers: tuple[Layer, ...], recipe: Recipe, dtype: str, device: str
+    component: Component, resolved: Resolved, recipe: Recipe, dtype: str, device: str
 ) -> _Part:
     import torch
 
     from ..backends.quanto import cures
-    from ..models.resolving import resolve
 
-    resolved = resolve(module, recipe, component.name, dtype, strict=False)
-    layers = resolved.layers
+    paths = tuple(layer.path for layer in resolved.layers)
     kept = tuple(path for path, _ in resolved.kept)
+    words = resolved.words
     # What each layer needs on a CPU; int4's need is the same on CUDA.
     needs = {
         choice.layer.path: cures.cure_for(choice.layer, choice.word, getattr(torch, dtype), "cpu")
         for choice in resolved.quantized
     }
     on_cpu = device in ("auto", "cpu")
-    has_kernel = recipe.weights in cures.CPU_KERNELS and dtype == "bfloat16"
+    has_kernel = any(word in cures.CPU_KERNELS for word in words.values()) and dtype == "bfloat16"
+    patterns = tuple(term.name for term in recipe.terms)
     return _Part(
         component,
-        globs_for(kept, tuple(layer.path for layer in layers), recipe.skip, component.name),
+        globs_for(kept, paths, patterns, component.name),
+        _words(words, paths, patterns, component.name),
         tuple(path for path, need in needs.items() if need == cures.INT4_GENERIC),
         tuple(path for path, need in needs.items() if need == cures.INT8_PLAIN and on_cpu),
         component.cls in _NOT_CONTIGUOUS and has_kernel and on_cpu,
     )
+
+
+def _words(
+    words: dict[str, str], paths: tuple[str, ...], patterns: tuple[str, ...], component: str
+) -> dict[str, tuple[str, ...]]:
+    """Return patterns for the layers of each word, the commonest last: it gets what is left."""
+    chosen = list(words.values())
+    order = sorted(set(chosen), key=lambda word: (chosen.count(word), word))
+    found = {
+        word: globs_for([p for p in words if words[p] == word], paths, patterns, component)
+        for word in order
+    }
+    return found | dict.fromkeys(order[-1:], ("*",))
 
 
 def globs_for(
@@ -238,26 +264,27 @@ def _model_words(source: Source) -> str:
     return "The demo model of quantolab" if source.model == DEMO else source.model
 
 
-def _imports(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
+def _imports(source: Source, words: set[str], parts: tuple[_Part, ...]) -> str:
     from_library: dict[str, set[str]] = {"diffusers": set(), "transformers": set()}
     for part in parts:
         from_library[part.component.library].add(part.component.cls)
     if source.pipeline:
         from_library["diffusers"].add(source.pipeline)
-    lines = ["import torch"]
-    if weights_of(recipe.weights).is_packed:
-        lines = ["import types", "", "import torch"]
+    standard = ["import types"] if any(weights_of(word).is_packed for word in words) else []
+    if any(len(part.words) > 1 for part in parts):
+        standard.append("from fnmatch import fnmatchcase")
+    lines = [*standard, *([""] if standard else []), "import torch"]
     lines += [
         f"from {library} import {', '.join(sorted(names))}"
         for library, names in from_library.items()
         if names
     ]
-    if not recipe.is_reference:
+    if words:
         names = ["freeze", "quantize"]
         if any(part.generic for part in parts):
             names.append("quantize_weight")
         quanto = [f"from optimum.quanto import {', '.join(names)}"]
-        if _workarounds(recipe):
+        if _workarounds(words):
             quanto.append(
                 "from optimum.quanto.library.extensions.extension import _extensions as extensions"
             )
@@ -278,13 +305,13 @@ def _settings(source: Source, dtype: str, device: str) -> str:
     )
 
 
-def _workarounds(recipe: Recipe) -> tuple[str, ...]:
-    if weights_of(recipe.weights).is_packed:
+def _workarounds(words: Iterable[str]) -> tuple[str, ...]:
+    if any(weights_of(word).is_packed for word in words):
         return (_UNPACK + _NO_CUDA_KERNELS,)
-    return (_NO_CUDA_KERNELS,) if _stores_nan(recipe) else ()
+    return (_NO_CUDA_KERNELS,) if any(map(_stores_nan, words)) else ()
 
 
-def _part_code(source: Source, part: _Part, recipe: Recipe) -> str:
+def _part_code(source: Source, part: _Part) -> str:
     from ..models.skeleton import dtype_keyword
 
     name = part.component.name
@@ -296,18 +323,40 @@ def _part_code(source: Source, part: _Part, recipe: Recipe) -> str:
         *_called(f"{name} = {part.component.cls}.from_pretrained(", arguments, ")"),
         f"{name}.to(device)",
     ]
-    if recipe.is_reference:
+    if not part.words:
         return "\n".join(lines) + "\n"
     # `include`: on its own Quanto would also quantize convolutions.
     lines += [
         f"linear = [n for n, m in {name}.named_modules() if isinstance(m, torch.nn.Linear)]",
         *_listed("keep", part.kept),
-        f'quantize({name}, weights="q{recipe.weights}", include=linear, exclude=keep)',
+        *_quantize_code(part),
         *_generic_code(part),
         f"freeze({name})",
-        *_after_freezing(part, recipe),
+        *_after_freezing(part),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quantize_code(part: _Part) -> list[str]:
+    name = part.component.name
+    if len(part.words) == 1:
+        (word,) = part.words
+        return [f'quantize({name}, weights="q{word}", include=linear, exclude=keep)']
+    lines = [
+        "left = [n for n in linear if not any(fnmatchcase(n, glob) for glob in keep)]",
+        "words = {  # the first that hits a layer counts",
+    ]
+    for word, patterns in part.words.items():
+        inner = _called(f'"q{word}": [', [_quoted(glob) for glob in patterns], "],")
+        lines += [f"    {line}" for line in inner]
+    return [
+        *lines,
+        "}",
+        "for word, globs in words.items():",
+        "    mine = [n for n in left if any(fnmatchcase(n, glob) for glob in globs)]",
+        f"    quantize({name}, weights=word, include=mine)",
+        "    left = [n for n in left if n not in mine]",
+    ]
 
 
 def _generic_code(part: _Part) -> list[str]:
@@ -326,13 +375,16 @@ def _generic_code(part: _Part) -> list[str]:
     ]
 
 
-def _after_freezing(part: _Part, recipe: Recipe) -> list[str]:
+def _after_freezing(part: _Part) -> list[str]:
     name, lines = part.component.name, []
-    if _stores_nan(recipe):
+    if any(map(_stores_nan, part.words)):
+        is_one = 'hasattr(m, "weight_qtype")'
+        if len(part.words) > 1:
+            is_one += " and m.weight_qtype.is_floating_point"
         lines += [
             "# A row of zeros has the scale 0, and 0/0 would be NaN in every picture.",
             f"for m in {name}.modules():",
-            '    if hasattr(m, "weight_qtype"):',
+            f"    if {is_one}:",
             "        raw, empty = m.weight._data.view(torch.uint8), m.weight._scale == 0",
             "        raw.masked_fill_(empty.expand_as(raw), 0)",
         ]
@@ -381,7 +433,7 @@ def _pipeline_code(
         "    generator=noise,",
         ")",
     ]
-    file = slug(recipe.label)
+    file = slug(recipe.shown)
     if _makes_video(source):
         lines.append(f'export_to_video(result.frames[0], "{file}.mp4")')
     else:
@@ -396,9 +448,9 @@ def _chosen_files(source: Source, variant: str | None) -> list[str]:
     return [f"{key}={_quoted(value)}" for key, value in said.items() if value is not None]
 
 
-def _stores_nan(recipe: Recipe) -> bool:
+def _stores_nan(word: str) -> bool:
     """Whether a row of zeros becomes NaN: 0/0 does, and floating-point weights keep it."""
-    return not recipe.is_reference and weights_of(recipe.weights).floating
+    return weights_of(word).floating
 
 
 def _makes_video(source: Source) -> bool:

@@ -107,8 +107,9 @@ def in_grid_order(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     trials = tuple(trials)
     first = {trial.recipe: place for place, trial in reversed(list(enumerate(trials)))}
 
-    def place(trial: Trial) -> tuple[int, int, bool]:
-        return WORDS.index(trial.recipe.weights), first[trial.recipe], trial.compiled
+    def place(trial: Trial) -> tuple[list[int], int, bool]:
+        words = [WORDS.index(word) for word in trial.recipe.words]
+        return words, first[trial.recipe], trial.compiled
 
     return tuple(sorted(trials, key=place))
 
@@ -128,7 +129,7 @@ def _rows(comparison: Comparison, prompts: Iterable[str] | str | None) -> tuple[
 
 
 def _column(record: dict, reference: dict | None) -> GridColumn:
-    name, rest = split_label(record["recipe"])
+    name, rest = split_label(record["recipe"], record["name"])
     if record["status"] != "ok":
         reason = record["reason"] or "no reason was recorded"
         return GridColumn(record["recipe"], name, rest, (record["status"],), reason)

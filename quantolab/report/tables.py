@@ -24,7 +24,7 @@ from ..measure.other_load import BUSY
 from ..measure.statistics import LEAST_SAMPLES, median_interval, verdict
 from ..records import OK, Comparison, Trial, Workload
 from ..text_tables import GAP, column_widths, markdown_columns, table_width, text_line
-from ..weights import REFERENCE
+from ..weights import REFERENCE, WORDS
 
 COLUMNS = (
     "recipe", "weights", "skip", "components", "status", "reason",
@@ -39,7 +39,7 @@ COLUMNS = (
 EXTRA_COLUMNS = (
     "verdict", "psnr_worst_db", "ssim_worst", "compile_seconds", "kept_layers", "notes",
     "guidance", "prompts", "revision", "other_load",
-    "device_name", "threads", "platform", "python", "transformers", "peak_method",
+    "device_name", "threads", "platform", "python", "transformers", "peak_method", "name",
 )  # fmt: skip
 """What follows them: worst pictures, and the rest of the circumstances."""
 
@@ -141,9 +141,10 @@ def reference_row(table: pd.DataFrame) -> int | None:
 def _row(trial: Trial, reference: Trial | None, workload: Workload) -> dict[str, Any]:
     return {
         "recipe": trial.label,
-        "weights": trial.recipe.weights,
-        "skip": ", ".join(trial.recipe.skip),
-        "components": ", ".join(trial.components or trial.recipe.components),
+        "name": trial.name,
+        "weights": trial.recipe.weights_label,
+        "skip": ", ".join(trial.recipe.kept),
+        "components": ", ".join(trial.components or trial.recipe.named_components),
         "status": trial.status,
         "reason": trial.reason,
         "weight_bytes": trial.weight_bytes,
@@ -274,6 +275,10 @@ class ReadableTable:
     """Why a row has no figures; None for rows that have."""
     notes: tuple[str, ...]
     """Sentences that belong under the table."""
+    labels: tuple[str, ...] = ()
+    """What each row's recipe is, in full."""
+    names: tuple[str | None, ...] = ()
+    """What each row's recipe is called; None without a name."""
 
 
 HEADERS = ("recipe", "weights", "peak", "per picture", "speed", "PSNR", "SSIM", "status")
@@ -306,6 +311,8 @@ def readable(table: pd.DataFrame) -> ReadableTable:
             for record in records
         ),
         notes=_notes(records, reference),
+        labels=tuple(record["recipe"] for record in records),
+        names=tuple(record.get("name") for record in records),
     )
 
 
@@ -319,7 +326,7 @@ def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _readable_row(record: dict[str, Any], reference: dict[str, Any] | None) -> tuple[str, ...]:
     return (
-        record["recipe"],
+        record.get("name") or record["recipe"],
         _bytes_and_share(record, reference),
         units.format_bytes(record["peak_bytes"]),
         units.format_interval(
@@ -366,17 +373,34 @@ def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> t
     return tuple(notes)
 
 
-def split_label(label: str) -> tuple[str, str]:
-    """Return a recipe's label as its short name and the rest of it.
+def split_label(label: str, name: str | None = None) -> tuple[str, str]:
+    """Return a recipe's short name and the rest of its label, or its name and all of it.
+
+    Parameters
+    ----------
+    label : str
+        As in the column `recipe`.
+    name : str, optional
+        As in the column `name`.
 
     Examples
     --------
-    >>> split_label("int4, keeping proj_out in unet compiled")
-    ('int4 compiled', 'keeping proj_out in unet')
+    >>> split_label("int4 proj_out=none compiled")
+    ('int4 compiled', 'proj_out=none')
+    >>> split_label("transformer=int8 text_encoder_2=int4")
+    ('int8+int4', 'transformer=int8 text_encoder_2=int4')
     """
     core = label.removesuffix(" compiled")
-    word = re.match(r"\w*", core).group()
-    return word + label[len(core) :], core[len(word) :].lstrip(", ")
+    if name:
+        return name, core
+    if ", keeping " in core or " in " in core:  # as 0.1.0 wrote it
+        word = re.match(r"\w*", core).group()
+        return word + label[len(core) :], core[len(word) :].lstrip(", ")
+    word, _, rest = core.partition(" ")
+    if "=" in word:
+        words = {term.rpartition("=")[2] for term in core.split()} - {REFERENCE}
+        word, rest = "+".join(w for w in WORDS if w in words), core
+    return word + label[len(core) :], rest
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -394,7 +418,8 @@ def markdown_table(table: pd.DataFrame) -> str:
         for row, reason in zip(text.rows, text.reasons, strict=True)
         if reason
     ]
-    lines += ["", *(f"- {_escaped(note)}" for note in (*below, *text.notes))]
+    said = [f"{name}: {label}" for name, label in zip(text.names, text.labels, strict=True) if name]
+    lines += ["", *(f"- {_escaped(note)}" for note in (*said, *below, *text.notes))]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -426,7 +451,7 @@ def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
     figures = [row[1:] for row, reason in zip(text.rows, text.reasons, strict=True) if not reason]
     others = column_widths([HEADERS[1:], *figures])
     room = width - table_width([0, *others])
-    names = [_named(row[0], room) for row in text.rows]
+    names = [_named(*said, room) for said in zip(text.labels, text.names, strict=True)]
     widths = [max(len(name) for name, _ in [(HEADERS[0], ""), *names]), *others]
     lines = [text_line(HEADERS, widths, ALIGN), "-" * table_width(widths)]
     for row, reason, (name, rest) in zip(text.rows, text.reasons, names, strict=True):
@@ -439,11 +464,11 @@ def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
     return "\n".join([*lines, "", *below]).rstrip() + "\n"
 
 
-def _named(label: str, room: int) -> tuple[str, str]:
-    """As much of the label as there is room for, and the rest."""
-    if len(label) <= room:
+def _named(label: str, name: str | None, room: int) -> tuple[str, str]:
+    """As much of the name, or the label, as there is room for, and the rest."""
+    if name is None and len(label) <= room:
         return label, ""
-    name, rest = split_label(label)
+    name, rest = split_label(label, name)
     if len(name) <= room or " " not in name:
         return name, rest
     word, _, compiled = name.partition(" ")

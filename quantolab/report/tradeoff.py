@@ -17,7 +17,7 @@ from .. import units
 from ..arguments import public
 from ..errors import one_of
 from ..records import OK, Comparison
-from ..weights import QUANTIZED, REFERENCE, WORDS, weights_of
+from ..weights import MIXED_COLOUR, QUANTIZED, REFERENCE, WORDS, weights_of
 from .labels import Box, Spot, place_labels
 from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
 from .tables import COLUMNS, plain_rows, reference_row, require_columns, results_table
@@ -71,11 +71,11 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
     points, left_out = [], []
     for i, record in enumerate(records):
         if record["status"] != OK:
-            left_out.append(f"{record['recipe']} ({record['status']})")
+            left_out.append(f"{record.get('name') or record['recipe']} ({record['status']})")
         elif record["weight_bytes"] is None:
-            left_out.append(f"{record['recipe']} (no bytes measured)")
+            left_out.append(f"{record.get('name') or record['recipe']} (no bytes measured)")
         elif i != position and record[quality] is None:
-            left_out.append(f"{record['recipe']} (no quality measured)")
+            left_out.append(f"{record.get('name') or record['recipe']} (no quality measured)")
         elif i != position:
             points.append(_point(record, record[quality]))
     sizes = [p.weight_bytes for p in [*points, *([reference] if reference else [])]]
@@ -92,7 +92,7 @@ def _point(record: dict[str, Any], quality: float | None) -> TradeoffPoint | Non
     if record["weight_bytes"] is None:
         return None
     return TradeoffPoint(
-        label=record["recipe"],
+        label=record.get("name") or record["recipe"],
         weights=record["weights"],
         compiled=str(record["compiled"]) == "True",
         weight_bytes=int(record["weight_bytes"]),
@@ -281,6 +281,8 @@ def _colour(ax: Axes, weights: str) -> Any:
     """Return a recipe's colour; the reference's is the ink of these axes, white on dark paper."""
     if weights == REFERENCE:
         return ax.xaxis.label.get_color()
+    if "+" in weights:
+        return MIXED_COLOUR
     row = weights_of(weights) if weights in WORDS else _NEUTRAL
     return row.colour_on_dark if _is_dark(ax) else row.colour
 

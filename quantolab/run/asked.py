@@ -9,6 +9,7 @@ from typing import Any
 
 from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
+from ..models.resolving import components_of
 from ..models.source import Source, check_size, default_size, find_model
 from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
@@ -49,9 +50,8 @@ class Request:
 
 def counted_components(recipes: Iterable[Recipe], source: Source) -> tuple[str, ...]:
     """Return the components that any of some recipes quantizes, the denoiser if none says."""
-    recipes = tuple(recipes)
-    names = [n for recipe in recipes for n in recipe.components]
-    if not names or any(not r.components for r in recipes if not r.is_reference):
+    names = [n for recipe in recipes for n in components_of(recipe, source)]
+    if not names or any(name in names for name in source.denoisers):  # these come first
         names = [*source.default_components, *names]
     return tuple(dict.fromkeys(names))
 
@@ -101,8 +101,7 @@ def check_request(
     if twice:
         raise ArgumentError(f"the recipe '{twice[0]}' is asked for more than once")
     for recipe in chosen:
-        for name in recipe.components:
-            source.component(name)
+        components_of(recipe, source)  # refuses names that the model hasn't
     is_demo = source.model == "demo"
     workload = Workload(
         model=source.model,

@@ -7,18 +7,15 @@ from contextlib import nullcontext
 import torch
 
 from ..devices import resolve_device
-from ..errors import ArgumentError
 from ..measure.conditions import describe_conditions
 from ..measure.memory import PeakMemory
 from ..measure.other_load import OtherLoad
-from ..models.layers import check_patterns, linear_layers
-from ..models.resolving import components_of, resolve
+from ..models.resolving import check_recipe, reference_share, resolve, shares_in
 from ..models.skeleton import build_skeleton
 from ..planning.predict import predict_weight_bytes
 from ..processes.jobs import Desk
 from ..recipes import Recipe
 from ..records import Timing
-from ..weights import REFERENCE
 from . import studio
 from .jobs import IMAGES, Encoded, EncodeJob, PlanJob, Planned, RecipePlan, TrialFound, TrialJob
 from .torch_compile import use_own_cache
@@ -41,19 +38,17 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
 
 
 def _plan(asked: PlanJob, recipe: Recipe, skeletons: dict[str, torch.nn.Module]) -> RecipePlan:
-    mine = components_of(recipe, asked.source)
-    check_patterns(recipe.skip, {name: linear_layers(skeletons[name]) for name in mine})
-    total, kept, left = 0, [], 0
+    shares = shares_in(recipe, asked.source)
+    total, kept, found = 0, [], {}
     for name, module in skeletons.items():
-        own = recipe if name in mine else Recipe(REFERENCE)
-        resolved = resolve(module, own, name, asked.dtype, strict=False)
+        share = shares.get(name, reference_share(name))
+        resolved = resolve(module, share, dtype=asked.dtype, strict=False)
         total += predict_weight_bytes(module, resolved.words, asked.dtype)
-        left += len(resolved.quantized)
-        if name in mine:
+        if name in shares:
+            found[name] = (share, resolved)
             kept += [f"{name}.{path}" for path in sorted(path for path, _ in resolved.kept)]
-    if not recipe.is_reference and not left:
-        raise ArgumentError(f"the recipe '{recipe}' keeps every Linear layer: nothing to quantize")
-    return RecipePlan(total, tuple(kept), mine)
+    check_recipe(recipe, found)
+    return RecipePlan(total, tuple(kept), tuple(shares))
 
 
 def encode(asked: EncodeJob, desk: Desk) -> Encoded:

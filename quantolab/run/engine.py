@@ -268,7 +268,7 @@ def _judge_kept(session: Session, journal: Journal) -> None:
     for trial in journal.trials:
         if trial.ok and not trial.quality and trial.label != REFERENCE:
             try:
-                judged = _compared(trial, _places(journal, trial.label), session, journal)
+                judged = _compared(trial, _places(journal, trial), session, journal)
             except _PICTURE_ERRORS as error:
                 judged = _without_figures(_ended(trial, error, "judging the pictures"))
             if judged != trial:
@@ -327,6 +327,6 @@ def _read_pictures(session: Session, journal: Journal) -> dict[tuple[str, str, i
     return images
 
 
-def _places(journal: Journal, label: str) -> list[Path]:
+def _places(journal: Journal, trial: Trial) -> list[Path]:
     pairs = enumerate(journal.workload.pairs)
-    return [picture_path(journal.folder, label, number, *pair) for number, pair in pairs]
+    return [picture_path(journal.folder, trial, number, *pair) for number, pair in pairs]

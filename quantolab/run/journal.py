@@ -76,7 +76,7 @@ def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as made:
             for number, picture in enumerate(pictures):
                 picture.save(Path(made) / f"{number:03d}.png")
-            keep_pictures(folder, trial.label, comparison.workload, Path(made))
+            keep_pictures(folder, trial, comparison.workload, Path(made))
     write_run(folder, comparison)
     return folder
 
@@ -120,7 +120,7 @@ def with_pictures(
             if key in known:
                 images[key] = known[key]
                 continue
-            path = picture_path(folder, trial.label, number, *place)
+            path = picture_path(folder, trial, number, *place)
             check_inside(folder, path)
             try:
                 with Image.open(path) as picture:
@@ -206,7 +206,7 @@ def write_run(
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
                     trial.label: [
-                        str(picture_path(Path(), trial.label, n, *pair).as_posix())
+                        picture_path(folder, trial, n, *pair).relative_to(folder).as_posix()
                         for n, pair in enumerate(workload.pairs)
                     ]
                     for trial in comparison.trials
@@ -222,19 +222,28 @@ def write_run(
     )
 
 
-def picture_path(folder: Path, label: str, number: int, prompt: str, seed: int) -> Path:
+def picture_path(folder: Path, trial: Trial, number: int, prompt: str, seed: int) -> Path:
     """Return where the picture of a recipe, prompt and seed lies; the name tells what it shows."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:40].strip("-")
-    return folder / IMAGES / slug(label) / f"{number:03d}-{words or 'prompt'}-seed{seed}.png"
+    return _pictures(folder, trial) / f"{number:03d}-{words or 'prompt'}-seed{seed}.png"
 
 
-def keep_pictures(folder: Path, label: str, workload: Workload, made: Path) -> None:
+def _pictures(folder: Path, trial: Trial) -> Path:
+    """Return the folder of a trial's pictures; in runs of 0.1.0 it has the name it had there."""
+    place = folder / IMAGES / slug(trial.label)
+    if trial.earlier_label is not None and not place.is_dir():
+        earlier = folder / IMAGES / slug(trial.earlier_label)
+        return earlier if earlier.is_dir() else place
+    return place
+
+
+def keep_pictures(folder: Path, trial: Trial, workload: Workload, made: Path) -> None:
     """Move a trial's pictures, ``000.png`` and so on in `made`, to their place, all at once."""
-    target = folder / IMAGES / slug(label)
+    target = _pictures(folder, trial)
     staged = made / "named"
     staged.mkdir()
     for number, (prompt, seed) in enumerate(workload.pairs):
-        name = picture_path(folder, label, number, prompt, seed).name
+        name = picture_path(folder, trial, number, prompt, seed).name
         (made / f"{number:03d}.png").replace(staged / name)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():  # of a trial that was cut before run.json listed it
@@ -402,7 +411,7 @@ class Journal:
     def _with_pictures(self, trial: Trial) -> Trial:
         """Return a trial as it is, or as failed if its pictures are no longer there."""
         if not trial.ok or all(
-            picture_path(self.folder, trial.label, n, *pair).is_file()
+            picture_path(self.folder, trial, n, *pair).is_file()
             for n, pair in enumerate(self.workload.pairs)
         ):
             return trial
@@ -425,7 +434,7 @@ class Journal:
         """Keep a trial and its pictures (``000.png`` ... in `made`)."""
         if made is not None:
             try:
-                keep_pictures(self.folder, trial.label, self.workload, made)
+                keep_pictures(self.folder, trial, self.workload, made)
             except OSError as error:
                 raise OutputError(
                     f"pictures can't be written to {self.folder}: {error.strerror or error}"

@@ -18,14 +18,12 @@ from ..loading.component import load_component
 from ..loading.pipelines import assemble
 from ..measure.held_bytes import weight_bytes
 from ..measure.quality import check_pixels
-from ..models.resolving import components_of
+from ..models.resolving import reference_share, shares_in
 from ..models.skeleton import quiet_libraries
 from ..models.source import Source
 from ..processes.jobs import Desk
-from ..recipes import Recipe
 from ..records import Workload
 from ..saved.pieces import file_bytes
-from ..weights import REFERENCE
 from .jobs import TrialJob
 
 if TYPE_CHECKING:
@@ -77,8 +75,9 @@ def prepare(asked: TrialJob) -> Prepared:
     parts: dict[str, torch.nn.Module] = {}
     notes: list[str] = []
     started = time.perf_counter()
+    shares = shares_in(asked.recipe, source)
     for name in asked.components:
-        own = asked.recipe if name in components_of(asked.recipe, source) else Recipe(REFERENCE)
+        own = shares.get(name, reference_share(name))
         parts[name], report = load_component(
             source.component(name), own, dtype=dtype, device=device, strict_skip=False
         )

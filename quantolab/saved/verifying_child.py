@@ -15,6 +15,7 @@ from ..devices import resolve_device
 from ..files.writing import raw_bytes
 from ..loading.component import load_component
 from ..measure.held_bytes import inner_tensors
+from ..models.resolving import share_of
 from ..models.sample_inputs import first_output, sample_inputs
 from ..models.skeleton import component_class, dtype_keyword, quiet_libraries
 from ..models.source import find_model
@@ -99,9 +100,11 @@ def describe_loaded(
 def _load(asked: LoadJob, saved: SavedFolder) -> torch.nn.Module:
     device = resolve_device(asked.device)
     if asked.anew is not None:
-        part = find_model(asked.anew.model).component(asked.anew.component)
+        source = find_model(asked.anew.model)
+        part = source.component(asked.anew.component)
+        share = share_of(asked.anew.recipe, source, part.name)
         options = {"dtype": asked.anew.dtype, "device": device, "strict_skip": False}
-        return load_component(part, asked.anew.recipe, **options)[0]
+        return load_component(part, share, **options)[0]
     if asked.way == "quantolab":
         return load_saved_component(saved, device=device)
     cls = component_class(saved.component)

@@ -23,6 +23,7 @@ from ..loading.report import QuantizeReport
 from ..models.layers import linear_layers
 from ..models.skeleton import build_skeleton
 from ..models.source import Component
+from ..models.wording import recipe_of_words
 from ..recipes import Recipe
 from ..weights import REFERENCE
 from .pieces import pieces
@@ -245,8 +246,7 @@ def recipe_of(quantized: dict[str, str], kept: Iterable[str]) -> Recipe:
     """Return the recipe that gives these layers, where nobody recorded one."""
     if not quantized:
         return Recipe(REFERENCE)
-    words = list(quantized.values())
-    return Recipe(max(sorted(set(words)), key=words.count), skip=tuple(kept))
+    return recipe_of_words({**dict.fromkeys(kept, REFERENCE), **quantized})
 
 
 def _recipe(report: Any, quantized: dict[str, str], kept: list[str]) -> Recipe:

@@ -71,7 +71,7 @@ def single_file_facts(
     part, wanted, problem = None, None, None
     try:
         check_plain(path, own_dtypes(shapes))
-        part = described_by(path, config, component)
+        part = described_by(path, config, component)[1]
         module = build_skeleton(part)
         wanted = module.state_dict().keys()
         _check_layout(path, part, module, shapes)

@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,8 +30,9 @@ from ..files.mapped import MappedWeights
 from ..hub.names import HubName, is_address, read_hub_name
 from ..loading.filling import fill_skeleton
 from ..models.on_hub import HubFile, find_file_on_hub
+from ..models.resolving import share_of, shares_in
 from ..models.skeleton import build_skeleton
-from ..models.source import Component, find_model
+from ..models.source import Component, Source, find_model
 from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from .names import PREFIX, as_diffusers_names
@@ -109,16 +111,18 @@ def load_single_file(
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     path, config = find_file(path, config, allow_pickle=allow_pickle, revision=revision)
-    part = described_by(path, config, component)
+    source, part = described_by(path, config, component)
+    share = share_of(recipe, source, part.name)
     stored, shapes = open_file(path)
     check_plain(path, own_dtypes(shapes))
     module = build_skeleton(part, keep_buffers=True, dtype=dtype)
     tensors = as_diffusers_names(path, part, module, stored, shapes)
-    how = {"dtype": dtype, "device": device}
+    how: dict[str, Any] = {"dtype": dtype, "device": device}
+    how["strict_skip"] = len(shares_in(recipe, source)) < 2  # else a pattern may be another's
     # A converter that has run may have changed tensors in place: those can't be read again.
     if isinstance(stored, MappedWeights) and isinstance(tensors, Replayed):
         how["release"] = stored.release
-    module, _ = fill_skeleton(module, tensors, recipe, part.name, **how)
+    module, _ = fill_skeleton(module, tensors, share, part.name, **how)
     return module.eval()
 
 
@@ -236,8 +240,10 @@ def _check_name(path: Path, shown: str, allow_pickle: bool) -> None:
         )
 
 
-def described_by(path: Path, config: str | os.PathLike | None, component: str | None) -> Component:
-    """Return the component that the file holds, by its configuration."""
+def described_by(
+    path: Path, config: str | os.PathLike | None, component: str | None
+) -> tuple[Source, Component]:
+    """Return the model and the component that the file holds, by its configuration."""
     if config is None:
         if not (path.parent / "config.json").is_file():
             raise ArgumentError(
@@ -247,14 +253,15 @@ def described_by(path: Path, config: str | os.PathLike | None, component: str | 
         config = path.parent
     elif Path(config).name == "config.json":
         config = Path(config).parent
-    part = find_model(config, weights=False).component(component)
+    source = find_model(config, weights=False)
+    part = source.component(component)
     check_configured(part)
     if part.library != "diffusers":
         raise UnsupportedError(
             f"{part.name!r} is a {part.cls} of {part.library}: single files are read for Diffusers "
             "models only; load reads it from its folder"
         )
-    return part
+    return source, part
 
 
 def open_file(path: Path) -> tuple[Mapping[str, torch.Tensor], dict]:

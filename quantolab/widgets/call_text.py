@@ -40,6 +40,8 @@ def literal(value: Any) -> str:
         return _recipe(value)
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (tuple, list)):
         inner = ", ".join(literal(item) for item in value)
         if isinstance(value, list):
@@ -49,8 +51,12 @@ def literal(value: Any) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """Return a recipe as the word it is, or as a call where it is more than that."""
-    if not (recipe.skip or recipe.components):
-        return literal(recipe.weights)
-    more = {"skip": recipe.skip or None, "components": recipe.components or None}
-    return call("ql.Recipe", recipe.weights, **more)
+    """Return a recipe as its word or text, or as a call where it is more than that."""
+    if isinstance(recipe.weights, str) and recipe == Recipe(recipe.weights):
+        return (
+            call("ql.Recipe", recipe.weights, name=recipe.name)
+            if recipe.name
+            else literal(recipe.weights)
+        )
+    fields = ("skip", "components", "layers", "name", "activations")
+    return call("ql.Recipe", recipe.weights, **{f: getattr(recipe, f) or None for f in fields})

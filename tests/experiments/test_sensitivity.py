@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
+import random
 import threading
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 import quantolab as ql
 from quantolab.backends import layer_bytes
 from quantolab.errors import ArgumentError, Cancelled
-from quantolab.experiments import advising
-from quantolab.experiments.advising import advise, skip_patterns
+from quantolab.experiments.advising import advice_cost, advice_of, advise
+from quantolab.experiments.choosing_words import Group, Option, choose, damages, size_of
 from quantolab.experiments.sensitivity import block_of, sensitivity
-from quantolab.models.layers import linear_layers, match_layers
-from quantolab.shapes import Layer
+from quantolab.models.layers import linear_layers
+from quantolab.recipes import Recipe
 
 QUIET = {"watch": lambda progress: None}
 ASKED = {
@@ -118,6 +119,7 @@ def test_blocks_of_a_text_encoder(pipeline_folder):
 def test_a_run_can_be_cancelled(pipeline_folder):
     cancel = threading.Event()
     asked = {**ASKED, "watch": lambda p: p.done >= 1 and cancel.set(), "cancel": cancel}
+    asked["seed"] = 5  # what was measured before is used again
     with pytest.raises(Cancelled):
         sensitivity(pipeline_folder, ["int8"], **asked)
 
@@ -145,41 +147,6 @@ def test_blocks():
     assert block_of("to_out.0") == "to_out"
 
 
-# -- skip lists
-
-
-PATHS = (
-    "x_embedder", "blocks.0.to_q", "blocks.0.to_out.0", "blocks.1.to_q", "blocks.1.to_out.0",
-    "blocks.10.to_q", "single.0.proj_out", "norm_out.linear", "proj_out",
-)  # fmt: skip
-LAYERS = tuple(Layer(path, 8, 4, True) for path in PATHS)
-
-
-@pytest.mark.parametrize(
-    ("paths", "patterns"),
-    [
-        (["blocks.0.to_q"], ("blocks.0.to_q",)),
-        (["blocks.0.to_q", "blocks.0.to_out.0"], ("blocks.0",)),
-        (["blocks.0", "blocks.1", "blocks.10.to_q"], ("blocks",)),
-        (["norm_out.linear", "x_embedder"], ("x_embedder", "norm_out.linear")),
-        (["proj_out"], ("[p]roj_out",)),  # the bare name would keep single.0.proj_out too
-        ([], ()),
-    ],
-)
-def test_a_skip_list_keeps_what_it_should_and_no_more(paths, patterns):
-    assert skip_patterns(paths, LAYERS) == patterns
-    wanted = [p for p in PATHS if any(p == q or p.startswith(q + ".") for q in paths)]
-    assert sorted(match_layers(patterns, LAYERS)) == sorted(wanted)
-
-
-def test_any_set_of_layers_can_be_said(denoiser):
-    layers = linear_layers(denoiser)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(30):
-        chosen = [la.path for la in layers if torch.rand(1, generator=generator) < 0.5]
-        assert sorted(match_layers(skip_patterns(chosen, layers), layers)) == sorted(chosen)
-
-
 # -- advice
 
 
@@ -199,17 +166,53 @@ def test_what_is_advised_fits(pipeline_folder, table, sizes, share):
     budget = int(sizes["int4"] + share * (sizes["int8"] - sizes["int4"]))
     recipe = advise(pipeline_folder, budget, table=table, check=False, dtype="float32")
     assert fits(pipeline_folder, recipe, budget)
+    assert Recipe.parse(str(recipe)) == recipe
+    assert recipe.name and advice_of(recipe).weight_bytes <= budget
     if share == 0:
-        assert recipe == ql.Recipe("int4")
-    elif share < 1:
-        assert recipe.weights == "int4" and recipe.skip
+        assert recipe != ql.Recipe("int2")
 
 
 def test_more_bytes_never_predict_more_damage(pipeline_folder, table, sizes):
-    shapes = advising._shapes(pipeline_folder, None, "float32")
     budgets = [int(sizes["int4"] * (1 + i / 5)) for i in range(8)]
-    errors = [min(advising._candidates(table, shapes, b, None))[0] for b in budgets]
-    assert errors == sorted(errors, reverse=True)
+    asked = {"table": table, "check": False, "dtype": "float32"}
+    given = [advice_of(advise(pipeline_folder, budget, **asked)) for budget in budgets]
+    errors = [advice.predicted_error for advice in given]
+    assert errors == sorted(errors, reverse=True) and errors[0] > errors[-1]
+
+
+def test_the_choice_is_the_best_of_all():
+    """Every choice of three groups, tried by hand."""
+    draw = random.Random(0)
+    for _ in range(20):
+        groups = tuple(
+            Group("c", f"{n}", tuple(
+                Option(word, size * draw.randint(1, 9), draw.random(), draw.random() / size)
+                for word, size in (("none", 16), ("int8", 8), ("int4", 4))
+            ))
+            for n in range(3)
+        )  # fmt: skip
+        harm = [damages(group, 0.001) for group in groups]
+        every = list(itertools.product(*(group.options for group in groups)))
+        budget = sorted(sum(o.bytes for o in options) for options in every)[len(every) // 2]
+
+        def cost(options, harm=harm):
+            return sum(h[option.word] for h, option in zip(harm, options, strict=True))
+
+        best = min(cost(o) for o in every if sum(x.bytes for x in o) <= budget)
+        words = choose(groups, budget, 0.001)
+        assert size_of(groups, words) <= budget
+        assert cost([g.option(words[g.key]) for g in groups]) == pytest.approx(best, rel=1e-4)
+
+
+def test_errors_near_rounding_are_told_by_coarser_words():
+    group = Group("c", "p", (
+        Option("none", 16, 0, 0), Option("int8", 8, 0.01, 0.003), Option("int4", 4, 0.1, 0.02),
+    ))  # fmt: skip
+    found = damages(group, floor=0.004)
+    assert found["none"] == 0
+    assert found["int4"] == pytest.approx(0.02**2 - 0.004**2)
+    assert found["int8"] == pytest.approx(found["int4"] / 100)  # weights ten times as near
+    assert 0 < damages(group, floor=0.1)["int8"] < damages(group, floor=0.1)["int4"]
 
 
 def test_the_advice_is_better_than_the_plain_dtype(pipeline_folder, table, sizes, denoiser):
@@ -229,12 +232,45 @@ def test_the_advice_is_better_than_the_plain_dtype(pipeline_folder, table, sizes
     assert error(recipe) < error("int4")
 
 
-def test_checking_takes_the_best_measured(pipeline_folder, table, sizes, monkeypatch):
-    monkeypatch.setattr(advising, "_output_errors", lambda model, recipes, *_: [
-        0.1 if recipe == ql.Recipe("int4") else 0.2 for recipe in recipes
-    ])  # fmt: skip
-    budget = (sizes["int4"] + sizes["int8"]) // 2
-    assert advise(pipeline_folder, budget, table=table, dtype="float32") == ql.Recipe("int4")
+def test_it_is_never_worse_in_its_own_measure(pipeline_folder, table, sizes):
+    """Neither than a plain dtype that fits, nor than what was given for fewer bytes."""
+    errors = []
+    for budget in (sizes["int4"], (sizes["int4"] + sizes["int8"]) // 2, sizes["int8"]):
+        recipe = advise(pipeline_folder, budget, table=table, dtype="float32", **QUIET)
+        advice = advice_of(recipe)
+        assert advice.measured_error == min(error for _, _, error in advice.tried)
+        assert all(held <= budget for _, held, _ in advice.tried)
+        fitting = {word for word in ("int8", "int4") if sizes[word] <= budget}
+        assert fitting <= {text for text, _, _ in advice.tried}
+        errors.append(advice.measured_error)
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_card_leaves_what_the_other_parts_do_not_take(pipeline_folder, table, sizes):
+    rows = ql.plan(pipeline_folder, "none", dtype="float32").set_index("component").weight_bytes
+    card = int(rows["pipeline"] - rows["transformer"] + sizes["int8"])
+    asked = {"table": table, "check": False, "dtype": "float32"}
+    recipe = advise(pipeline_folder, fits=card, **asked)
+    assert advice_of(recipe).budget_bytes == sizes["int8"]
+    assert recipe == advise(pipeline_folder, sizes["int8"], **asked)
+
+
+def test_several_components_share_the_bytes(pipeline_folder):
+    names = ("transformer", "text_encoder_2")
+    rows = ql.plan(pipeline_folder, ["int8"], dtype="float32").set_index(["component", "recipe"])
+    budget = int(sum(rows.weight_bytes[name, "int8"] for name in names))
+    recipe = advise(pipeline_folder, budget, components=names, groups="blocks", **ASKED)
+    advice = advice_of(recipe)
+    assert {choice.component for choice in advice.choices} == set(names)
+    assert all(choice.error > 0 for choice in advice.choices if choice.word != "none")
+    pipe = ql.load_pipeline(pipeline_folder, recipe, dtype="float32", device="cpu")
+    held = sum(ql.weight_bytes(getattr(pipe, name)) for name in names)
+    assert held == advice.weight_bytes <= budget
+
+
+def test_what_it_costs_is_told_without_weights():
+    said = advice_cost("FLUX.1-dev")
+    assert "62 blocks, 4 words and 8 inputs are 1984 forwards" in said
 
 
 def test_what_fits_unquantized_stays_so(pipeline_folder, sizes):
@@ -260,10 +296,8 @@ def test_bad_advice_requests_are_refused(pipeline_folder, table, sizes):
         advise("demo", "10MB", table=table, dtype="float32")
 
 
-def test_infinite_errors_are_kept_first(table):
-    rows = table[table.weights == "int4"].to_dict("records")
-    rows[5]["output_error"] = math.inf
-    kept, error = advising._best_kept(rows, rows[5]["saved_bytes"])
-    assert kept == [rows[5]["path"]]
-    assert math.isfinite(error)
-    assert json.loads(json.dumps(rows[5]["output_error"])) == math.inf  # as results are kept
+def test_infinite_errors_are_avoided():
+    options = (Option("none", 16, 0, 0), Option("int8", 8, 0.01, 0.1))
+    broken = (Option("none", 16, 0, 0), Option("int8", 8, 0.01, math.inf))
+    groups = (Group("c", "a", options), Group("c", "b", broken), Group("c", "d", options))
+    assert choose(groups, 32, 0.001) == {("c", "a"): "int8", ("c", "b"): "none", ("c", "d"): "int8"}

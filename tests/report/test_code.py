@@ -12,6 +12,7 @@ import torch
 
 from quantolab.errors import ArgumentError
 from quantolab.loading.component import load, load_component
+from quantolab.loading.pipelines import load_pipeline
 from quantolab.measure.held_bytes import inner_tensors
 from quantolab.models.layers import linear_layers, match_layers
 from quantolab.models.skeleton import build_skeleton, dtype_keyword
@@ -89,6 +90,18 @@ def test_several_components(pipeline_folder, extensions_kept, weights, skip):
     for component in recipe.components:
         part = find_model(pipeline_folder).component(component)
         ours, _ = load_component(part, recipe, dtype="bfloat16", device="cpu", strict_skip=False)
+        assert_same_weights(ours, names[component])
+
+
+MIXED = "transformer=int8 text_encoder_2=int4 *.attn.*=float8 *.wi=int2 proj_out=none"
+
+
+def test_words_by_component_and_layer(pipeline_folder, extensions_kept):
+    names = run(diffusers_code(MIXED, pipeline_folder, device="cpu"))
+    pipe = load_pipeline(pipeline_folder, MIXED, device="cpu")
+    for component in ("transformer", "text_encoder_2"):
+        ours = getattr(pipe, component)
+        assert len(set(ours.quantize_report.words)) == 2
         assert_same_weights(ours, names[component])
 
 
@@ -254,7 +267,7 @@ def test_the_whole_script(pipeline_folder):
     assert (
         code
         == f'''\
-# {pipeline_folder}, int8, keeping proj_out and norm_out.linear, without quantolab.
+# {pipeline_folder}, int8 norm_out.linear=none proj_out=none, without quantolab.
 # Needs: pip install torch diffusers transformers accelerate optimum-quanto
 
 import torch
@@ -268,7 +281,7 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 transformer = FluxTransformer2DModel.from_pretrained(model, subfolder="transformer", dtype=dtype)
 transformer.to(device)
 linear = [n for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)]
-keep = ["proj_out", "*.proj_out", "norm_out.linear"]
+keep = ["norm_out.linear", "proj_out", "*.proj_out"]
 quantize(transformer, weights="qint8", include=linear, exclude=keep)
 freeze(transformer)
 
@@ -281,7 +294,7 @@ result = pipe(
     height=32,
     generator=noise,
 )
-result.images[0].save("int8-keeping-proj-out-and-norm-out.linear.png")
+result.images[0].save("int8-norm-out.linear-none-proj-out-none-b7bebf.png")
 '''
     )
 

@@ -42,8 +42,8 @@ def words(figure):
 def test_columns_are_in_order_of_precision(make):
     mixed = make(["int2", "int8", Recipe("int8", ("a",)), "none"], compiled=("int8", "none"))
     assert [column.label for column in grid_content(mixed).columns] == [
-        "none", "none compiled", "int8", "int8 compiled", "int8, keeping a",
-        "int8, keeping a compiled", "int2",
+        "none", "none compiled", "int8", "int8 compiled", "int8 a=none",
+        "int8 a=none compiled", "int2",
     ]  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def cells(comparison, position):
 
 
 SHARED = {
-    "other_load": None,
+    "other_load": None, "name": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
     "size": "128x96", "compiled": False, "guidance": None, "prompts": "a red circle",
     "revision": None, "compile_seconds": None, "peak_method": None,
@@ -91,7 +91,7 @@ def test_the_reference():
 
 def test_a_recipe():
     assert cells(by_hand(), 1) == SHARED | VERSIONS | {
-        "recipe": "int4, keeping proj_out and x_embedder", "weights": "int4",
+        "recipe": "int4 proj_out=none x_embedder=none", "weights": "int4",
         "skip": "proj_out, x_embedder", "components": "transformer", "status": "ok",
         "reason": None, "weight_bytes": 1_000, "predicted_weight_bytes": 1_000,
         "file_bytes": None, "peak_bytes": None, "load_seconds": None, "latency_seconds": 2.0,
@@ -218,7 +218,7 @@ def test_readable_cells():
     assert text.rows == (
         ("none", "4.00 kB  1.00x", "9.00 MB", "1.00 s (1.00–1.00)", "reference", "–", "–", "ok"),
         (
-            "int4, keeping proj_out and x_embedder", "1.00 kB  0.25x", "–",
+            "int4 proj_out=none x_embedder=none", "1.00 kB  0.25x", "–",
             "2.00 s (2.00–2.00)", "2.00x slower", "35.0 dB", "0.850", "ok",
         ),
         ("int2", "–", "–", "–", "–", "–", "–", "failed"),
@@ -233,7 +233,7 @@ def test_text_for_the_terminal():
         "-" * 89,
         "none    4.00 kB  1.00x  9.00 MB  1.00 s (1.00–1.00)     reference        –      –  ok",
         "int4    1.00 kB  0.25x        –  2.00 s (2.00–2.00)  2.00x slower  35.0 dB  0.850  ok",
-        "  keeping proj_out and x_embedder",
+        "  proj_out=none x_embedder=none",
         "int2    failed: out of memory",
         "",
         "In brackets: 95 % interval of the median.",
@@ -279,7 +279,7 @@ def test_the_widest_figures_still_fit():
     lines = text_table(results_table(by_hand(trials=(reference, wide)))).splitlines()
     assert lines[3:5] == [
         "float8  11.9 GB  0.50x  31.2 GB  1.00 s (0.98–1.01)  no difference  identical  1.000  ok",
-        "  compiled, keeping a",
+        "  compiled, a=none",
     ]
     assert max(map(len, lines)) <= 100
 
@@ -291,6 +291,9 @@ def test_the_widest_figures_still_fit():
         ("int8 compiled", ("int8 compiled", "")),
         ("int4, keeping a and b in unet", ("int4", "keeping a and b in unet")),
         ("int4, keeping a compiled", ("int4 compiled", "keeping a")),
+        ("int4 a=none b=none", ("int4", "a=none b=none")),
+        ("int4 a=none compiled", ("int4 compiled", "a=none")),
+        ("unet=int8 x=int4", ("int8+int4", "unet=int8 x=int4")),
         ("int8 in unet", ("int8", "in unet")),
     ],
 )

@@ -297,7 +297,7 @@ def test_an_unfinished_run_says_what_is_missing(comparison, saved):
     run["asked"].append({"recipe": to_dict(ql.Recipe("int8", ("proj_out",))), "compiled": False})
     (saved / "run.json").write_text(json.dumps(run))
     panel = explorer(run=saved)
-    assert "Missing: int2, int8, keeping proj_out." in panel.status.value
+    assert "Missing: int2, int8 proj_out=none." in panel.status.value
     assert panel.form.choice.recipes == (
         *dict.fromkeys(trial.recipe for trial in comparison.trials),
         ql.Recipe("int8", ("proj_out",)),

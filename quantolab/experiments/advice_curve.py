@@ -1,0 +1,92 @@
+"""Picture quality against bytes: what advice is worth, measured."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import public
+from ..errors import ArgumentError
+from ..recipes import Recipe
+from ..units import format_count, parse_bytes
+from ..weights import QUANTIZED, REFERENCE
+from .advising import advise
+from .comparing import compare
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_ADVISING = ("component", "components", "table", "check", "groups", "inputs", "prompt", "seed")
+_PICTURING = ("prompts", "seeds", "repeats", "resume")
+
+
+@public
+def plot_advice(
+    model: str | os.PathLike | None = None,
+    budgets: Iterable[int | str] = (),
+    ax: Axes | None = None,
+    *,
+    out: str | os.PathLike | None = None,
+    **options: Any,
+) -> Axes:
+    """Draw picture quality against bytes: plain dtypes as points, advice as a line.
+
+    Every recipe's pictures are made and compared with the unquantized ones, as `compare` does;
+    the prompts may be others than those of the advice.
+
+    Parameters
+    ----------
+    model : str or path, optional
+        As for `advise`.
+    budgets : iterable of int or str
+        Bytes, or sizes such as ``"4MB"``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure.
+    out : path, optional
+        Folder that keeps the comparison.
+    **options
+        What `advise` takes (``component, groups, inputs, prompt, seed``), what `compare` takes
+        (``prompts, seeds``), and what both take (``steps, size, dtype, device, watch``, ...).
+
+    Examples
+    --------
+    >>> plot_advice("demo", ["2.5MB", "4MB", "6MB"], steps=10)   # doctest: +SKIP
+    """
+    from ..report.advised import plot_curve
+    from ..report.tables import results_table
+
+    sizes = [parse_bytes(budget) for budget in budgets]
+    if not sizes:
+        raise ArgumentError("budgets is empty; at least one size such as 4MB is needed")
+    own = {key: options.pop(key) for key in _ADVISING if key in options}
+    pictures = {"repeats": 1} | {key: options.pop(key) for key in _PICTURING if key in options}
+    advised = [advise(model, size, **own, **options) for size in sizes]
+    parts = tuple(own.get("components", ())) or tuple(filter(None, [own.get("component")]))
+    plain = [Recipe(word, components=parts) for word in QUANTIZED]
+    recipes = dict.fromkeys([Recipe(REFERENCE), *plain, *advised])
+    run = compare(model, list(recipes), out=out, **pictures, **options)
+    table = results_table(run)
+    rows = {
+        row["recipe"]: row for row in table.to_dict("records") if not math.isnan(row["psnr_db"])
+    }
+    first = table.iloc[0]
+    title = " · ".join(
+        [str(first["model"]), format_count(first["steps"], "step"), first["size"],
+         format_count(len(run.workload.pairs), "picture")]
+    )  # fmt: skip
+    return plot_curve(
+        [
+            (recipe.words[0], rows[recipe.label]["weight_bytes"], rows[recipe.label]["psnr_db"])
+            for recipe in plain
+            if recipe.label in rows
+        ],
+        [
+            (rows[recipe.label]["weight_bytes"], rows[recipe.label]["psnr_db"])
+            for recipe in advised
+            if recipe.label in rows
+        ],
+        ax,
+        title=title,
+    )
