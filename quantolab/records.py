@@ -28,6 +28,13 @@ FAILED: Status = "failed"
 UNSUPPORTED: Status = "unsupported"
 """How a trial ends. The last two carry a reason."""
 
+Timed = Literal["rounds", "pairs", "alone"]
+ROUNDS: Timed = "rounds"
+PAIRS: Timed = "pairs"
+ALONE: Timed = "alone"
+"""How a trial was timed: in rounds with all others, in rounds with the reference alone, or by
+itself, which shows no difference."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -38,7 +45,11 @@ class Timing:
     warmup: tuple[float, ...] = ()
     """The generations before them, the first of which is cold. Not used for the median."""
     other_load: float | None = None
-    """Share of all processors' time that other processes took meanwhile, from 0 to 1."""
+    """Share of the processors' time that others took meanwhile, from 0 to 1."""
+    rounds: tuple[int, ...] = ()
+    """Number of the round in which each sample was taken: what stands in the same round was taken
+    within moments. Empty if it was timed alone."""
+    timed: Timed = ALONE
 
     @property
     def total(self) -> float:

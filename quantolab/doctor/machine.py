@@ -17,7 +17,7 @@ from ..backends.quanto.kernels import kernel_of
 from ..devices import device_name, resolve_device, synchronize
 from ..errors import with_kind
 from ..loading.in_memory import quantize
-from ..measure.statistics import verdict
+from ..measure.ratios import paired_ratio, verdict_words
 from ..processes.jobs import Desk
 from ..recipes import COMPUTE_DTYPES
 from ..records import Timing
@@ -130,8 +130,13 @@ def _timed(row: Speed, timings: dict[str, Timing]) -> Speed:
     return dataclasses.replace(
         row,
         seconds=statistics.median(timing.samples),
-        against=verdict(reference, timing) if compared else None,
+        against=_against(reference, timing) if compared else None,
     )
+
+
+def _against(reference: Timing, timing: Timing) -> str | None:
+    ratio = paired_ratio(reference.samples, timing.samples)
+    return verdict_words(ratio.verdict, ratio.middle, ratio.low, ratio.high, None)
 
 
 def time_alternating(
