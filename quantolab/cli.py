@@ -16,7 +16,7 @@ from pathlib import Path
 from . import __version__
 from .errors import ArgumentError, OutputError, QuantolabError, nearest
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
-from .run import RUNS
+from .run import MOST_ROUNDS, REPEATS, RUNS
 from .weights import REFERENCE, WORDS
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -249,9 +249,22 @@ def _add_compare(commands) -> None:
     p.add_argument(
         "--repeats",
         type=_whole,
-        default=5,
+        default=REPEATS,
         metavar="N",
-        help="timed generations a recipe (default: 5)",
+        help="rounds in which recipes are timed, one generation each, in an order drawn anew "
+        f"(default: {REPEATS}; below 6 no interval and no verdict)",
+    )
+    p.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="go on with rounds until the verdict on every recipe's speed stands",
+    )
+    p.add_argument(
+        "--most-rounds",
+        type=_whole,
+        default=MOST_ROUNDS,
+        metavar="N",
+        help=f"where --until-decided ends at the latest (default: {MOST_ROUNDS})",
     )
     p.add_argument(
         "--stall",
@@ -295,6 +308,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             device=arguments.device,
             repeats=arguments.repeats,
+            until_decided=arguments.until_decided,
+            most_rounds=arguments.most_rounds,
             compile=arguments.compile,
             variant=arguments.variant,
             revision=arguments.revision,

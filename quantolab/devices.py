@@ -14,6 +14,8 @@ _SPOKEN = {"gpu": "'cuda'", "nvidia": "'cuda'", "rocm": "'cuda'", "hip": "'cuda'
            "metal": "'mps'", "apple": "'mps'", "intel": "'xpu'"}  # fmt: skip
 """What devices are called elsewhere. torch built for AMD's ROCm calls it cuda too."""
 
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
 
 def resolve_device(device: str = "auto") -> str:
     """Return the device that `device` means on this machine.
@@ -98,13 +100,60 @@ def free_bytes(device: str) -> int | None:
     if kind == "cpu":
         import psutil
 
-        return int(psutil.virtual_memory().available)
+        available = int(psutil.virtual_memory().available)
+        allowed = _cgroup_memory()
+        return available if allowed is None else min(available, allowed)
     import torch
 
     if kind == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     module = getattr(torch, kind)
     return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
+
+
+def allowed_processors() -> tuple[int, ...]:
+    """Return the numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def processor_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> float | None:
+    """Return how many processors' time this process's cgroup may take; None without a quota."""
+    quotas = []
+    for text in _cgroup_texts("cpu.max", root, own):
+        quota, _, period = text.partition(" ")
+        if quota.isdigit() and period.isdigit():  # else "max"
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def _cgroup_memory(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> int | None:
+    """Return the bytes that this process's cgroup may still take; None without a limit."""
+    free = []
+    limits = _cgroup_texts("memory.max", root, own)
+    taken = _cgroup_texts("memory.current", root, own)
+    for limit, current in zip(limits, taken, strict=False):
+        if limit.isdigit() and current.isdigit():
+            free.append(max(0, int(limit) - int(current)))
+    return min(free, default=None)
+
+
+def _cgroup_texts(name: str, root: Path, own: Path) -> list[str]:
+    """Return what a file says in this process's cgroup (version 2) and in those above it."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return []
+    mine = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    folder = root / mine
+    texts = []
+    for path in (folder, *(p for p in folder.parents if p.is_relative_to(root))):
+        try:
+            texts.append((path / name).read_text().strip())
+        except OSError:
+            continue
+    return texts
 
 
 def _cpu_name() -> str:

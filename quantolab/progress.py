@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 from tqdm.auto import tqdm
 
+from .measure.quality import mean_decibels
 from .run.session import Progress
 from .units import format_bytes, format_decibels, format_seconds
 
@@ -44,7 +46,7 @@ class ProgressBar:
             self._bar = tqdm(total=progress.total, leave=False, bar_format=form, smoothing=0)
         self._bar.total = progress.total  # it may become known only on the way
         rest = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
-        what = progress.stage if progress.label is None else f"{progress.label}: {progress.stage}"
+        what = progress.says if progress.label is None else f"{progress.label}: {progress.says}"
         self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(f"{rest} to go" if rest else "", refresh=False)
         self._bar.n = progress.done
@@ -73,9 +75,9 @@ def _trial_line(trial) -> str:
     if not trial.ok:
         return f"{trial.label}: {trial.status}, {trial.reason}"
     parts = [f"{trial.label}: {format_bytes(trial.weight_bytes)}"]
-    samples = sorted(trial.timing.samples)
-    parts.append(f"{format_seconds(samples[len(samples) // 2])} a picture")
+    if trial.timing is not None and trial.timing.samples:
+        parts.append(f"{format_seconds(statistics.median(trial.timing.samples))} a picture")
     if trial.quality:
-        mean = sum(q.psnr_db for q in trial.quality) / len(trial.quality)
-        parts.append(f"PSNR {format_decibels(mean)}")
+        decibels = mean_decibels([q.psnr_db for q in trial.quality])
+        parts.append(f"PSNR {format_decibels(decibels)}")
     return ", ".join(parts)

@@ -6,12 +6,13 @@ go to disk as `plain_values` writes them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ArgumentError
+from .errors import ArgumentError, QuantolabError, UnsupportedError, with_kind
 from .recipes import Recipe
 from .units import format_count, format_list
 
@@ -48,7 +49,7 @@ class Timing:
     """Share of the processors' time that others took meanwhile, from 0 to 1."""
     rounds: tuple[int, ...] = ()
     """Number of the round in which each sample was taken: what stands in the same round was taken
-    within moments. Empty if it was timed alone."""
+    within moments. Below 0, or missing, where it was taken in none."""
     timed: Timed = ALONE
 
     @property
@@ -67,6 +68,8 @@ class PictureQuality:
     """Peak signal-to-noise ratio in decibels over 8-bit RGB; infinite for identical pictures."""
     ssim: float
     """Structural similarity, 1 for identical pictures."""
+    flip: float | None = None
+    """Mean FLIP error, 0 for identical pictures; None where it can't be computed."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class Trial:
     conditions: Conditions | None = None
     components: tuple[str, ...] = ()
     """Names of the pipeline's parts that were quantized, the default one too."""
+    private_bytes: int | None = None
+    """What its process held beyond its state before loading, libraries and mapped files apart."""
     picture_size: tuple[int, int] | None = None
     """Width and height that the pictures have, whatever was asked for."""
 
@@ -178,6 +183,12 @@ class Trial:
     def _repr_html_(self) -> str | None:
         view = _VIEWS.get("trial_html")
         return view(self) if view else None
+
+def ended(trial: Trial, error: Exception, step: str = "") -> Trial:
+    """Return a trial that didn't end well, with the reason, and the step if it isn't its own."""
+    said = str(error) if isinstance(error, QuantolabError) else with_kind(error)
+    status = UNSUPPORTED if isinstance(error, UnsupportedError) else FAILED
+    return dataclasses.replace(trial, status=status, reason=f"{step}: {said}" if step else said)
 
 
 class Pictures(dict[tuple[str, str, int], "Image.Image"]):
@@ -233,6 +244,9 @@ class Comparison:
     """What the model's files held; None if that was never looked at."""
     notes: tuple[str, ...] = ()
     """What the reader should know of the run as a whole."""
+    floor: tuple[PictureQuality, ...] = ()
+    """The noise floor: how near the reference's own pictures are when they are made once more with
+    the same sums in another order. Empty where that wasn't measured."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", Pictures(self.images))

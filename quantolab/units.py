@@ -87,11 +87,28 @@ def format_interval(seconds: float | None, low: float | None, high: float | None
     return f"{middle} ({low * scale:.{places}f}–{high * scale:.{places}f})"
 
 
-def format_decibels(decibels: float | None) -> str:
-    """Return a PSNR: ``45.7 dB``; infinity (identical pictures) is said in words."""
+def format_decibels(
+    decibels: float | None, low: float | None = None, high: float | None = None
+) -> str:
+    """Return a PSNR, with its interval if it has one: ``45.7 dB (44.9–46.8)``.
+
+    Infinity (identical pictures) is said in words.
+    """
     if is_absent(decibels):
         return ABSENT
-    return "identical" if math.isinf(decibels) else f"{decibels:.1f} dB"
+    if math.isinf(decibels):
+        return "identical"
+    said = f"{decibels:.1f} dB"
+    if is_absent(low) or is_absent(high):
+        return said
+    return f"{said} ({low:.1f}–{'∞' if math.isinf(high) else f'{high:.1f}'})"
+
+
+def format_multiple(value: float | None) -> str:
+    """Return how many times something is another, in two digits: ``2.2x``, ``136x``."""
+    if is_absent(value):
+        return ABSENT
+    return f"{value:.1f}x" if value < 9.95 else f"{value:.0f}x"
 
 
 def format_similarity(value: float | None) -> str:

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterable
 
 from ..arguments import Seconds, public
-from ..errors import ArgumentError
+from ..errors import ArgumentError, whole_number
 from ..hub.watching import watching
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..report.shown import Comparison
+from ..run import MOST_ROUNDS, REPEATS
 from ..run.asked import check_request
 from ..run.engine import run_comparison
 from ..run.session import Watch
@@ -30,7 +31,9 @@ def compare(
     size: tuple[int, int] | None = None,
     dtype: str = "bfloat16",
     device: str = "auto",
-    repeats: int = 5,
+    repeats: int = REPEATS,
+    until_decided: bool = False,
+    most_rounds: int = MOST_ROUNDS,
     compile: bool = False,
     out: str | os.PathLike | None = None,
     resume: bool = False,
@@ -67,7 +70,12 @@ def compare(
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"xpu"``.
     repeats : int
-        Timed generations of one picture each, after every picture has been made once.
+        Rounds in which recipes are timed, after every picture has been made once: one generation
+        each, in an order drawn anew. Below six there is no interval, and no verdict on speed.
+    until_decided : bool
+        Whether to go on with rounds until the verdict on every recipe stands.
+    most_rounds : int
+        Where that ends at the latest.
     compile : bool
         Whether to run each recipe a second time with a compiled denoiser, in rows of its own.
     variant : str, optional
@@ -132,6 +140,7 @@ def compare(
             cancel=cancel,
             stall_seconds=stall_seconds,
             meanwhile=_import_ahead,
+            most_rounds=whole_number("most_rounds", most_rounds) if until_decided else None,
         )
     if out is not None:
         from ..report.files import write_report

@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, public
 from ..errors import ArgumentError, Cancelled, QuantolabError, UnsupportedError, one_of
 from ..files.whole import scratch_folder
 from ..hub.watching import watching
+from ..measure.ratios import paired_ratio
 from ..measure.statistics import median_interval
 from ..models.source import size_step
 from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..records import FAILED, OK, UNSUPPORTED
+from ..report.compiled import NEVER, break_even, break_even_range
 from ..run import torch_compile
 from ..run.asked import Request, check_request
 from ..run.session import Session, Watch
 from ..weights import REFERENCE
-from .jobs import CompileJob
+from .jobs import CompileFound, CompileJob
 from .kinds import COMPILE
 from .opening import watched
 
 if TYPE_CHECKING:
     import pandas
 
+__all__ = ["NEVER", "WAYS", "break_even", "compile_report", "report_of"]
+
 WAYS = tuple(torch_compile.WAYS)
 """Ways of compiling a denoiser."""
-
-NEVER = math.inf
-"""Break-even of a compiled model that isn't faster."""
 
 _COLUMNS = (
     "recipe", "way", "status", "reason",
     "graphs", "graph_breaks", "recompilations", "compile_seconds",
     "eager_seconds", "eager_low_seconds", "eager_high_seconds",
     "compiled_seconds", "compiled_low_seconds", "compiled_high_seconds",
-    "speedup", "speedup_reference", "difference", "break_even_images",
+    "speedup", "speedup_low", "speedup_high", "verdict", "speedup_reference", "difference",
+    "break_even_low_images", "break_even_high_images", "break_even_images",
     "eager_samples", "compiled_samples",
     "model", "device", "device_name", "threads", "compute_dtype", "steps", "size", "repeats",
     "torch", "diffusers", "quanto",
@@ -104,10 +105,12 @@ def compile_report(
         ``recipe, way, status, reason``; ``graphs, graph_breaks, recompilations`` (graphs that
         another size adds); ``compile_seconds`` (the first call less a steady one);
         ``eager_seconds, compiled_seconds`` (medians of one picture, with ``_low`` and ``_high``
-        of their 95 % intervals); ``speedup`` (eager over compiled), ``speedup_reference``
+        of their 95 % intervals); ``speedup`` (eager over compiled, from pictures made in turn, with
+        ``_low`` and ``_high``) and its ``verdict``; ``speedup_reference``
         (compiled reference over compiled recipe, the same way); ``difference`` (of the
         denoiser's output from eager, relative norm); ``break_even_images`` (after how many
-        pictures the compile time is paid back; infinite if compiled is not faster); raw
+        pictures the compile time is paid back; infinite if compiled is not faster) with
+        ``break_even_low_images`` and ``break_even_high_images``; raw
         ``eager_samples, compiled_samples``; and the conditions.
 
     Raises
@@ -204,6 +207,7 @@ def _row(session: Session, asked: CompileJob, folder: Path) -> dict:
         status = UNSUPPORTED if isinstance(error, UnsupportedError) else FAILED
         return {**row, "status": status, "reason": str(error)}
     eager, compiled = _latency(found.eager_samples), _latency(found.compiled_samples)
+    pays = break_even(found.compile_seconds, eager["_seconds"], compiled["_seconds"])
     return {
         **row,
         "status": OK,
@@ -216,21 +220,24 @@ def _row(session: Session, asked: CompileJob, folder: Path) -> dict:
         "compiled_samples": found.compiled_samples,
         **{f"eager{name}": value for name, value in eager.items()},
         **{f"compiled{name}": value for name, value in compiled.items()},
-        "speedup": eager["_seconds"] / compiled["_seconds"],
-        "break_even_images": break_even(
-            found.compile_seconds, eager["_seconds"], compiled["_seconds"]
-        ),
+        **_ratio_cells(found),
+        "break_even_images": pays,
         **{name: getattr(found.conditions, name) for name in _CONDITIONS},
     }
 
 
-def break_even(compile_seconds: float, eager_seconds: float, compiled_seconds: float) -> float:
-    """Return after how many pictures compiling has paid for itself; infinite if it never does.
-
-    Compiling pays once ``compile + n * compiled <= n * eager``.
-    """
-    gain = eager_seconds - compiled_seconds
-    return float(math.ceil(compile_seconds / gain)) if gain > 0 else NEVER
+def _ratio_cells(found: CompileFound) -> dict[str, Any]:
+    """Return what eager and compiled pictures show that were made in turn."""
+    ratio = paired_ratio(found.eager_samples, found.compiled_samples)
+    low, high = break_even_range(ratio, found.compile_seconds, found.eager_samples)
+    return {
+        "speedup": 1 / ratio.middle,
+        "speedup_low": None if ratio.high is None else 1 / ratio.high,
+        "speedup_high": None if ratio.low is None else 1 / ratio.low,
+        "verdict": ratio.verdict,
+        "break_even_low_images": low,
+        "break_even_high_images": high,
+    }
 
 
 def _latency(samples: tuple[float, ...]) -> dict[str, float | None]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, BadPictureError
+from .statistics import LEAST_SAMPLES
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-_SSIM_WINDOW = 7  # pixels: scikit-image's default for the uniform window
+_SSIM_SIGMA, _SSIM_REACH = 1.5, 5  # pixels: Wang's Gaussian window of 11x11
+_TRUNCATED = 3.5  # sigmas: where scikit-image ends the window
+_RESAMPLES = 9999  # odd by one, so that 2.5 % and 97.5 % fall on resampled means
 _LEAST_SIDE = 3  # pixels: a window of one pixel has no structure
 _HALF_LEVEL = 0.5 / 255  # half a step of 8-bit pixels: anything less rounds away
 
@@ -20,9 +25,9 @@ def picture_quality(picture: Image.Image, reference: Image.Image) -> tuple[float
     """Return PSNR in decibels and SSIM of a picture against the reference, over 8-bit RGB.
 
     PSNR is 10 log10(255**2 / mean squared error) over all pixels and channels, infinite for
-    identical pictures. SSIM (Wang, Bovik, Sheikh and Simoncelli, 2004) is the mean over
-    channels and positions of a 7x7 window, the largest odd window that fits in smaller
-    pictures; it is 1 for identical pictures.
+    identical pictures. SSIM is that of Wang, Bovik, Sheikh and Simoncelli (2004): the mean over
+    channels and positions of their Gaussian window of 11x11 pixels (sigma 1.5), shrunk to what
+    fits in smaller pictures; it is 1 for identical pictures.
 
     Parameters
     ----------
@@ -59,13 +64,15 @@ def picture_quality(picture: Image.Image, reference: Image.Image) -> tuple[float
 
     from skimage.metrics import structural_similarity
 
-    side = min(_SSIM_WINDOW, min(reference.size))
+    reach = (min(reference.size) - 1) // 2  # pixels to either side
     ssim = structural_similarity(
         np.asarray(reference.convert("RGB")),
         np.asarray(picture.convert("RGB")),
         data_range=255,
         channel_axis=2,
-        win_size=side - (side + 1) % 2,
+        gaussian_weights=True,
+        sigma=_SSIM_SIGMA if reach >= _SSIM_REACH else reach / _TRUNCATED,
+        use_sample_covariance=False,
     )
     return ratio, float(ssim)
 
@@ -89,6 +96,156 @@ def picture_psnr(picture: Image.Image, reference: Image.Image) -> float:
     from skimage.metrics import peak_signal_noise_ratio
 
     return float(peak_signal_noise_ratio(wanted, found, data_range=255))
+
+
+def flip_map(picture: Image.Image, reference: Image.Image) -> np.ndarray | None:
+    """Return how different people would see each pixel when the two pictures take turns: FLIP.
+
+    Parameters
+    ----------
+    picture, reference : PIL.Image.Image
+        Pictures of the same size; other modes are converted to RGB.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        Values from 0 (equal) to 1 of shape (height, width); their mean is the pictures' FLIP. None
+        where flip-evaluator isn't installed, which some machines have no wheel for.
+
+    Raises
+    ------
+    ArgumentError
+        If the sizes differ.
+
+    References
+    ----------
+    Andersson et al., "FLIP: A Difference Evaluator for Alternating Images", Proceedings of the ACM
+    on Computer Graphics and Interactive Techniques 3 (2020).
+    """
+    import numpy as np
+
+    _check_same_size(picture, reference)
+    try:
+        import flip_evaluator
+    except ImportError:
+        return None
+    wanted, found = (
+        np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in (reference, picture)
+    )
+    errors, _, _ = flip_evaluator.evaluate(wanted, found, "LDR", applyMagma=False)
+    return np.asarray(errors, dtype=np.float32).reshape(found.shape[:2])
+
+
+def picture_flip(picture: Image.Image, reference: Image.Image) -> float | None:
+    """Return the mean of `flip_map`: 0 for equal pictures; None where it can't be computed."""
+    errors = flip_map(picture, reference)
+    return None if errors is None else float(errors.mean())
+
+
+def mean_decibels(psnr_db: Sequence[float]) -> float:
+    """Return the decibels of the mean squared error over several pictures.
+
+    The mean of their decibels would be infinite where one picture is identical, however far the
+    others are.
+
+    Examples
+    --------
+    >>> round(mean_decibels([math.inf, 12.0, 12.0, 12.0]), 2)
+    13.25
+    """
+    return _decibels(math.fsum(map(_squared_error, psnr_db)) / len(psnr_db))
+
+
+def decibel_interval(psnr_db: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
+    """Return a 95 % interval of `mean_decibels` over pictures like these; None for few of them.
+
+    The pictures are drawn again with replacement (a percentile bootstrap).
+    """
+    drawn = _resampled([_squared_error(p) for p in psnr_db], seed)
+    return None if drawn is None else (_decibels(drawn[1]), _decibels(drawn[0]))
+
+
+@dataclass(frozen=True)
+class Nearer:
+    """By how much one recipe's pictures are nearer to the reference than another's."""
+
+    decibels: float
+    """Of the ratio of their mean squared errors: above 0 the first is nearer."""
+    low: float | None
+    high: float | None
+    """95 % interval over pictures; None where they are too few for one."""
+
+
+def how_much_nearer(one: Sequence[float], other: Sequence[float], seed: int = 0) -> Nearer | None:
+    """Return how much nearer one recipe is than another, picture by picture.
+
+    What is hard about a prompt is hard for both, so the same pictures are drawn for both.
+
+    Parameters
+    ----------
+    one, other : sequence of float
+        PSNR in decibels of the same pictures, in the same order.
+    seed : int
+        Seed of the resampling.
+
+    Returns
+    -------
+    Nearer or None
+        None where either is identical to the reference in all pictures.
+    """
+    import numpy as np
+
+    errors = np.array([[_squared_error(p) for p in side] for side in (one, other)])
+    if not errors.shape[1] or not errors.mean(axis=1).all():
+        return None
+    said = float(10 * np.log10(errors[1].mean() / errors[0].mean()))
+    count = errors.shape[1]
+    if count < LEAST_SAMPLES:
+        return Nearer(said, None, None)
+    picked = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
+    means = errors[:, picked].mean(axis=2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = 10 * np.log10(means[1] / means[0])
+    ratios = ratios[~np.isnan(ratios)]  # both identical in all that were drawn
+    low, high = np.quantile(ratios, [0.025, 0.975], method="inverted_cdf")
+    return Nearer(said, float(low), float(high))
+
+
+def _resampled(errors: list[float], seed: int) -> tuple[float, float] | None:
+    """Return a 95 % interval of the mean of some errors; None for fewer than that needs."""
+    if len(errors) < LEAST_SAMPLES:
+        return None
+    if min(errors) == max(errors):
+        return errors[0], errors[0]
+
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (np.asarray(errors),),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _squared_error(psnr_db: float) -> float:
+    return 0.0 if math.isinf(psnr_db) else 255**2 / 10 ** (psnr_db / 10)
+
+
+def _decibels(squared_error: float) -> float:
+    return math.inf if squared_error <= 0 else 10 * math.log10(255**2 / squared_error)
+
+
+def error_multiple(psnr_db: Sequence[float], floor_db: Sequence[float]) -> float | None:
+    """Return a recipe's root mean squared error as a multiple of the floor's; None without one."""
+    floor = math.fsum(map(_squared_error, floor_db))
+    if not floor or len(psnr_db) != len(floor_db):
+        return None
+    return math.sqrt(math.fsum(map(_squared_error, psnr_db)) / floor)
 
 
 def difference_map(ours: Image.Image, theirs: Image.Image) -> np.ndarray:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ArgumentError
 from ..records import Timing
-from ..units import format_count, format_places, format_ratio
+from ..units import format_count, format_places
 from .statistics import LEAST_SAMPLES
 
 MARGIN = 0.01
@@ -133,13 +133,17 @@ def ratio_of(reference: Timing, other: Timing) -> Ratio | None:
     pairs = [
         (theirs[number], seconds)
         for number, seconds in zip(other.rounds, other.samples, strict=False)
-        if number in theirs
+        if number >= 0 and number in theirs
     ]
     return paired_ratio(*zip(*pairs, strict=True)) if pairs else None
 
 
 def verdict_words(
-    verdict: str | None, ratio: float | None, low: float | None, high: float | None, more: int | None
+    verdict: str | None,
+    ratio: float | None,
+    low: float | None,
+    high: float | None,
+    more: int | None,
 ) -> str | None:
     """Return a verdict as people read it: ``1.28x slower (1.24–1.33)``.
 
@@ -166,9 +170,9 @@ def verdict_words(
     if verdict not in (FASTER, SLOWER) or not (ratio and low and high):
         return verdict
     middle, low, high = (ratio, low, high) if verdict == SLOWER else (1 / ratio, 1 / high, 1 / low)
-    return (
-        f"{format_ratio(middle)} {verdict} ({format_places(low)}–{format_places(high)})"  # noqa: RUF001
-    )
+    places = 2 if middle < 9.995 else 1
+    said, *ends = (format_places(value, places) for value in (middle, low, high))
+    return f"{said}x {verdict} ({'–'.join(ends)})"
 
 
 def rounds_to_go(more: int) -> str:
@@ -178,8 +182,3 @@ def rounds_to_go(more: int) -> str:
     if more > 20:
         more = round(more, -1)
     return f"about {format_count(more, 'more round')}"
-
-
-def all_decided(ratios: Iterable[Ratio | None]) -> bool:
-    """Whether every ratio there is has a verdict that stands."""
-    return all(r is None or r.verdict not in (None, NOT_DECIDED) for r in ratios)

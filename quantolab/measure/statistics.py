@@ -1,4 +1,4 @@
-"""What a handful of timings or answers can and can't show: intervals. (Verdicts: `ratios`.)"""
+"""What a handful of timings or answers can and can't show: intervals."""
 
 from __future__ import annotations
 

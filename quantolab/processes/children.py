@@ -18,12 +18,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Generic, TypeVar
 
 from ..errors import Cancelled, JobFailed
 from ..plain_values import from_dict, to_dict
 from ..units import format_places
-from .jobs import LOG, RESULT, Asked, Event, Found, JobKind, Order, Preload, read_result
+from .jobs import (
+    LOG,
+    RESULT,
+    Asked,
+    Event,
+    Found,
+    JobKind,
+    Order,
+    Preload,
+    Question,
+    read_result,
+)
+
+Answer = TypeVar("Answer")
 
 _POLL_SECONDS = 0.1  # how soon Ctrl-C and cancel are heard
 _FORK_SECONDS = 5.0  # what a server needs at most to begin a job, which takes milliseconds
@@ -109,17 +122,51 @@ class Children:
         Cancelled
             If `cancel` was set.
         """
+        job = self._ordered(kind, asked, folder, cancel, stall_seconds)
+        try:
+            code = job.follow(watch, cancel, stall_seconds).code or 0
+        finally:
+            job.end()
+        return _found(kind, folder, code)
+
+    def hold(
+        self,
+        kind: JobKind[Asked, Found],
+        asked: Asked,
+        *,
+        folder: Path,
+        watch: Callable[[Event], None] = lambda event: None,
+        cancel: threading.Event | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> Held[Found]:
+        """Do one job as `run` does, and keep its process where the job wants to be held.
+
+        Returns
+        -------
+        Held
+            With what the job found; somebody has to `Held.end` it.
+        """
+        job = self._ordered(kind, asked, folder, cancel, stall_seconds)
+        try:
+            event = job.follow(watch, cancel, stall_seconds, until="held")
+            found = _found(kind, folder, event.code or 0)
+        except BaseException:
+            job.end()
+            raise
+        return Held(found, job, kind, folder)
+
+    def _ordered(
+        self,
+        kind: JobKind[Asked, Found],
+        asked: Asked,
+        folder: Path,
+        cancel: threading.Event | None,
+        stall_seconds: float,
+    ) -> _Job:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
         order = Order(f"{next(self._count)}", kind.does, to_dict(asked), folder)
-        job = self._begin(order, cancel, stall_seconds)
-        try:
-            code = job.follow(watch, cancel, stall_seconds)
-        finally:
-            job.end()
-        if code or not (folder / RESULT).exists():
-            raise JobFailed(_how_it_ended(code, folder / LOG))
-        return read_result(folder, kind)
+        return self._begin(order, cancel, stall_seconds)
 
     def _begin(self, order: Order, cancel: threading.Event | None, stall_seconds: float) -> _Job:
         if not self._fork:
@@ -145,10 +192,66 @@ class Children:
             return self._server
 
 
-class _Job:
-    """One running job."""
+class Held(Generic[Found]):
+    """A job that has found what it was to find, and waits with all that it loaded.
 
-    def __init__(self, own: subprocess.Popen[str] | None = None) -> None:
+    Made by `Children.hold`.
+    """
+
+    def __init__(self, found: Found, job: _Job, kind: JobKind[Any, Found], folder: Path) -> None:
+        self.found = found
+        self._job = job
+        self._kind = kind
+        self._folder = folder
+
+    def ask(
+        self,
+        asks: Any,
+        answer: type[Answer],
+        *,
+        watch: Callable[[Event], None] = lambda event: None,
+        cancel: threading.Event | None = None,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> Answer:
+        """Ask the job something and return its answer, a record of that type.
+
+        Raises
+        ------
+        QuantolabError
+            What the job raised; `JobFailed` if its process has ended meanwhile.
+        Cancelled
+            If `cancel` was set.
+        """
+        try:
+            self._job.ask(to_dict(asks))
+        except (BrokenPipeError, ValueError):
+            pass  # it has ended, as its last event says
+        event = self._job.follow(watch, cancel, stall_seconds, until="answer")
+        if event.kind == "exited":
+            _found(self._kind, self._folder, event.code or 0)  # raises what it raised
+            raise JobFailed("the process ended before it was asked to")
+        return from_dict(answer, event.answer)
+
+    def end(self) -> None:
+        """End its process, if it still runs."""
+        self._job.end()
+
+
+class _Job:
+    """One running job.
+
+    Parameters
+    ----------
+    ask : callable
+        Sends what the job is asked, if it is held.
+    own : subprocess.Popen, optional
+        Its process, where no server started it.
+    """
+
+    def __init__(
+        self, ask: Callable[[dict[str, Any]], None], own: subprocess.Popen[str] | None = None
+    ) -> None:
+        self.ask = ask
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._own = own
         self._pid = own.pid if own else None
@@ -162,8 +265,9 @@ class _Job:
         watch: Callable[[Event], None],
         cancel: threading.Event | None,
         stall_seconds: float,
-    ) -> int:
-        """Hand on the job's events until its process has ended; return the exit code."""
+        until: str = "exited",
+    ) -> Event:
+        """Hand on events until the process ends or one of that kind comes; return it."""
         heard = time.monotonic()
         while True:
             _raise_if_set(cancel)
@@ -182,7 +286,9 @@ class _Job:
                 continue
             if event.kind == "exited":
                 self._ended = True
-                return event.code or 0
+                return event
+            if event.kind == until:
+                return event
             if event.kind == "started":
                 self._pid = event.pid
             else:
@@ -244,16 +350,19 @@ class _Server:
         """
         # Importing libraries is no job of the user's: no limit for jobs is too short for it.
         self._wait_until_ready(cancel, max(stall_seconds, STALL_SECONDS))
-        job = self._jobs[order.job] = _Job()
+        job = self._jobs[order.job] = _Job(lambda asks: self._write(Question(order.job, asks)))
         try:
-            with self._writing:
-                self._requests.write(json.dumps(to_dict(order)) + "\n")
-                self._requests.flush()
+            self._write(order)
         except (BrokenPipeError, ValueError) as error:
             raise self._failure() from error
         if not self._reader.is_alive():  # it ended this very moment
             self._tell_end()
         return job
+
+    def _write(self, request: Order | Question) -> None:
+        with self._writing:
+            self._requests.write(json.dumps(to_dict(request)) + "\n")
+            self._requests.flush()
 
     def close(self) -> None:
         """End it and its children."""
@@ -308,7 +417,12 @@ def _begin_alone(order: Order, preload: Preload, environment: Mapping[str, str])
     """Begin a job in a fresh process."""
     process = _start(["--once"], environment)
     requests, told = _pipes(process)
-    job = _Job(process)
+
+    def ask(asks: dict[str, Any]) -> None:
+        requests.write(json.dumps(to_dict(Question(order.job, asks))) + "\n")
+        requests.flush()
+
+    job = _Job(ask, process)
 
     def read() -> None:
         for event in _events(told):
@@ -334,6 +448,12 @@ def _begin_alone(order: Order, preload: Preload, environment: Mapping[str, str])
     except (BrokenPipeError, ValueError):
         pass  # it has ended already, and the reader says so
     return job
+
+
+def _found(kind: JobKind[Any, Found], folder: Path, code: int) -> Found:
+    if code or not (folder / RESULT).exists():
+        raise JobFailed(_how_it_ended(code, folder / LOG))
+    return read_result(folder, kind)
 
 
 def _end_what_it_left(process: subprocess.Popen[str]) -> None:

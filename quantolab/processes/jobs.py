@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,7 @@ class Order:
 class Event:
     """What a child, or the server that starts children, tells while it works."""
 
-    kind: Literal["ready", "started", "exited", "stage", "step", "picture"]
+    kind: Literal["ready", "started", "exited", "stage", "step", "picture", "held", "answer"]
     job: str = ""
     stage: str = ""
     """What begins now."""
@@ -88,6 +88,16 @@ class Event:
     done: int | None = None
     total: int | None = None
     """How far the stage is, where that is counted."""
+    answer: dict[str, Any] | None = None
+    """To a question that a job which is held was asked."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a job that is held is asked, on its way to its process."""
+
+    job: str
+    asks: dict[str, Any]
 
 
 class Desk:
@@ -101,14 +111,41 @@ class Desk:
         Takes each `Event`.
     job : str
         The job's number.
+    questions : iterable of str
+        Lines of JSON that somebody sends a job that is held, until it is to end.
     """
 
     def __init__(
-        self, folder: Path, tell: Callable[[Event], None] = lambda event: None, job: str = ""
+        self,
+        folder: Path,
+        tell: Callable[[Event], None] = lambda event: None,
+        job: str = "",
+        questions: Iterable[str] = (),
     ) -> None:
         self.folder = folder
         self._tell = tell
         self._job = job
+        self._questions = questions
+
+    def hold(self, found: Any, answer: Callable[[Asked], Any], asked: type[Asked]) -> None:
+        """Hand in what was found, and stay with all that was loaded to answer questions.
+
+        Returns once nobody will ask any more.
+
+        Parameters
+        ----------
+        found : record
+            What the job returns.
+        answer : callable
+            Takes a record and returns one, short enough for a line.
+        asked : type
+            Of the record that it takes.
+        """
+        _hand_in(self.folder, _Result(value=to_dict(found)))
+        self._tell(Event("held", self._job))
+        for line in self._questions:
+            reply = to_dict(answer(from_dict(asked, json.loads(line))))
+            self._tell(Event("answer", self._job, answer=reply))
 
     def stage(self, name: str, done: int | None = None, total: int | None = None) -> None:
         """Tell what begins now, or how far it is."""
@@ -181,7 +218,7 @@ class _Result:
 # --- in the child ---------------------------------------------------------------------------
 
 
-def run_job(order: Order, tell: Callable[[Event], None]) -> None:
+def run_job(order: Order, tell: Callable[[Event], None], questions: Iterable[str] = ()) -> None:
     """Do a job and write its result, whole or not at all.
 
     Errors that we raise on purpose become part of the result, and so does any other, with a
@@ -189,14 +226,18 @@ def run_job(order: Order, tell: Callable[[Event], None]) -> None:
     """
     try:
         function, asked = find_job(order.does)
-        desk = Desk(order.folder, tell, order.job)
+        desk = Desk(order.folder, tell, order.job, questions)
         result = _Result(value=to_dict(function(from_dict(asked, order.asked), desk)))
     except QuantolabError as error:
         result = _Result(error=_Error(type(error).__name__, str(error)))
     except Exception as error:
         traceback.print_exc()  # into the job's log
         result = _Result(error=_said(error))
-    write_whole(order.folder / RESULT, json.dumps(to_dict(result)))
+    _hand_in(order.folder, result)
+
+
+def _hand_in(folder: Path, result: _Result) -> None:
+    write_whole(folder / RESULT, json.dumps(to_dict(result)))
 
 
 def find_job(does: str) -> tuple[Callable[[Any, Desk], Any], type[Any]]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import queue
 import select
 import selectors
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 from ..plain_values import from_dict, to_dict
-from .jobs import LOG, Event, Order, Preload, run_job
+from .jobs import LOG, Event, Order, Preload, Question, run_job
 
 _LOOK_SECONDS = 0.2  # how soon a server that imports hears that its parent is gone
 _GENERATIONS = 20  # of processes that leave others behind
@@ -34,11 +35,12 @@ def main() -> None:
     _redirect_output(os.devnull)
     if "--once" in sys.argv:
         wanted, order = sys.stdin.readline(), sys.stdin.readline()
-        # Nothing more is written there: it ends when the parent does, or lets go.
-        threading.Thread(target=_end_with_input, daemon=True).start()
+        # Only questions come after that: it ends when the parent does, or lets go.
+        questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_end_with_input, args=(questions,), daemon=True).start()
         preload(from_dict(Preload, json.loads(wanted)))
         send(out, Event("ready"))
-        _run(out, from_dict(Order, json.loads(order)))
+        _run(out, from_dict(Order, json.loads(order)), iter(questions.get, None))
         return
     # A terminal's Ctrl-C goes to the whole process group: the parent alone decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,8 +51,9 @@ def main() -> None:
     _serve(out)
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
+def _end_with_input(questions: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        questions.put(json.dumps(from_dict(Question, json.loads(line)).asks))
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)  # with all that the job started
     os._exit(70)
@@ -108,6 +111,7 @@ def send(out: int, event: Event) -> None:
 
 def _serve(out: int) -> NoReturn:
     children: dict[int, str] = {}
+    questions: dict[str, int] = {}  # where each job reads them
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
@@ -121,7 +125,7 @@ def _serve(out: int) -> NoReturn:
         for key, _ in selector.select():
             if key.fd == wake_read:
                 os.read(wake_read, 4096)
-                _reap(out, children)
+                _reap(out, children, questions)
                 continue
             chunk = os.read(0, 65536)
             if not chunk:
@@ -131,12 +135,28 @@ def _serve(out: int) -> NoReturn:
                 os._exit(0)  # taking torch down in order takes over a second, for nothing
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
-                order = from_dict(Order, json.loads(line))
-                pid = _fork(out, order, (wake_read, wake_write))
-                children[pid] = order.job
+                values = json.loads(line)
+                if "asks" in values:
+                    _hand_on(from_dict(Question, values), questions)
+                    continue
+                order = from_dict(Order, values)
+                theirs, ours = os.pipe()
+                own = (wake_read, wake_write, ours, *questions.values())
+                children[_fork(out, order, theirs, own)] = order.job
+                os.close(theirs)
+                questions[order.job] = ours
 
 
-def _fork(out: int, order: Order, own: tuple[int, ...]) -> int:
+def _hand_on(question: Question, questions: dict[str, int]) -> None:
+    """Send a question to its job, unless that has ended, which is told by itself."""
+    if question.job in questions:
+        try:
+            os.write(questions[question.job], (json.dumps(question.asks) + "\n").encode())
+        except BrokenPipeError:
+            pass
+
+
+def _fork(out: int, order: Order, questions: int, own: tuple[int, ...]) -> int:
     server = os.getpid()
     pid = os.fork()
     if pid:
@@ -151,8 +171,9 @@ def _fork(out: int, order: Order, own: tuple[int, ...]) -> int:
             signal.signal(number, signal.SIG_DFL)
         for fd in own:
             os.close(fd)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        _run(out, order)
+        os.dup2(questions, 0)
+        os.close(questions)
+        _run(out, order, sys.stdin)
         code = 0
     finally:
         os._exit(code)
@@ -167,12 +188,12 @@ def _die_with(parent: int) -> None:
             os._exit(70)  # it had ended before
 
 
-def _run(out: int, order: Order) -> None:
+def _run(out: int, order: Order, questions: Iterable[str]) -> None:
     _redirect_output(str(order.folder / LOG))
-    run_job(order, lambda event: send(out, event))
+    run_job(order, lambda event: send(out, event), questions)
 
 
-def _reap(out: int, children: dict[int, str]) -> None:
+def _reap(out: int, children: dict[int, str], questions: dict[str, int]) -> None:
     while True:
         try:
             # Looked at and not yet taken: until then its number belongs to no other process.
@@ -189,6 +210,7 @@ def _reap(out: int, children: dict[int, str]) -> None:
                 _end_orphans({pid})
         _, status = os.waitpid(pid, 0)
         if job is not None:
+            os.close(questions.pop(job))
             send(out, Event("exited", job, code=os.waitstatus_to_exitcode(status)))
 
 

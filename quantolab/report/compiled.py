@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..measure.statistics import LEAST_SAMPLES, verdict
-from ..records import OK, Timing
+from ..measure.ratios import FASTER, SLOWER, Ratio, paired_ratio, verdict_words
+from ..measure.statistics import LEAST_SAMPLES
+from ..records import OK
 from ..units import ABSENT, format_count, format_interval, format_ratio, format_seconds
 
 HEADERS = (
@@ -16,6 +19,9 @@ HEADERS = (
 )  # fmt: skip
 
 Row = Mapping[str, Any]
+
+NEVER = math.inf
+"""Break-even of a compiled model that isn't faster."""
 
 
 def name(row: Row) -> str:
@@ -65,18 +71,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def speed(row: Row) -> str | None:
-    """Return whether compiled is faster, ``"1.32x faster"``; None where repeats are too few."""
-    return _verdict(tuple(row["eager_samples"]), tuple(row["compiled_samples"]))
+    """Return how much faster compiled is, ``"1.32x faster (1.28–1.37)"``; None for few repeats."""
+    found = _ratio(row)
+    return verdict_words(found.verdict, found.middle, found.low, found.high, found.more_rounds)
 
 
 def pays(row: Row) -> bool:
     """Return whether the repeats show that compiled is faster, so that compiling pays some time."""
-    return row["status"] == OK and (speed(row) or "").endswith("faster")
+    return row["status"] == OK and _ratio(row).verdict == FASTER
 
 
 def never_pays(row: Row) -> bool:
     """Return whether the repeats show that compiled is slower, so that compiling can't pay."""
-    return row["status"] == OK and (speed(row) or "").endswith("slower")
+    return row["status"] == OK and _ratio(row).verdict == SLOWER
 
 
 def payback_words(row: Row) -> str:
@@ -86,13 +93,44 @@ def payback_words(row: Row) -> str:
     if not pays(row):
         return "not shown to"
     count = row["break_even_images"]
+    low, high = break_even_range(_ratio(row), row["compile_seconds"], row["eager_samples"])
+    if low is not None and high is not None and low < high:
+        return f"after {round(low)} to {format_count(round(high), 'picture')}"
     seconds = row["compile_seconds"] + count * row["compiled_seconds"]
     return f"after {format_count(round(count), 'picture')} ({format_seconds(seconds)})"
 
 
-@functools.lru_cache(maxsize=256)  # an interval takes thousands of resamplings
-def _verdict(eager: tuple[float, ...], compiled: tuple[float, ...]) -> str | None:
-    return verdict(Timing(eager), Timing(compiled))
+def break_even(compile_seconds: float, eager_seconds: float, compiled_seconds: float) -> float:
+    """Return after how many pictures compiling has paid for itself; infinite if it never does.
+
+    Compiling pays once ``compile + n * compiled <= n * eager``.
+    """
+    gain = eager_seconds - compiled_seconds
+    return float(math.ceil(compile_seconds / gain)) if gain > 0 else NEVER
+
+
+def break_even_range(
+    ratio: Ratio, compile_seconds: float, eager_samples: Sequence[float]
+) -> tuple[float | None, float | None]:
+    """Return the break-even at both ends of the interval of compiled over eager; None without one.
+
+    Infinite where compiled may be no faster.
+    """
+    if ratio.low is None or ratio.high is None:
+        return None, None
+    eager = statistics.median(eager_samples)
+    low, high = (break_even(compile_seconds, eager, end * eager) for end in (ratio.low, ratio.high))
+    return low, high
+
+
+def _ratio(row: Row) -> Ratio:
+    """Return compiled over eager, from pictures made in turn."""
+    return _paired(tuple(row["eager_samples"]), tuple(row["compiled_samples"]))
+
+
+@functools.lru_cache(maxsize=256)
+def _paired(eager: tuple[float, ...], compiled: tuple[float, ...]) -> Ratio:
+    return paired_ratio(eager, compiled)
 
 
 def _interval(row: Row, way: str) -> str:

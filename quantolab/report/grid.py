@@ -17,7 +17,16 @@ from ..errors import ArgumentError, one_of
 from ..records import Comparison, Trial
 from ..weights import WORDS
 from .lettering import POINTS, ShownFigure, lettering, wrapped
-from .tables import plain_rows, reference_row, results_table, split_label
+from .tables import (
+    is_doubtful,
+    plain_rows,
+    quality_words,
+    reference_row,
+    results_table,
+    speed_notes,
+    speed_words,
+    split_label,
+)
 
 # --- what the grid says -----------------------------------------------------------------------
 
@@ -32,8 +41,10 @@ class GridColumn:
     rest: str
     """What else tells the recipe from others: skips and components."""
     facts: tuple[str, ...]
-    """Bytes, seconds, quality: a line each."""
+    """Bytes, seconds, what they show, quality: a line each."""
     reason: str | None = None
+    doubtful: bool = False
+    """Whether its seconds (the second line) show no difference to the reference's."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ def grid_content(
             if trial is not comparison.reference
             for picture in trial.quality
         },
-        footer=_footer(comparison, reference),
+        footer=_footer(comparison, records, reference),
     )
 
 
@@ -133,25 +144,33 @@ def _column(record: dict, reference: dict | None) -> GridColumn:
     if record["status"] != "ok":
         reason = record["reason"] or "no reason was recorded"
         return GridColumn(record["recipe"], name, rest, (record["status"],), reason)
-    return GridColumn(record["recipe"], name, rest, _facts(record, reference))
+    doubtful = is_doubtful(record, reference)
+    return GridColumn(record["recipe"], name, rest, _facts(record, reference), doubtful=doubtful)
 
 
 def _facts(record: dict, reference: dict | None) -> tuple[str, ...]:
     size = units.format_bytes(record["weight_bytes"])
+    speed = units.format_interval(
+        *(record[f"latency_{part}seconds"] for part in ("", "low_", "high_"))
+    )
     if record is reference:
-        return size, units.format_seconds(record["latency_seconds"]), "unquantized reference"
+        return size, speed, "unquantized reference"
     if reference and reference["weight_bytes"] and record["weight_bytes"]:
         size += f" · {units.format_ratio(record['weight_bytes'] / reference['weight_bytes'])}"
-    speed = units.format_seconds(record["latency_seconds"])
-    if record["verdict"]:
-        speed += " · " + record["verdict"].removesuffix(" shown")
+    said = speed_words(record, short=True)
+    if said is None and is_doubtful(record, reference):
+        said = "no verdict on speed"
+    lines = (size, speed, said) if said else (size, speed)
     if record["psnr_db"] is None:
-        return size, speed, "no reference" if reference is None else "not compared"
-    quality = units.format_decibels(record["psnr_db"])
-    return size, speed, f"{quality} · SSIM {units.format_similarity(record['ssim'])}"
+        return *lines, "no reference" if reference is None else "not compared"
+    similar = f"SSIM {units.format_similarity(record['ssim'])}"
+    multiple = record.get("floor_multiple")
+    if multiple is not None:
+        similar = f"{units.format_multiple(multiple)} the floor · {similar}"
+    return *lines, quality_words(record), similar
 
 
-def _footer(comparison: Comparison, reference: dict | None) -> str:
+def _footer(comparison: Comparison, records: list[dict], reference: dict | None) -> str:
     work = comparison.workload
     where = next((t.conditions for t in comparison.trials if t.conditions is not None), None)
     parts = [
@@ -168,8 +187,13 @@ def _footer(comparison: Comparison, reference: dict | None) -> str:
     parts.append("bytes: weights in memory")
     of = f", median of {work.repeats}" if work.repeats > 1 else ""
     parts.append(f"seconds: one picture{of}")
+    if any(record["latency_low_seconds"] is not None for record in records):
+        parts.append("in brackets: 95 % intervals")
     if reference is not None:
         parts.append("PSNR and SSIM: against the reference's picture of the same prompt and seed")
+    if any(record.get("floor_multiple") is not None for record in records):
+        parts.append("floor: the reference with the same sums in another order")
+    parts += [note.rstrip(".") for note in speed_notes(records, reference)]
     return " · ".join(parts)
 
 
@@ -369,7 +393,10 @@ def _draw_heading(sheet: _Sheet, layout: _Layout, column: GridColumn, x: float) 
     y = sheet.lines(x, _MARGIN * 0.8, layout.names[i], _NAME, bold=True, colour=_INK)
     sheet.lines(x, y, layout.rests[i], _REST, colour=_INK)
     colour = _INK if column.reason is None else _ALARM
-    sheet.lines(x, _MARGIN * 0.8 + layout.title_height + 0.03, column.facts, _FACT, colour=colour)
+    y = _MARGIN * 0.8 + layout.title_height + 0.03
+    for number, fact in enumerate(column.facts):
+        quiet = column.doubtful and number in (1, 2)
+        y = sheet.lines(x, y, [fact], _FACT, colour=_QUIET if quiet else colour)
 
 
 def _draw_reason(sheet: _Sheet, layout: _Layout, column: GridColumn, x: float) -> None:

@@ -21,8 +21,18 @@ from .. import units
 from ..arguments import public
 from ..errors import ArgumentError, ModelNotFoundError
 from ..measure.other_load import BUSY
-from ..measure.statistics import LEAST_SAMPLES, median_interval, verdict
-from ..records import OK, Comparison, Trial, Workload
+from ..measure.quality import decibel_interval, error_multiple, mean_decibels
+from ..measure.ratios import (
+    MARGIN,
+    NO_DIFFERENCE,
+    NOT_DECIDED,
+    Ratio,
+    ratio_of,
+    rounds_to_go,
+    verdict_words,
+)
+from ..measure.statistics import LEAST_SAMPLES, median_interval
+from ..records import ALONE, OK, PAIRS, Comparison, PictureQuality, Trial, Workload
 from ..text_tables import GAP, column_widths, markdown_columns, table_width, text_line
 from ..weights import REFERENCE, WORDS
 
@@ -40,16 +50,20 @@ EXTRA_COLUMNS = (
     "verdict", "psnr_worst_db", "ssim_worst", "compile_seconds", "kept_layers", "notes",
     "guidance", "prompts", "revision", "other_load",
     "device_name", "threads", "platform", "python", "transformers", "peak_method", "name",
+    "speedup_low", "speedup_high", "more_rounds", "timed", "speed_reference",
+    "psnr_low_db", "psnr_high_db", "identical_pictures", "pictures", "flip", "floor_multiple",
+    "private_bytes",
 )  # fmt: skip
-"""What follows them: worst pictures, and the rest of the circumstances."""
+"""What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
 _WHOLE = {
     "weight_bytes", "predicted_weight_bytes", "file_bytes", "peak_bytes", "repeats", "steps",
-    "kept_layers", "threads",
+    "kept_layers", "threads", "more_rounds", "identical_pictures", "pictures", "private_bytes",
 }  # fmt: skip
 _REAL = {
     "load_seconds", "latency_seconds", "latency_low_seconds", "latency_high_seconds", "speedup",
     "psnr_db", "ssim", "psnr_worst_db", "ssim_worst", "compile_seconds", "guidance", "other_load",
+    "speedup_low", "speedup_high", "psnr_low_db", "psnr_high_db", "flip", "floor_multiple",
 }  # fmt: skip
 # Text columns in which "nothing" is a value of its own; in the others absent is None.
 _EMPTY_IS_A_VALUE = {"skip", "components", "notes"}
@@ -63,12 +77,18 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     """Return one row a trial, failed ones too, with the columns of the contract first.
 
     Bytes and counts are ``Int64``, seconds, decibels and ratios floats, text is text; absent is
-    ``<NA>``, NaN and None, never 0. `psnr_db` and `ssim` are means over the prompts and seeds,
-    absent for the reference itself; if any picture is identical to the reference's, its PSNR
-    and with it the mean is infinite, and `psnr_worst_db` says how the worst one did.
-    `speedup` is the reference's median latency over the recipe's; whether it is more than noise
-    says `verdict`, absent where fewer than three repeats, conditions that differ, or other work on
-    the machine (`other_load`, a share of the processors' time, over a tenth) allow none.
+    ``<NA>``, NaN and None, never 0. `psnr_db` holds the decibels of the mean squared error over
+    all pictures, `psnr_low_db` and `psnr_high_db` its 95 % interval over pictures from six on,
+    `identical_pictures` how many equal the reference's; `ssim` and `flip` are means. All are
+    absent for the reference itself. `floor_multiple` says how many times as far from the
+    reference a recipe is as the reference itself with its sums in another order.
+
+    `speedup` is the reference's latency over the recipe's, from ratios within rounds, with its
+    95 % interval; `verdict` says what that shows: ``faster`` or ``slower`` where the interval lies
+    beyond 1 %, ``no difference`` where it lies within, else ``not decided``, with about how many
+    more rounds would (`more_rounds`). What was timed `alone` has the ratio of two medians and no
+    verdict, and so have fewer than six rounds. `other_load`, the share of the processors' time
+    that others took, withholds nothing: within a round it hits all alike.
 
     Parameters
     ----------
@@ -86,7 +106,7 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     >>> table[["recipe", "weight_bytes", "psnr_db"]]            # doctest: +SKIP
     """
     reference = comparison.reference
-    rows = [_row(trial, reference, comparison.workload) for trial in comparison.trials]
+    rows = [_row(trial, reference, comparison) for trial in comparison.trials]
     return _typed(pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA_COLUMNS], dtype=object))
 
 
@@ -138,7 +158,7 @@ def reference_row(table: pd.DataFrame) -> int | None:
 # --- one trial as one row -------------------------------------------------------------------
 
 
-def _row(trial: Trial, reference: Trial | None, workload: Workload) -> dict[str, Any]:
+def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[str, Any]:
     return {
         "recipe": trial.label,
         "name": trial.name,
@@ -151,14 +171,15 @@ def _row(trial: Trial, reference: Trial | None, workload: Workload) -> dict[str,
         "predicted_weight_bytes": trial.predicted_weight_bytes,
         "file_bytes": trial.file_bytes,
         "peak_bytes": trial.peak_bytes,
+        "private_bytes": trial.private_bytes,
         "load_seconds": trial.load_seconds,
         "compiled": trial.compiled,
         "compile_seconds": trial.compile_seconds,
         "kept_layers": len(trial.kept_layers) if trial.ok else None,
         "notes": "; ".join(trial.notes),
         **_latency_cells(trial, reference),
-        **_quality_cells(trial, reference),
-        **_workload_cells(workload, trial),
+        **_quality_cells(trial, reference, comparison.floor),
+        **_workload_cells(comparison.workload, trial),
         **_condition_cells(trial),
     }
 
@@ -175,20 +196,26 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
         "latency_high_seconds": high,
         "repeats": len(samples),
         "other_load": trial.timing.other_load,
+        "timed": trial.timing.timed,
     }
     if reference is None or reference.timing is None or not reference.timing.samples:
         return cells
     if not _comparable(trial, reference):
         return cells
+    cells["speed_reference"] = reference.label
     cells["speedup"] = statistics.median(reference.timing.samples) / median
-    if trial is not reference and not (_was_busy(trial) or _was_busy(reference)):
-        cells["verdict"] = verdict(reference.timing, trial.timing)
-    return cells
+    ratio = None if trial is reference else ratio_of(reference.timing, trial.timing)
+    return cells if ratio is None else cells | _ratio_cells(ratio)
 
 
-def _was_busy(trial: Trial) -> bool:
-    """Whether other work took so much of the machine that latencies support no verdict."""
-    return (trial.timing.other_load or 0.0) > BUSY
+def _ratio_cells(ratio: Ratio) -> dict[str, Any]:
+    return {
+        "speedup": 1 / ratio.middle,
+        "speedup_low": None if ratio.high is None else 1 / ratio.high,
+        "speedup_high": None if ratio.low is None else 1 / ratio.low,
+        "verdict": ratio.verdict,
+        "more_rounds": ratio.more_rounds,
+    }
 
 
 def _comparable(trial: Trial, reference: Trial) -> bool:
@@ -199,16 +226,26 @@ def _comparable(trial: Trial, reference: Trial) -> bool:
     return all(getattr(ours, name) == getattr(theirs, name) for name in _SAME_FOR_LATENCY)
 
 
-def _quality_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
+def _quality_cells(
+    trial: Trial, reference: Trial | None, floor: tuple[PictureQuality, ...]
+) -> dict[str, Any]:
     if not trial.quality or trial is reference:
         return {}
     psnr = [picture.psnr_db for picture in trial.quality]
     ssim = [picture.ssim for picture in trial.quality]
+    flip = [picture.flip for picture in trial.quality if picture.flip is not None]
+    low, high = decibel_interval(psnr) or (None, None)
     return {
-        "psnr_db": math.fsum(psnr) / len(psnr),
+        "psnr_db": mean_decibels(psnr),
+        "psnr_low_db": low,
+        "psnr_high_db": high,
         "ssim": math.fsum(ssim) / len(ssim),
+        "flip": math.fsum(flip) / len(flip) if len(flip) == len(psnr) else None,
         "psnr_worst_db": min(psnr),
         "ssim_worst": min(ssim),
+        "identical_pictures": sum(math.isinf(decibels) for decibels in psnr),
+        "pictures": len(psnr),
+        "floor_multiple": error_multiple(psnr, [picture.psnr_db for picture in floor]),
     }
 
 
@@ -281,8 +318,8 @@ class ReadableTable:
     """What each row's recipe is called; None without a name."""
 
 
-HEADERS = ("recipe", "weights", "peak", "per picture", "speed", "PSNR", "SSIM", "status")
-ALIGN = "lrrrrrrl"
+HEADERS = ("recipe", "weights", "memory", "per picture", "speed", "PSNR", "floor", "SSIM", "status")
+ALIGN = "lrrrrrrrl"
 """Names and words stand to the left (l), figures to the right (r)."""
 
 
@@ -328,14 +365,15 @@ def _readable_row(record: dict[str, Any], reference: dict[str, Any] | None) -> t
     return (
         record.get("name") or record["recipe"],
         _bytes_and_share(record, reference),
-        units.format_bytes(record["peak_bytes"]),
+        units.format_bytes(held_bytes(record)),
         units.format_interval(
             record["latency_seconds"],
             record["latency_low_seconds"],
             record["latency_high_seconds"],
         ),
         _speed(record, reference),
-        units.format_decibels(record["psnr_db"]),
+        quality_words(record),
+        units.format_multiple(record.get("floor_multiple")),
         units.format_similarity(record["ssim"]),
         record["status"],
     )
@@ -348,29 +386,121 @@ def _bytes_and_share(record: dict[str, Any], reference: dict[str, Any] | None) -
     return text
 
 
+def held_bytes(record: dict[str, Any]) -> int | None:
+    """Return what a recipe holds by itself on a CPU, and the peak on an accelerator.
+
+    A CPU's peak counts the libraries, which are far more than a small model's weights.
+    """
+    own = record.get("private_bytes")
+    return own if own is not None and record["device"] == "cpu" else record["peak_bytes"]
+
+
+def quality_words(record: dict[str, Any]) -> str:
+    """Return a recipe's decibels with their interval: ``28.6 dB (24.8–32.5)``."""
+    return units.format_decibels(
+        record["psnr_db"], record.get("psnr_low_db"), record.get("psnr_high_db")
+    )
+
+
+def speed_words(record: dict[str, Any], *, short: bool = False) -> str | None:
+    """Return the verdict on a recipe's speed as people read it; None if there is none.
+
+    Parameters
+    ----------
+    record : dict
+        Row of a results table, of `plain_rows`.
+    short : bool
+        Whether to leave out the margin, and how many more rounds would decide.
+    """
+    if short and record.get("verdict") == NO_DIFFERENCE:
+        return NO_DIFFERENCE
+    fast, low, high = (record.get(f"speedup{end}") for end in ("", "_low", "_high"))
+    return verdict_words(
+        record.get("verdict"),
+        1 / fast if fast else None,
+        1 / high if high else None,
+        1 / low if low else None,
+        None if short else record.get("more_rounds"),
+    )
+
+
+def is_doubtful(record: dict[str, Any], reference: dict[str, Any] | None) -> bool:
+    """Return whether a row's seconds show nothing against the reference's, whatever they are."""
+    if record is reference or reference is None or record["latency_seconds"] is None:
+        return False
+    return (record.get("verdict") or NOT_DECIDED) == NOT_DECIDED
+
+
 def _speed(record: dict[str, Any], reference: dict[str, Any] | None) -> str:
     if record is reference:
         return "reference"
-    said = record.get("verdict") or units.ABSENT
-    return said.removesuffix(" shown")  # "no difference" is as wide as "11.3x slower"
+    return speed_words(record, short=True) or units.ABSENT
 
 
 def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> tuple[str, ...]:
-    notes = []
-    timed = [record["repeats"] for record in records if record["repeats"]]
-    if timed and min(timed) >= LEAST_SAMPLES:
-        notes.append("In brackets: 95 % interval of the median.")
-    busy = max((record.get("other_load") or 0.0 for record in records), default=0.0)
-    if busy > BUSY:
-        share = units.format_percent(busy, 0, "")
-        notes.append(f"No verdict on speed: other work took up to {share} of the processors' time.")
-    if timed and min(timed) < LEAST_SAMPLES:
+    notes = [*_interval_notes(records), *speed_notes(records, reference), *_memory_notes(records)]
+    for record in records:
+        same, of = record.get("identical_pictures"), record.get("pictures")
+        if same and of:
+            notes.append(f"{record['recipe']}: {same} of {of} pictures identical.")
+    if any(r.get("floor_multiple") is not None for r in records):
         notes.append(
-            f"Too few repeats for intervals and verdicts on speed: {LEAST_SAMPLES} are needed."
+            "Floor: how many times as far from the reference's pictures as its own with the same "
+            "sums in another order."
         )
     if reference is None:
         notes.append("There is no unquantized reference, so no speed, PSNR or SSIM against it.")
     return tuple(notes)
+
+
+def _interval_notes(records: list[dict[str, Any]]) -> list[str]:
+    if any(record["latency_low_seconds"] is not None for record in records):
+        return ["In brackets: 95 % intervals."]
+    return []
+
+
+def speed_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> list[str]:
+    """Return the sentences on why a speed has no verdict, and on what else the machine did."""
+    notes = []
+    timed = [record["repeats"] for record in records if record["repeats"]]
+    if timed and min(timed) < LEAST_SAMPLES:
+        notes.append(
+            f"Too few rounds for intervals and verdicts on speed: {LEAST_SAMPLES} are needed."
+        )
+    more = [
+        f"{rounds_to_go(record['more_rounds'])} for {record['recipe']}"
+        for record in records
+        if record.get("verdict") == NOT_DECIDED and record.get("more_rounds")
+    ]
+    if any(record.get("verdict") == NO_DIFFERENCE for record in records):
+        notes.append(f"No difference: within {units.format_percent(MARGIN)}.")
+    if more:
+        notes.append(f"Not decided: it would take {units.format_list(more)}.")
+    ways = {r.get("timed") or ALONE for r in records if r["repeats"] and r is not reference}
+    if reference is not None and ALONE in ways and len(timed) > 1:
+        notes.append("Timed one after the other, so speeds have no verdict.")
+    if PAIRS in ways:
+        notes.append("Timed in pairs with the reference: not all fit into memory together.")
+    busy = max((record.get("other_load") or 0.0 for record in records), default=0.0)
+    if busy > BUSY:
+        share = units.format_percent(busy, 0, "")
+        notes.append(f"Other work took up to {share} of the processors' time.")
+    return notes
+
+
+def _memory_notes(records: list[dict[str, Any]]) -> list[str]:
+    """Say once what the libraries take, where memory is what each recipe holds by itself."""
+    beside = [
+        r["peak_bytes"] - r["private_bytes"]
+        for r in records
+        if r["device"] == "cpu" and r.get("private_bytes") and r["peak_bytes"]
+    ]
+    if not beside:
+        return []
+    size = units.format_bytes(max(0, round(statistics.median(beside))))
+    return [
+        f"Memory: what a recipe's process holds by itself; libraries and files take {size} more."
+    ]
 
 
 def split_label(label: str, name: str | None = None) -> tuple[str, str]:
@@ -430,7 +560,7 @@ def _escaped(cell: str) -> str:
     return " ".join(cell.split())
 
 
-def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
+def text_table(table: pd.DataFrame, *, width: int = 120) -> str:
     """Return a table for the terminal.
 
     A failed recipe has its reason where the others have figures. A recipe whose name is too
@@ -441,7 +571,7 @@ def text_table(table: pd.DataFrame, *, width: int = 100) -> str:
     table : pandas.DataFrame
         From `results_table` or `read_table`.
     width : int
-        Characters a line may have, 100 or more for the columns to fit in every case.
+        Characters a line may have, 120 or more for the columns to fit in every case.
 
     Examples
     --------

@@ -20,7 +20,14 @@ from ..records import OK, Comparison
 from ..weights import MIXED_COLOUR, QUANTIZED, REFERENCE, WORDS, weights_of
 from .labels import Box, Spot, place_labels
 from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
-from .tables import COLUMNS, plain_rows, reference_row, require_columns, results_table
+from .tables import (
+    COLUMNS,
+    is_doubtful,
+    plain_rows,
+    reference_row,
+    require_columns,
+    results_table,
+)
 
 # --- what is drawn where ------------------------------------------------------------------------
 
@@ -36,6 +43,16 @@ class TradeoffPoint:
     quality: float | None
     """Mean PSNR in decibels, infinite for identical pictures, or SSIM; None for the reference."""
     seconds: float | None
+    doubtful: bool = False
+    """Whether its seconds show no difference to the reference's."""
+    low: float | None = None
+    high: float | None = None
+    """95 % interval of the quality over pictures, where there is one."""
+
+    @property
+    def shown_seconds(self) -> float | None:
+        """Its seconds, unless they would be read as a difference that the table denies."""
+        return None if self.doubtful else self.seconds
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,8 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
     one_of("quality", quality, tuple(QUALITIES))
     records = plain_rows(table)
     position = reference_row(table)
-    reference = None if position is None else _point(records[position], None)
+    against = None if position is None else records[position]
+    reference = None if against is None else _point(against, None, None)
     points, left_out = [], []
     for i, record in enumerate(records):
         if record["status"] != OK:
@@ -77,7 +95,7 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
         elif i != position and record[quality] is None:
             left_out.append(f"{record.get('name') or record['recipe']} (no quality measured)")
         elif i != position:
-            points.append(_point(record, record[quality]))
+            points.append(_point(record, record[quality], against, quality))
     sizes = [p.weight_bytes for p in [*points, *([reference] if reference else [])]]
     return Tradeoff(
         points=tuple(points),
@@ -88,7 +106,12 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
     )
 
 
-def _point(record: dict[str, Any], quality: float | None) -> TradeoffPoint | None:
+def _point(
+    record: dict[str, Any],
+    quality: float | None,
+    reference: dict[str, Any] | None,
+    name: str = "",
+) -> TradeoffPoint | None:
     if record["weight_bytes"] is None:
         return None
     return TradeoffPoint(
@@ -98,6 +121,9 @@ def _point(record: dict[str, Any], quality: float | None) -> TradeoffPoint | Non
         weight_bytes=int(record["weight_bytes"]),
         quality=None if quality is None else float(quality),
         seconds=record["latency_seconds"],
+        doubtful=is_doubtful(record, reference),
+        low=record.get("psnr_low_db") if name == "psnr_db" else None,
+        high=record.get("psnr_high_db") if name == "psnr_db" else None,
     )
 
 
@@ -153,9 +179,10 @@ def plot_tradeoff(
 ) -> Axes:
     """Draw memory against quality, a point a recipe: up and to the left is better.
 
-    A marker's area is in proportion to the seconds a picture takes, which its label also says;
-    hollow markers are compiled. The reference has no PSNR against itself, so it is a vertical
-    line at its bytes. Recipes without figures are left out and named under the plot.
+    A marker's area is in proportion to the seconds a picture takes, which its label also says,
+    except where the table has no verdict on them; hollow markers are compiled. Lines are 95 %
+    intervals of the quality over pictures. The reference has no PSNR against itself, so it is a
+    vertical line at its bytes. Recipes without figures are left out and named under the plot.
 
     Parameters
     ----------
@@ -187,7 +214,11 @@ def plot_tradeoff(
     values = tradeoff(table, quality=quality)
     if ax is None:
         ax = tradeoff_axes(table)
-    axis = quality_axis([p.quality for p in values.points], span=_LEAST_SPAN[quality])
+    ends = [
+        v for p in values.points for v in (p.quality, p.low, p.high)
+        if v is not None and (v is p.quality or math.isfinite(v))
+    ]  # fmt: skip
+    axis = quality_axis(ends, span=_LEAST_SPAN[quality])
     _set_axes(ax, values, axis, quality)
     _draw_points(ax, values, axis, kwargs)
     _draw_reference(ax, values)
@@ -269,11 +300,12 @@ def _height_of(point: TradeoffPoint, axis: QualityAxis) -> float:
 
 def marker_areas(points: tuple[TradeoffPoint, ...]) -> tuple[float, ...]:
     """Return each marker's area in square points, in proportion to its seconds."""
-    slowest = max((p.seconds for p in points if p.seconds), default=None)
+    slowest = max((p.shown_seconds for p in points if p.shown_seconds), default=None)
     if slowest is None:
         return (_SMALLEST * 3,) * len(points)
     return tuple(
-        max(_SMALLEST, _LARGEST * p.seconds / slowest) if p.seconds else _SMALLEST for p in points
+        max(_SMALLEST, _LARGEST * p.shown_seconds / slowest) if p.shown_seconds else _SMALLEST
+        for p in points
     )
 
 
@@ -302,6 +334,9 @@ def _draw_points(ax: Axes, values: Tradeoff, axis: QualityAxis, kwargs: dict[str
             "zorder": 3.5 if point.compiled else 3,
         }
         x = point.weight_bytes / values.unit[0]
+        if point.low is not None and point.high is not None:
+            ends = (max(point.low, axis.low), min(point.high, axis.high))
+            ax.vlines(x, *ends, colors=[colour], linewidth=1.2, zorder=2.5)
         ax.scatter([x], [_height_of(point, axis)], **(style | kwargs))
 
 
@@ -318,7 +353,7 @@ def _draw_labels(ax: Axes, values: Tradeoff, axis: QualityAxis) -> None:
     areas = marker_areas(values.points)
     for point, area in zip(values.points, areas, strict=True):
         where = (point.weight_bytes / values.unit[0], _height_of(point, axis))
-        words = label_lines(point.label, point.seconds)
+        words = label_lines(point.label, point.shown_seconds)
         texts.append(_label(ax, words, where, _colour(ax, point.weights)))
         radius = math.sqrt(area) / 2 + 1
         spots.append(Spot(*map(float, ax.transData.transform(where)), radius * dpi / POINTS))
@@ -376,6 +411,11 @@ def _draw_note(ax: Axes, values: Tradeoff) -> None:
         notes.append("Area of a marker: seconds a picture. Up and to the left is better.")
         if any(p.compiled for p in values.points):
             notes[0] += " Hollow: compiled."
+        if any(p.low is not None for p in values.points):
+            notes[0] += " Lines: 95 % intervals over pictures."
+        doubtful = [p.label for p in values.points if p.doubtful]
+        if doubtful:
+            notes.append(f"No verdict on speed, so no seconds: {', '.join(doubtful)}.")
     else:
         notes.append("No recipe has a quality to draw.")
     if values.left_out:

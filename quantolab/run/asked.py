@@ -15,6 +15,7 @@ from ..models.unquantized import check_configured
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import Trial, Workload
 from ..weights import WORDS
+from . import REPEATS
 
 _DEFAULT_STEPS = 28
 _GREATEST_SEED = 2**63 - 1  # that torch's generators take on every device
@@ -67,7 +68,7 @@ def check_request(
     size: tuple[int, int] | None = None,
     dtype: str = "bfloat16",
     device: str = "auto",
-    repeats: int = 5,
+    repeats: int = REPEATS,
     compile: bool = False,
     variant: str | None = None,
     revision: str | None = None,

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..devices import resolve_device
+from ..devices import free_bytes, resolve_device
 from ..measure.conditions import describe_conditions
-from ..measure.memory import PeakMemory
+from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
+from ..measure.quality import picture_flip, picture_quality
 from ..models.resolving import check_recipe, reference_share, resolve, shares_in
 from ..models.skeleton import build_skeleton
 from ..planning.predict import predict_weight_bytes
 from ..processes.jobs import Desk
 from ..recipes import Recipe
-from ..records import Timing
+from ..records import PictureQuality, Timing, Workload
 from . import studio
-from .jobs import IMAGES, Encoded, EncodeJob, PlanJob, Planned, RecipePlan, TrialFound, TrialJob
+from .jobs import (
+    IMAGES,
+    NOT_REPEATABLE,
+    Encoded,
+    EncodeJob,
+    Generated,
+    Generation,
+    PlanJob,
+    Planned,
+    RecipePlan,
+    TrialFound,
+    TrialJob,
+    compile_seconds,
+)
+from .reordered import sums_reordered
 from .torch_compile import use_own_cache
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def plan(asked: PlanJob, desk: Desk) -> Planned:
@@ -63,53 +82,114 @@ def encode(asked: EncodeJob, desk: Desk) -> Encoded:
 
 
 def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
-    """Run one recipe: load, quantize, make every picture, time the repeats."""
-    workload = asked.workload
+    """Run one recipe: load, quantize, make every picture, and be timed.
+
+    A trial that is held makes one picture more each time it is asked to; else it times itself,
+    `repeats` times.
+    """
     if asked.compiled:
         use_own_cache(desk.folder)
+    before = private_bytes()
     desk.stage("loading")
     with desk.signs_of_life():
         prepared = studio.prepare(asked)
-    images = desk.folder / IMAGES
-    images.mkdir(exist_ok=True)
-    pairs = workload.pairs
-    maker = studio.Studio(prepared, workload, desk)
-    warmup, samples, repeatable = [], [], True
-    with PeakMemory(workload.device) as peak:
-        first, sizes = {}, {}
-        desk.stage("making the pictures")
-        # Compiling calls nobody back, nor do some pipelines.
-        quiet = asked.compiled or not maker.tells_steps
-        with desk.signs_of_life() if quiet else nullcontext():
-            for number, (prompt, seed) in enumerate(pairs):
-                picture, seconds = maker.make(prompt, seed)
-                picture.save(images / f"{number:03d}.png")
-                warmup.append(seconds)
-                first[number] = picture.tobytes()
-                sizes[picture.size] = number
-        desk.stage("timing")
-        with OtherLoad() as others:
-            for repeat in range(workload.repeats):
-                number = repeat % len(pairs)
-                picture, seconds = maker.make(*pairs[number])
-                samples.append(seconds)
-                repeatable &= picture.tobytes() == first[number]
-    notes = list(prepared.notes)
-    if not repeatable:
-        notes.append("the same prompt and seed did not give the same pixels every time")
-    size = max(sizes)
-    if set(sizes) != {workload.size}:
-        said = "{}x{}, though {}x{} was asked for".format(*size, *workload.size)
-        notes.append(f"the pictures are {said}: this pipeline changes sizes")
-    compiling = max(0.0, warmup[0] - sorted(samples)[len(samples) // 2]) if asked.compiled else None
-    return TrialFound(
+    maker = _Repeating(prepared, asked.workload, desk)
+    with PeakMemory(asked.workload.device) as peak:
+        warmup = _pictures(asked, desk, maker)
+        timing, compiling = Timing((), tuple(warmup)), None
+        if not asked.held:
+            timing = _timed(maker, desk, warmup, asked.workload.repeats)
+            if asked.compiled:
+                compiling = compile_seconds(timing)
+    after = private_bytes()
+    found = TrialFound(
         prepared.weight_bytes,
         prepared.file_bytes,
         peak.bytes,
         prepared.load_seconds,
         compiling,
-        Timing(tuple(samples), tuple(warmup), others.share),
-        tuple(notes),
-        describe_conditions(workload.device, peak.method),
-        size,
+        timing,
+        (*prepared.notes, *maker.notes()),
+        describe_conditions(asked.workload.device, peak.method),
+        max(maker.sizes),
+        None if before is None or after is None else max(0, after - before),
+        free_bytes(asked.workload.device),
     )
+    if asked.held:
+        desk.hold(found, maker.generate, Generation)
+    return found
+
+
+class _Repeating:
+    """Makes pictures of a workload by their numbers, and sees whether they stay the same."""
+
+    def __init__(self, prepared: studio.Prepared, workload: Workload, desk: Desk) -> None:
+        self._maker = maker = studio.Studio(prepared, workload, desk)
+        self._denoiser = prepared.denoiser
+        self._workload = workload
+        self._seen: dict[int, bytes] = {}
+        self._same = True
+        self.tells_steps = maker.tells_steps
+        self.sizes: dict[tuple[int, int], int] = {}
+
+    def make(self, number: int, *, counted: bool = True) -> tuple[Image.Image, float]:
+        picture, seconds = self._maker.make(*self._workload.pairs[number], counted=counted)
+        pixels = picture.tobytes()
+        self._same &= self._seen.setdefault(number, pixels) == pixels
+        self.sizes[picture.size] = number
+        return picture, seconds
+
+    def generate(self, asked: Generation) -> Generated:
+        """Make one picture more, and look at what others do meanwhile."""
+        if asked.reordered:
+            return self._reordered(asked.number)
+        with OtherLoad() as others:
+            _, seconds = self.make(asked.number)
+        return Generated(seconds, self._same, others.seconds, others.room)
+
+    def _reordered(self, number: int) -> Generated:
+        from PIL import Image
+
+        place = self._workload.pairs[number]
+        if number not in self._seen:
+            self.make(number, counted=False)
+        with sums_reordered(self._denoiser) as layers:
+            picture, seconds = self._maker.make(*place, counted=False)
+        theirs = Image.frombytes("RGB", picture.size, self._seen[number])
+        psnr_db, ssim = picture_quality(picture, theirs)
+        found = PictureQuality(*place, psnr_db, ssim, picture_flip(picture, theirs))
+        return Generated(seconds, self._same, None, 0.0, found if layers else None)
+
+    def notes(self) -> list[str]:
+        notes = [] if self._same else [NOT_REPEATABLE]
+        if set(self.sizes) != {self._workload.size}:
+            said = "{}x{}, though {}x{} was asked for".format(
+                *max(self.sizes), *self._workload.size
+            )
+            notes.append(f"the pictures are {said}: this pipeline changes sizes")
+        return notes
+
+
+def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
+    """Make every picture and keep it; of a trial whose pictures are known one, to warm up."""
+    desk.stage("warming up" if asked.known else "making the pictures")
+    images = desk.folder / IMAGES
+    images.mkdir(exist_ok=True)
+    warmup = []
+    # Compiling calls nobody back, nor do some pipelines.
+    quiet = asked.compiled or not maker.tells_steps
+    with desk.signs_of_life() if quiet else nullcontext():
+        for number in range(1 if asked.known else len(asked.workload.pairs)):
+            picture, seconds = maker.make(number, counted=not asked.known)
+            if not asked.known:
+                picture.save(images / f"{number:03d}.png")
+            warmup.append(seconds)
+    return warmup
+
+
+def _timed(maker: _Repeating, desk: Desk, warmup: list[float], repeats: int) -> Timing:
+    desk.stage("timing")
+    with OtherLoad() as others:
+        count = len(warmup)
+        samples = [maker.make(repeat % count)[1] for repeat in range(repeats)]
+    return Timing(tuple(samples), tuple(warmup), others.share)

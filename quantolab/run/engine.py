@@ -18,18 +18,16 @@ from ..errors import (
     Cancelled,
     JobFailed,
     QuantolabError,
-    UnsupportedError,
-    with_kind,
 )
 from ..files.whole import scratch_folder
-from ..measure.quality import picture_quality
-from ..processes.children import STALL_SECONDS
-from ..records import FAILED, OK, UNSUPPORTED, Comparison, PictureQuality, Trial
+from ..measure.quality import picture_flip, picture_quality
+from ..processes.children import STALL_SECONDS, Held
+from ..records import OK, Comparison, PictureQuality, Trial, ended
 from ..units import format_percent
 from ..weights import REFERENCE
 from .asked import Request, counted_components
 from .identity import ContentWatch
-from .jobs import IMAGES, RecipePlan
+from .jobs import IMAGES, Generated, Generation, RecipePlan, TrialFound
 from .journal import (
     RUN_FILE,
     Journal,
@@ -41,6 +39,7 @@ from .journal import (
     with_pictures,
 )
 from .kinds import TRIAL
+from .rounds import Lineup, is_open, missing_rounds, on_the_same_machine
 from .session import Session, Watch
 
 if TYPE_CHECKING:
@@ -60,10 +59,12 @@ def run_comparison(
     cancel: threading.Event | None = None,
     stall_seconds: float = STALL_SECONDS,
     meanwhile: Callable[[], None] = lambda: None,
+    most_rounds: int | None = None,
 ) -> Comparison:
     """Run a checked request and return what came of it; see `compare`.
 
-    While the first child imports torch, which takes seconds, `meanwhile` is called.
+    While the first child imports torch, which takes seconds, `meanwhile` is called. With
+    `most_rounds` trials are timed until every verdict stands, but in no more rounds than that.
 
     Raises
     ------
@@ -84,10 +85,10 @@ def run_comparison(
     )
     content = ContentWatch(request.source, cancel)
     if out is not None:
-        comparison = _run(session, content, out, resume, meanwhile)
+        comparison = _run(session, content, out, resume, meanwhile, most_rounds)
     else:
         with scratch_folder("run") as temporary:
-            comparison = _run(session, content, temporary, False, meanwhile)
+            comparison = _run(session, content, temporary, False, meanwhile, most_rounds)
             comparison = dataclasses.replace(comparison, folder=None)
     session.enter_stage("finished")
     return comparison
@@ -126,7 +127,12 @@ def pictures_each(request: Request) -> int:
 
 
 def _run(
-    session: Session, content: ContentWatch, out, resume: bool, meanwhile: Callable[[], None]
+    session: Session,
+    content: ContentWatch,
+    out,
+    resume: bool,
+    meanwhile: Callable[[], None],
+    most_rounds: int | None,
 ) -> Comparison:
     with session:
         content.begin()
@@ -143,7 +149,7 @@ def _run(
         try:
             journal.write(session.elapsed)
             if problem is None:
-                _run_trials(session, journal, plans, content)
+                _run_trials(session, journal, plans, content, most_rounds)
             else:
                 _give_up(session, journal, _waiting(session, journal), "planning", problem)
             _judge_kept(session, journal)
@@ -174,32 +180,137 @@ def _waiting(session: Session, journal: Journal) -> list[Trial]:
 
 
 def _run_trials(
-    session: Session, journal: Journal, plans: dict[str, RecipePlan], content: ContentWatch
+    session: Session,
+    journal: Journal,
+    plans: dict[str, RecipePlan],
+    content: ContentWatch,
+    most_rounds: int | None,
 ) -> None:
-    waiting = _waiting(session, journal)
-    each = pictures_each(session.request)
-    session.done = before = each * (len(session.request.trials) - len(waiting))
-    if not waiting:
+    waiting = [_planned(trial, plans[trial.recipe.label]) for trial in _waiting(session, journal)]
+    again = _to_time_again(session, journal, waiting, most_rounds)
+    _count(session, len(waiting), len(again))
+    if not waiting and not again:
         return
-    trials = [_planned(trial, plans[trial.recipe.label]) for trial in waiting]
     try:
         encoded = session.encode(journal.work)
     except Cancelled:
         raise
     except QuantolabError as error:
-        _give_up(session, journal, trials, "encoding the prompts", error)
+        _give_up(session, journal, waiting, "encoding the prompts", error)
         return
-    for number, planned in enumerate(trials):
-        session.enter_stage("loading", planned.label)
-        work = journal.work / f"trial-{number}"
-        trial = _run_trial(session, planned, encoded, work)
-        changed = content.changed()
-        if changed is not None:
-            reason = f"{changed} of the model was changed while the run went on"
-            trial = _ended(planned, ArgumentError(reason))
-        session.done = before = before + each
-        _keep(session, journal, trial, work)
-        shutil.rmtree(work, ignore_errors=True)
+    # The reference first, whichever way it comes: it shows how much fits beside it.
+    line = sorted([*again, *waiting], key=lambda trial: trial.label != REFERENCE)
+    with Lineup(session, journal, most_rounds) as lineup:
+        for number, trial in enumerate(line):
+            session.enter_stage("loading", trial.label)
+            work = journal.work / f"trial-{number}"
+            if trial in again:
+                held = _held_again(session, trial, encoded, work)
+            else:
+                trial, held = _made(session, journal, trial, encoded, work, content)
+            if held is not None and trial.label == REFERENCE:
+                _measure_floor(session, journal, held)
+            if held is not None:
+                lineup.take(trial, held, line[number + 1 :])
+        lineup.finish()
+
+
+def _measure_floor(session: Session, journal: Journal, held: Held[TrialFound]) -> None:
+    """Have the reference make its pictures once more with reordered sums, where it is compared."""
+    if journal.floor or len(session.request.trials) < 2:
+        return
+    session.enter_stage("measuring the noise floor", REFERENCE)
+    found = []
+    for number in range(len(journal.workload.pairs)):
+        try:
+            answer = session.ask(held, Generation(number, reordered=True), Generated)
+        except Cancelled:
+            raise
+        except (QuantolabError, OSError):
+            return  # if its process has died, the next round says so
+        if answer.quality is None:
+            return
+        found.append(answer.quality)
+    journal.floor = tuple(found)
+
+
+def _to_time_again(
+    session: Session, journal: Journal, waiting: list[Trial], most_rounds: int | None
+) -> list[Trial]:
+    """Return trials of an earlier run that lack rounds, and the reference if any does."""
+    reference = journal.done(REFERENCE)
+    if reference is not None and not reference.ok:
+        reference = None
+    asked = {trial.label for trial in session.request.trials}
+    new_reference = any(trial.label == REFERENCE for trial in waiting)
+    again = [
+        trial
+        for trial in journal.trials
+        if trial.ok
+        and trial.label in asked
+        and (
+            new_reference
+            or missing_rounds(trial, reference, journal)
+            or (most_rounds and reference and is_open(trial, reference, most_rounds))
+        )
+    ]
+    if (waiting or again) and reference is not None and reference not in again:
+        again.insert(0, reference)
+    return again
+
+
+def _count(session: Session, waiting: int, again: int) -> None:
+    """Say how many pictures are to be made, and how many there are."""
+    work, known = session.request.workload, len(session.request.trials) - waiting
+    each = pictures_each(session.request)
+    session.done = each * known - again * work.repeats
+    session.total = each * len(session.request.trials)
+    if session.done < 0:  # the reference of an earlier run comes again beside the new ones
+        session.total -= session.done
+        session.done = 0
+
+
+def _held_again(
+    session: Session, trial: Trial, encoded: Path | None, work: Path
+) -> Held[TrialFound] | None:
+    """Return the process of a trial of an earlier run; None where it can't be timed here now."""
+    asked = session.trial_job(trial.recipe, encoded, trial.compiled, held=True, known=True)
+    try:
+        held = session.hold(TRIAL, asked, work)
+    except Cancelled:
+        raise
+    except (QuantolabError, OSError):
+        return None  # what it has stays
+    if on_the_same_machine(trial, held.found):
+        return held
+    held.end()
+    return None
+
+
+def _made(
+    session: Session,
+    journal: Journal,
+    planned: Trial,
+    encoded: Path | None,
+    work: Path,
+    content: ContentWatch,
+) -> tuple[Trial, Held[TrialFound] | None]:
+    """Run a trial up to its pictures and keep them; return it, and its process if it is well."""
+    before = session.done
+    trial, held = _run_trial(session, planned, encoded, work)
+    changed = content.changed()
+    if changed is not None:
+        reason = f"{changed} of the model was changed while the run went on"
+        trial = ended(planned, ArgumentError(reason))
+    session.done = before + len(journal.workload.pairs)
+    trial = _keep(session, journal, trial, work)
+    shutil.rmtree(work / IMAGES, ignore_errors=True)
+    if held is not None and not trial.ok:
+        held.end()
+        held = None
+    if held is None:
+        session.done += journal.workload.repeats  # those that won't be made
+    return trial, held
 
 
 def _planned(trial: Trial, plan: RecipePlan) -> Trial:
@@ -211,23 +322,19 @@ def _planned(trial: Trial, plan: RecipePlan) -> Trial:
     )
 
 
-def _run_trial(session: Session, planned: Trial, encoded: Path | None, work: Path) -> Trial:
-    asked = session.trial_job(planned.recipe, encoded, planned.compiled)
+def _run_trial(
+    session: Session, planned: Trial, encoded: Path | None, work: Path
+) -> tuple[Trial, Held[TrialFound] | None]:
+    asked = session.trial_job(planned.recipe, encoded, planned.compiled, held=True)
     try:
-        found = session.job(TRIAL, asked, work)
+        held = session.hold(TRIAL, asked, work)
     except Cancelled:
         raise
     except (QuantolabError, OSError) as error:
-        return _ended(planned, error)
-    figures = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return dataclasses.replace(planned, status=OK, **figures)
-
-
-def _ended(trial: Trial, error: Exception, step: str = "") -> Trial:
-    """Return a trial that didn't end well, with the reason, and the step if it isn't its own."""
-    said = str(error) if isinstance(error, QuantolabError) else with_kind(error)
-    status = UNSUPPORTED if isinstance(error, UnsupportedError) else FAILED
-    return dataclasses.replace(trial, status=status, reason=f"{step}: {said}" if step else said)
+        return ended(planned, error), None
+    names = {f.name for f in dataclasses.fields(Trial)}
+    figures = {k: v for k, v in vars(held.found).items() if k in names}
+    return dataclasses.replace(planned, status=OK, **figures), held
 
 
 def _give_up(
@@ -235,13 +342,13 @@ def _give_up(
 ) -> None:
     """Keep all of some trials as ended by what came before them."""
     for trial in trials:
-        trial = _ended(trial, error, step)
+        trial = ended(trial, error, step)
         journal.add(trial, None, session.elapsed)
         session.tell(trial)
 
 
-def _keep(session: Session, journal: Journal, trial: Trial, work: Path) -> None:
-    """Judge a trial and keep it with its pictures; where that fails, without."""
+def _keep(session: Session, journal: Journal, trial: Trial, work: Path) -> Trial:
+    """Judge a trial and keep it with its pictures; where that fails, without. Return it."""
     made = work / IMAGES
     places = [made / f"{number:03d}.png" for number in range(len(journal.workload.pairs))]
     kept, step = trial, "judging the pictures"
@@ -251,9 +358,10 @@ def _keep(session: Session, journal: Journal, trial: Trial, work: Path) -> None:
         step = "keeping the pictures"
         journal.add(kept, made if trial.ok else None, session.elapsed)
     except _PICTURE_ERRORS as error:
-        kept = _without_figures(_ended(trial, error, step))
+        kept = _without_figures(ended(trial, error, step))
         journal.add(kept, None, session.elapsed)
     session.tell(kept)
+    return kept
 
 
 def _without_figures(trial: Trial) -> Trial:
@@ -270,7 +378,7 @@ def _judge_kept(session: Session, journal: Journal) -> None:
             try:
                 judged = _compared(trial, _places(journal, trial), session, journal)
             except _PICTURE_ERRORS as error:
-                judged = _without_figures(_ended(trial, error, "judging the pictures"))
+                judged = _without_figures(ended(trial, error, "judging the pictures"))
             if judged != trial:
                 journal.judge(judged, session.elapsed)
 
@@ -288,10 +396,14 @@ def _compared(trial: Trial, places: list[Path], session: Session, journal: Journ
         return trial
     for (prompt, seed), own in zip(journal.workload.pairs, places, strict=True):
         with Image.open(own) as ours:
-            found = picture_quality(ours, theirs[REFERENCE, prompt, seed])
-        quality.append(PictureQuality(prompt, seed, *found))
+            quality.append(_judged(prompt, seed, ours, theirs[REFERENCE, prompt, seed]))
     notes = (*trial.notes, *_version_notes(trial, reference))
     return dataclasses.replace(trial, quality=tuple(quality), notes=tuple(dict.fromkeys(notes)))
+
+
+def _judged(prompt: str, seed: int, ours: Image.Image, theirs: Image.Image) -> PictureQuality:
+    psnr_db, ssim = picture_quality(ours, theirs)
+    return PictureQuality(prompt, seed, psnr_db, ssim, picture_flip(ours, theirs))
 
 
 def _version_notes(trial: Trial, reference: Trial) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..models.source import Source
 from ..recipes import Recipe
-from ..records import Conditions, Timing, Workload
+from ..records import Conditions, PictureQuality, Timing, Workload
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class TrialJob:
     compiled: bool = False
     encoded: Path | None = None
     """File of encoded prompts; None has the trial encode them itself."""
+    held: bool = False
+    """Whether the process stays alive after its pictures, to be asked for more, one at a time."""
+    known: bool = False
+    """Whether the pictures are there from an earlier run: one is made to warm up, none kept."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,45 @@ class TrialFound:
     notes: tuple[str, ...]
     conditions: Conditions
     picture_size: tuple[int, int] | None = None
+    private_bytes: int | None = None
+    """What the process held beyond its state before loading; None where that can't be told."""
+    room_bytes: int | None = None
+    """What is free where it runs, with all that it holds already taken."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Make one picture more: what a trial that is held is asked."""
+
+    number: int
+    """Which prompt and seed, by its place in the workload's pairs."""
+    reordered: bool = False
+    """Whether with its sums in another order; its nearness to the same picture is answered."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """How that went."""
+
+    seconds: float
+    same: bool
+    """Whether the pixels are those of the last time."""
+    other_seconds: float | None
+    """Processor seconds that others took meanwhile; None where the system doesn't say."""
+    room_seconds: float
+    """Processor seconds that there were."""
+    quality: PictureQuality | None = None
+    """Of a picture with reordered sums; None where there is nothing to reorder."""
+
+
+NOT_REPEATABLE = "the same prompt and seed did not give the same pixels every time"
+
+
+def compile_seconds(timing: Timing) -> float | None:
+    """Return what the first generation, which compiled, took longer than a steady one."""
+    if not timing.samples or not timing.warmup:
+        return None
+    return max(0.0, timing.warmup[0] - statistics.median(timing.samples))
 
 
 IMAGES = "images"

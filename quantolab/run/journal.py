@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..files.json_objects import check_inside, read_object
 from ..files.whole import clear_leftovers, usable_folder, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
-from ..records import FAILED, Comparison, ModelContent, Trial, Workload
+from ..records import FAILED, Comparison, ModelContent, PictureQuality, Trial, Workload
 from . import RUNS
 from .identity import differences, other_content
 from .jobs import IMAGES
@@ -54,6 +55,7 @@ class _Run:
     asked: tuple[_Asked, ...] = ()
     content: ModelContent | None = None
     notes: tuple[str, ...] = ()
+    floor: tuple[PictureQuality, ...] = ()
 
 
 def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
@@ -140,6 +142,7 @@ def read_run(folder: Path) -> Comparison:
         folder=str(folder),
         content=run.content,
         notes=run.notes,
+        floor=run.floor,
     )
 
 
@@ -203,6 +206,7 @@ def write_run(
                 "workload": to_dict(workload),
                 "content": None if comparison.content is None else to_dict(comparison.content),
                 "notes": list(comparison.notes),
+                "floor": [to_dict(quality) for quality in comparison.floor],
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
                     trial.label: [
@@ -317,7 +321,9 @@ def check_same(
         With what differs.
     """
     known = content is not None and earlier.content is not None
-    free = {"model", "revision"} if known else set()
+    free = {"repeats"}  # rounds are added to those that there are
+    if known:
+        free |= {"model", "revision"}
     if "auto" in (workload.device, earlier.workload.device):
         free.add("device")  # one of them isn't resolved
     said = differences(earlier.workload, workload, but=tuple(free))
@@ -370,6 +376,7 @@ class Journal:
     ) -> None:
         self.content = content
         self.notes: tuple[str, ...] = ()
+        self.floor: tuple[PictureQuality, ...] = ()
         self.folder = usable_folder(folder)
         check_no_links(self.folder)
         self.workload = workload
@@ -395,7 +402,7 @@ class Journal:
         check_same(self.folder, earlier, self.workload, self.content)
         if self.workload.device == "auto":  # it couldn't be resolved this time
             self.workload = earlier.workload
-        self.notes = earlier.notes
+        self.notes, self.floor = earlier.notes, earlier.floor
         if earlier.content is None and earlier.workload.revision is None and earlier.trials:
             self.notes = tuple(dict.fromkeys((*self.notes, NOT_CHECKED)))
         self._earlier_seconds = earlier.wall_seconds or 0.0
@@ -448,6 +455,11 @@ class Journal:
         self._trials[trial.label] = trial
         self.write(wall_seconds)
 
+    def put(self, trials: Iterable[Trial], wall_seconds: float) -> None:
+        """Keep what is known of several kept trials now, their pictures as they are."""
+        self._trials |= {trial.label: trial for trial in trials}
+        self.write(wall_seconds)
+
     def write(self, wall_seconds: float) -> Comparison:
         """Write ``run.json`` as things stand and return it as a comparison without pictures."""
         trials = self.trials
@@ -458,6 +470,7 @@ class Journal:
             folder=str(self.folder),
             content=self.content,
             notes=self.notes,
+            floor=self.floor,
         )
         write_run(
             self.folder,

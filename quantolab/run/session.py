@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import JobOutOfMemory
 from ..files.whole import scratch_folder
 from ..models.source import Source
-from ..processes.children import Children
+from ..processes.children import Answer, Children, Held
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import Recipe
 from ..records import Trial
@@ -40,6 +41,15 @@ class Progress:
     """Seconds to go, once there is something to judge by."""
     trial: Trial | None = None
     """The trial that has just ended, if one has."""
+    round: tuple[int, int] | None = None
+    """Which round of how many it is while trials are timed."""
+
+    @property
+    def says(self) -> str:
+        """What goes on, in words: ``timing, round 3 of 10``."""
+        if self.round is None:
+            return self.stage
+        return "{}, round {} of {}".format(self.stage, *self.round)
 
 
 Watch = Callable[[Progress], None]
@@ -88,6 +98,7 @@ class Session:
         self.label: str | None = None
         self.done = 0
         self.total = total
+        self.round: tuple[int, int] | None = None
         self._watch = watch
         self._cancel = cancel
         self._stall_seconds = stall_seconds
@@ -117,7 +128,16 @@ class Session:
             each = (self._clock() - self._first_picture) / self._since_first
             eta = max(0.0, each * (self.total - self.done))
         self._watch(
-            Progress(self.stage, self.label, self.done, self.total, self.elapsed, eta, trial)
+            Progress(
+                self.stage,
+                self.label,
+                self.done,
+                self.total,
+                self.elapsed,
+                eta,
+                trial,
+                self.round,
+            )
         )
 
     def enter_stage(self, stage: str, label: str | None = None) -> None:
@@ -138,6 +158,27 @@ class Session:
             kind,
             asked,
             folder=folder,
+            watch=self._on_event,
+            cancel=self._cancel,
+            stall_seconds=self._stall_seconds,
+        )
+
+    def hold(self, kind: JobKind[Asked, Found], asked: Asked, folder: Path) -> Held[Found]:
+        """Do a job as `job` does, and keep its process with all that it loaded."""
+        return self._children.hold(
+            kind,
+            asked,
+            folder=folder,
+            watch=self._on_event,
+            cancel=self._cancel,
+            stall_seconds=self._stall_seconds,
+        )
+
+    def ask(self, held: Held[Any], asks: Any, answer: type[Answer]) -> Answer:
+        """Ask a job that is held; raises as `job`."""
+        return held.ask(
+            asks,
+            answer,
             watch=self._on_event,
             cancel=self._cancel,
             stall_seconds=self._stall_seconds,
@@ -184,11 +225,26 @@ class Session:
             found = self.job(ENCODE, on_cpu, work / "encode-cpu")
         return path if found.ahead else None
 
-    def trial_job(self, recipe: Recipe, encoded: Path | None, compiled: bool = False) -> TrialJob:
+    def trial_job(
+        self,
+        recipe: Recipe,
+        encoded: Path | None,
+        compiled: bool = False,
+        *,
+        held: bool = False,
+        known: bool = False,
+    ) -> TrialJob:
         """Return what a child needs to know to run a trial."""
         request = self.request
         return TrialJob(
-            request.source, request.workload, recipe, request.components, compiled, encoded
+            request.source,
+            request.workload,
+            recipe,
+            request.components,
+            compiled,
+            encoded,
+            held,
+            known,
         )
 
     def _on_event(self, event: Event) -> None:

@@ -267,8 +267,10 @@ class Studio:
         """Whether the pipeline calls back after each step."""
         return "callback_on_step_end" in self._arguments
 
-    def make(self, prompt: str, seed: int) -> tuple[Image.Image, float]:
+    def make(self, prompt: str, seed: int, *, counted: bool = True) -> tuple[Image.Image, float]:
         """Return one picture and the seconds it took, from encoded prompt to pixels.
+
+        Told as one of those that the run makes, unless it isn't `counted`.
 
         Raises
         ------
@@ -292,7 +294,8 @@ class Studio:
         synchronize(self._device)
         seconds = time.perf_counter() - started
         check_pixels(pixels)
-        self._desk.picture()
+        if counted:
+            self._desk.picture()
         return Image.fromarray((pixels * 255).round().astype("uint8")), seconds
 
     def _on_step(self, pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:

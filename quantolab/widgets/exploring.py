@@ -532,7 +532,7 @@ def _is_here(model: str) -> bool:
 def _progress_words(progress: Progress) -> str:
     if progress.label is None:
         return f"{progress.stage[0].upper()}{progress.stage[1:]}…"
-    return f"{progress.label}: {progress.stage}…"
+    return f"{progress.label}: {progress.says}…"
 
 
 def _shortest(folder: str) -> str:

@@ -1,9 +1,9 @@
-"""How often verdicts from rounds are wrong, and how often they find something, on simulated machines.
+"""How often verdicts from rounds are wrong, and find something, on simulated machines.
 
     python tests/benchmarks/rounds.py [TRIALS]
 
 Noise is shaped as that of real generations: log-normal with a tail, each sample a little like the
-one before, on a machine that drifts, is busy in bursts, and whose processes aren't quite alike. Five
+one before, on a machine that drifts, is busy in bursts, and whose processes aren't alike. Five
 recipes are timed in rounds as `compare` does it, each round in an order of its own, and judged by
 the package's own functions. A minute for 1,000 trials.
 """

@@ -1,6 +1,7 @@
 """PSNR and SSIM of pictures whose error is known by hand, and pictures that aren't any."""
 
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -8,7 +9,18 @@ import pytest
 from PIL import Image
 
 from quantolab.errors import ArgumentError, BadPictureError
-from quantolab.measure.quality import check_pixels, difference_map, picture_psnr, picture_quality
+from quantolab.measure.quality import (
+    check_pixels,
+    decibel_interval,
+    difference_map,
+    error_multiple,
+    flip_map,
+    how_much_nearer,
+    mean_decibels,
+    picture_flip,
+    picture_psnr,
+    picture_quality,
+)
 
 
 def noise(size=(32, 24), seed=0):
@@ -48,13 +60,22 @@ def test_ssim_of_unrelated_pictures_is_near_zero():
     assert psnr_db < 15
 
 
-def test_ssim_by_hand_for_a_picture_of_one_window():
-    reference, picture = noise((7, 7), seed=3), noise((7, 7), seed=4)
-    x, y = (np.asarray(p).astype(float).reshape(49, 3) for p in (reference, picture))
+@pytest.mark.parametrize(("side", "sigma"), [(11, 1.5), (7, 3 / 3.5)])
+def test_ssim_by_hand_for_a_picture_of_one_window(side, sigma):
+    reference, picture = noise((side, side), seed=3), noise((side, side), seed=4)
+    x, y = (np.asarray(p).astype(float).reshape(side * side, 3) for p in (reference, picture))
+    away = np.arange(side) - side // 2
+    bell = np.exp(-(away**2) / (2 * sigma**2))
+    weights = (np.outer(bell, bell) / bell.sum() ** 2).reshape(-1, 1)
+
+    def mean(values):
+        return (weights * values).sum(0)
+
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    covariance = ((x - x.mean(0)) * (y - y.mean(0))).sum(0) / 48
-    by_hand = ((2 * x.mean(0) * y.mean(0) + c1) * (2 * covariance + c2)) / (
-        (x.mean(0) ** 2 + y.mean(0) ** 2 + c1) * (x.var(0, ddof=1) + y.var(0, ddof=1) + c2)
+    spread = mean(x * x) - mean(x) ** 2, mean(y * y) - mean(y) ** 2
+    covariance = mean(x * y) - mean(x) * mean(y)
+    by_hand = ((2 * mean(x) * mean(y) + c1) * (2 * covariance + c2)) / (
+        (mean(x) ** 2 + mean(y) ** 2 + c1) * (sum(spread) + c2)
     )
     assert picture_quality(picture, reference)[1] == pytest.approx(by_hand.mean())
 
@@ -144,3 +165,63 @@ def test_one_lit_pixel_is_a_picture():
 def test_other_shapes(shape):
     with pytest.raises(ArgumentError):
         check_pixels(np.zeros(shape))
+
+
+def test_decibels_of_the_mean_error():
+    assert mean_decibels([math.inf, 12.0, 12.0, 12.0]) == pytest.approx(13.249, abs=1e-3)
+    assert mean_decibels([30.0]) == pytest.approx(30)
+    assert mean_decibels([math.inf, math.inf]) == math.inf
+
+
+def test_an_interval_over_pictures():
+    assert decibel_interval([30.0, 31.0, 32.0, 33.0, 34.0]) is None
+    assert decibel_interval([30.0] * 6) == (pytest.approx(30), pytest.approx(30))
+    assert decibel_interval([math.inf] * 6) == (math.inf, math.inf)
+    few, many = ([26.0, 28.0, 30.0, 32.0, 34.0, 36.0] * n for n in (1, 20))
+    low, high = decibel_interval(few)
+    assert 26 < low < mean_decibels(few) < high < 36
+    inner = decibel_interval(many)
+    assert low < inner[0] < mean_decibels(few) < inner[1] < high
+
+
+def test_the_interval_over_pictures_holds_the_truth():
+    random, held = np.random.default_rng(4), 0
+    true = mean_decibels(list(random.normal(30, 2, 200_000)))
+    for _ in range(100):
+        low, high = decibel_interval(list(random.normal(30, 2, 40)))
+        held += low <= true <= high
+    assert 88 <= held <= 99
+
+
+def test_recipes_are_compared_picture_by_picture():
+    prompts = np.random.default_rng(1).normal(30, 6, 12)  # some prompts are far harder
+    nearer = how_much_nearer(list(prompts + 0.8), list(prompts))
+    assert (nearer.decibels, nearer.low, nearer.high) == tuple(map(pytest.approx, (0.8,) * 3))
+    back = how_much_nearer(list(prompts), list(prompts + 0.8))
+    assert back.decibels == pytest.approx(-0.8)
+    few = how_much_nearer([30.0, 31.0], [29.0, 30.0])
+    assert few.decibels == pytest.approx(1.0)
+    assert few.low is few.high is None
+    assert how_much_nearer([math.inf], [30.0]) is None
+
+
+def test_multiples_of_a_floor():
+    assert error_multiple([40.0, 40.0], [60.0, 60.0]) == pytest.approx(10)
+    assert error_multiple([40.0], [math.inf]) is None
+    assert error_multiple([40.0], []) is None
+
+
+def test_flip_is_0_for_equal_pictures_and_grows():
+    pytest.importorskip("flip_evaluator")
+    reference = noise()
+    near, far = (picture_flip(shifted(reference, by), reference) for by in (2, 20))
+    assert picture_flip(reference, reference.copy()) == 0
+    assert 0 < near < far < 1
+    errors = flip_map(shifted(reference, 20), reference)
+    assert errors.shape == (24, 32)
+    assert errors.mean() == pytest.approx(far)
+
+
+def test_without_flip_evaluator_there_is_no_flip(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    assert picture_flip(noise(), noise(seed=1)) is None

@@ -11,7 +11,15 @@ from PIL import Image, ImageDraw
 
 from quantolab.measure.quality import picture_quality
 from quantolab.recipes import Recipe
-from quantolab.records import Comparison, Conditions, PictureQuality, Timing, Trial, Workload
+from quantolab.records import (
+    ROUNDS,
+    Comparison,
+    Conditions,
+    PictureQuality,
+    Timing,
+    Trial,
+    Workload,
+)
 
 CONDITIONS = Conditions(
     device_name="AMD EPYC 9R14", threads=2, platform="Linux-6.8-x86_64", python="3.12.3",
@@ -48,7 +56,8 @@ def drawn(prompt, seed, size, noise=0.0):
 def timing(seconds, repeats, seed):
     """Return timings that spread by one per cent around so many seconds."""
     random = np.random.default_rng(seed)
-    return Timing(tuple((seconds * random.normal(1, 0.01, repeats)).tolist()), (seconds * 3,))
+    samples = tuple((seconds * random.normal(1, 0.01, repeats)).tolist())
+    return Timing(samples, (seconds * 3,), rounds=tuple(range(repeats)), timed=ROUNDS)
 
 
 def make_trial(recipe, workload, images, *, compiled=False):

@@ -26,6 +26,7 @@ from quantolab.report.tradeoff import (
     marker_areas,
     quality_axis,
 )
+from quantolab.units import format_interval
 
 LONG = Recipe("int4", ("proj_out", "transformer_blocks.0.*"), ("transformer", "text_encoder_2"))
 ORDERED = ["none", "float8", "int8", "int8 compiled", "int4", "int2"]
@@ -50,13 +51,20 @@ def test_columns_are_in_order_of_precision(make):
 def test_headings(broken):
     columns = grid_content(broken).columns
     assert columns[0] == GridColumn(
-        "none", "none", "", ("6.62 MB", "181 ms", "unquantized reference")
+        "none", "none", "", ("6.62 MB", "181 ms (179–183)", "unquantized reference")
     )
     row = results_table(broken).iloc[3]
-    quality = f"{row['psnr_db']:.1f} dB · SSIM {row['ssim']:.3f}"
+    ends = [row[f"latency_{end}_seconds"] for end in ("low", "high")]
     assert columns[3] == GridColumn(
-        "int4", "int4", "", ("1.99 MB · 0.30x", "241 ms · 1.33x slower", quality)
-    )
+        "int4", "int4", "", (
+            "1.99 MB · 0.30x",
+            format_interval(row["latency_seconds"], *ends),
+            f"{1 / row['speedup']:.2f}x slower "
+            f"({1 / row['speedup_high']:.2f}–{1 / row['speedup_low']:.2f})",
+            f"{row['psnr_db']:.1f} dB",
+            f"SSIM {row['ssim']:.3f}",
+        )
+    )  # fmt: skip
     assert columns[4] == GridColumn(
         "int2", "int2", "", ("failed",), "its process was killed for using 16.2 GB"
     )
@@ -87,7 +95,7 @@ def test_the_footer_says_how_it_was_made(comparison):
     assert grid_content(comparison).footer == (
         "model demo · 20 steps · 128x128 pixels · float32 · AMD EPYC 9R14 (cpu) · "
         "torch 2.13.0, diffusers 0.42.1, quanto 0.2.7 · bytes: weights in memory · "
-        "seconds: one picture, median of 7 · "
+        "seconds: one picture, median of 7 · in brackets: 95 % intervals · "
         "PSNR and SSIM: against the reference's picture of the same prompt and seed"
     )
 
@@ -95,8 +103,35 @@ def test_the_footer_says_how_it_was_made(comparison):
 def test_without_a_reference(make):
     lonely = dataclasses.replace(make(["int8"], compiled=()).trials[0], quality=())
     found = dataclasses.replace(make(["int8"], compiled=()), trials=(lonely,))
-    assert grid_content(found).columns[0].facts == ("3.42 MB", "186 ms", "no reference")
+    assert grid_content(found).columns[0].facts == ("3.42 MB", "186 ms (184–188)", "no reference")
     assert "PSNR" not in grid_content(found).footer
+
+
+def undecided(make):
+    """Return a comparison whose rounds don't tell int8 from the reference."""
+    comparison = make(["none", "int8", "int4"], compiled=())
+    none, int8, *rest = comparison.trials
+    samples = [s * (0.9, 1.15)[n % 2] for n, s in enumerate(none.timing.samples)]
+    timing = dataclasses.replace(int8.timing, samples=tuple(samples), other_load=0.7)
+    trials = (none, dataclasses.replace(int8, timing=timing), *rest)
+    return dataclasses.replace(comparison, trials=trials)
+
+
+def test_the_grid_carries_the_doubts_of_the_table(make):
+    content = grid_content(undecided(make))
+    assert [column.doubtful for column in content.columns] == [False, True, False]
+    assert content.columns[1].facts[2] == "not decided"
+    assert "Not decided: it would take" in content.footer
+    assert "Other work took up to 70% of the processors' time" in content.footer
+
+
+def test_the_plot_shows_no_seconds_that_the_table_has_no_verdict_on(make):
+    values = tradeoff(results_table(undecided(make)))
+    assert [(p.label, p.doubtful) for p in values.points] == [("int8", True), ("int4", False)]
+    assert [p.shown_seconds is None for p in values.points] == [True, False]
+    ax = plot_tradeoff(results_table(undecided(make)))
+    words = " ".join(" ".join(t.get_text() for t in ax.texts).split())
+    assert "No verdict on speed, so no seconds: int8." in words
 
 
 def test_a_prompt_that_was_not_run(comparison):

@@ -32,6 +32,11 @@ CONTRACT = (
 CONDITIONS = Conditions("AMD EPYC", 2, "Linux", "3.12", "2.13.0", "0.42.1", "5.1.0", "0.2.7")
 
 
+def in_rounds(seconds, repeats=6):
+    """Return a timing of rounds that took the same each time."""
+    return Timing((seconds,) * repeats, (3.0,), rounds=tuple(range(repeats)), timed="rounds")
+
+
 def by_hand(**changes):
     """Return three trials whose figures can be worked out in the head."""
     quality = (
@@ -40,17 +45,17 @@ def by_hand(**changes):
     )
     reference = Trial(
         Recipe("none"), "ok", weight_bytes=4_000, predicted_weight_bytes=4_000, file_bytes=4_100,
-        peak_bytes=9_000_000, load_seconds=0.5, timing=Timing((1.0, 1.0, 1.0), (3.0,)),
+        peak_bytes=9_000_000, load_seconds=0.5, timing=in_rounds(1.0),
         conditions=CONDITIONS,
     )  # fmt: skip
     int4 = Trial(
         Recipe("int4", ("proj_out", "x_embedder")), "ok", weight_bytes=1_000,
-        predicted_weight_bytes=1_000, timing=Timing((2.0, 2.0, 2.0), (3.0,)), quality=quality,
+        predicted_weight_bytes=1_000, timing=in_rounds(2.0), quality=quality,
         kept_layers=("transformer.proj_out",), notes=("a note", "another"),
         conditions=CONDITIONS, components=("transformer",),
     )  # fmt: skip
     int2 = Trial(Recipe("int2"), "failed", "out of memory", predicted_weight_bytes=600)
-    workload = Workload("demo", ("a red circle",), (0, 1), 20, None, (128, 96), "float32", "cpu", 3)
+    workload = Workload("demo", ("a red circle",), (0, 1), 20, None, (128, 96), "float32", "cpu", 6)
     comparison = Comparison(workload, (reference, int4, int2))
     return dataclasses.replace(comparison, **changes)
 
@@ -62,7 +67,8 @@ def cells(comparison, position):
 
 
 SHARED = {
-    "other_load": None, "name": None,
+    "other_load": None, "private_bytes": None, "flip": None, "floor_multiple": None, "name": None,
+    "psnr_low_db": None, "psnr_high_db": None, "more_rounds": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
     "size": "128x96", "compiled": False, "guidance": None, "prompts": "a red circle",
     "revision": None, "compile_seconds": None, "peak_method": None,
@@ -84,7 +90,9 @@ def test_the_reference():
         "reason": None, "weight_bytes": 4_000, "predicted_weight_bytes": 4_000,
         "file_bytes": 4_100, "peak_bytes": 9_000_000, "load_seconds": 0.5,
         "latency_seconds": 1.0, "latency_low_seconds": 1.0, "latency_high_seconds": 1.0,
-        "repeats": 3, "speedup": 1.0, "psnr_db": None, "ssim": None, "psnr_worst_db": None,
+        "timed": "rounds", "speed_reference": "none", "speedup_low": None, "speedup_high": None,
+        "identical_pictures": None, "pictures": None,
+        "repeats": 6, "speedup": 1.0, "psnr_db": None, "ssim": None, "psnr_worst_db": None,
         "ssim_worst": None, "verdict": None, "kept_layers": 0, "notes": "",
     }  # fmt: skip
 
@@ -95,9 +103,12 @@ def test_a_recipe():
         "skip": "proj_out, x_embedder", "components": "transformer", "status": "ok",
         "reason": None, "weight_bytes": 1_000, "predicted_weight_bytes": 1_000,
         "file_bytes": None, "peak_bytes": None, "load_seconds": None, "latency_seconds": 2.0,
-        "latency_low_seconds": 2.0, "latency_high_seconds": 2.0, "repeats": 3, "speedup": 0.5,
-        "psnr_db": 35.0, "ssim": pytest.approx(0.85), "psnr_worst_db": 30.0, "ssim_worst": 0.8,
-        "verdict": "2.00x slower", "kept_layers": 1, "notes": "a note; another",
+        "latency_low_seconds": 2.0, "latency_high_seconds": 2.0, "repeats": 6, "speedup": 0.5,
+        "timed": "rounds", "speed_reference": "none", "speedup_low": 0.5, "speedup_high": 0.5,
+        "identical_pictures": 0, "pictures": 2,
+        "psnr_db": pytest.approx(10 * math.log10(2 / (1e-3 + 1e-4))),
+        "ssim": pytest.approx(0.85), "psnr_worst_db": 30.0, "ssim_worst": 0.8,
+        "verdict": "slower", "kept_layers": 1, "notes": "a note; another",
     }  # fmt: skip
 
 
@@ -127,23 +138,78 @@ def test_without_a_reference_nothing_is_judged():
     assert row["latency_seconds"] == 2.0
 
 
-def test_identical_pictures_make_the_mean_infinite():
-    comparison = by_hand()
-    quality = (comparison.trials[1].quality[0], PictureQuality("a red circle", 1, math.inf, 1.0))
-    trials = (comparison.trials[0], dataclasses.replace(comparison.trials[1], quality=quality))
-    row = cells(dataclasses.replace(comparison, trials=trials), 1)
-    assert (row["psnr_db"], row["psnr_worst_db"]) == (math.inf, 30.0)
+def with_qualities(*decibels, floor=()):
+    """Return the comparison of the second recipe with pictures that far from the reference's."""
+
+    def qualities(values):
+        return tuple(PictureQuality("a", n, value, 0.9) for n, value in enumerate(values))
+
+    reference, int4, _ = by_hand().trials
+    judged = dataclasses.replace(int4, quality=qualities(decibels))
+    return by_hand(trials=(reference, judged), floor=qualities(floor))
 
 
-def test_one_repeat_has_a_speedup_but_no_interval_and_no_verdict():
+def test_one_identical_picture_doesnt_hide_the_others():
+    comparison = with_qualities(math.inf, 12.0, 12.0, 12.0)
+    row = cells(comparison, 1)
+    assert row["psnr_db"] == pytest.approx(13.25, abs=0.01)
+    assert (row["psnr_worst_db"], row["identical_pictures"], row["pictures"]) == (12.0, 1, 4)
+    text = text_table(results_table(comparison))
+    assert "13.2 dB" in text
+    assert "1 of 4 pictures identical" in text
+
+
+def test_an_interval_over_pictures_from_six_on():
+    assert cells(with_qualities(30.0, 31.0, 32.0, 33.0, 34.0), 1)["psnr_low_db"] is None
+    row = cells(with_qualities(30.0, 31.0, 32.0, 33.0, 34.0, 35.0), 1)
+    assert 30 < row["psnr_low_db"] < row["psnr_db"] < row["psnr_high_db"] < 35
+
+
+def test_multiples_of_the_floor():
+    row = cells(with_qualities(40.0, 40.0, floor=(60.0, 60.0)), 1)
+    assert row["floor_multiple"] == pytest.approx(10)
+    assert "10x" in text_table(results_table(with_qualities(40.0, 40.0, floor=(60.0, 60.0))))
+    assert (
+        cells(with_qualities(40.0, 40.0, floor=(math.inf, math.inf)), 1)["floor_multiple"] is None
+    )
+
+
+@pytest.mark.parametrize("repeats", range(1, 6))
+def test_few_rounds_have_a_speedup_but_no_interval_and_no_verdict(repeats):
     trials = [
-        dataclasses.replace(trial, timing=Timing(trial.timing.samples[:1]))
-        for trial in by_hand().trials[:2]
+        dataclasses.replace(trial, timing=in_rounds(seconds, repeats))
+        for trial, seconds in zip(by_hand().trials[:2], (1.0, 2.0), strict=True)
+    ]
+    comparison = by_hand(trials=tuple(trials))
+    row = cells(comparison, 1)
+    assert (row["latency_seconds"], row["repeats"]) == (2.0, repeats)
+    assert row["speedup"] == pytest.approx(0.5)
+    assert (row["latency_low_seconds"], row["latency_high_seconds"]) == (None, None)
+    assert (row["verdict"], row["speedup_low"]) == (None, None)
+    said = "Too few rounds for intervals and verdicts on speed: 6 are needed."
+    assert said in text_table(results_table(comparison))
+
+
+def test_what_was_timed_one_after_the_other_has_no_verdict():
+    trials = [
+        dataclasses.replace(t, timing=Timing((s,) * 9))
+        for t, s in zip(by_hand().trials[:2], (1.0, 2.0), strict=True)
     ]
     row = cells(by_hand(trials=tuple(trials)), 1)
-    assert (row["latency_seconds"], row["repeats"], row["speedup"]) == (2.0, 1, 0.5)
-    assert (row["latency_low_seconds"], row["latency_high_seconds"]) == (None, None)
-    assert row["verdict"] is None
+    assert (row["speedup"], row["verdict"], row["timed"]) == (0.5, None, "alone")
+    text = text_table(results_table(by_hand(trials=tuple(trials))))
+    assert "Timed one after the other, so speeds have no verdict." in text
+
+
+def test_what_is_not_decided_says_how_many_rounds_would():
+    reference, int4, _ = by_hand().trials
+    open_ = Timing((0.9, 1.1, 1.0, 1.05, 1.2, 0.95), rounds=tuple(range(6)), timed="pairs")
+    table = results_table(by_hand(trials=(reference, dataclasses.replace(int4, timing=open_))))
+    assert table.verdict[1] == "not decided"
+    assert table.more_rounds[1] > 0
+    text = " ".join(text_table(table).split())
+    assert f"Not decided: it would take about {round(table.more_rounds[1], -1)} more rounds" in text
+    assert "Timed in pairs with the reference" in text
 
 
 def test_latencies_of_different_machines_are_not_divided():
@@ -213,47 +279,47 @@ def test_a_table_that_is_not_there_or_not_one(tmp_path):
 def test_readable_cells():
     text = readable(results_table(by_hand()))
     assert text.headers == (
-        "recipe", "weights", "peak", "per picture", "speed", "PSNR", "SSIM", "status",
+        "recipe", "weights", "memory", "per picture", "speed", "PSNR", "floor", "SSIM", "status",
     )  # fmt: skip
     assert text.rows == (
-        ("none", "4.00 kB  1.00x", "9.00 MB", "1.00 s (1.00–1.00)", "reference", "–", "–", "ok"),
+        (
+            "none", "4.00 kB  1.00x", "9.00 MB", "1.00 s (1.00–1.00)", "reference",
+            "–", "–", "–", "ok",
+        ),
         (
             "int4 proj_out=none x_embedder=none", "1.00 kB  0.25x", "–",
-            "2.00 s (2.00–2.00)", "2.00x slower", "35.0 dB", "0.850", "ok",
+            "2.00 s (2.00–2.00)", "2.00x slower (2.00–2.00)", "32.6 dB", "–", "0.850", "ok",
         ),
-        ("int2", "–", "–", "–", "–", "–", "–", "failed"),
+        ("int2", "–", "–", "–", "–", "–", "–", "–", "failed"),
     )  # fmt: skip
     assert text.reasons == (None, None, "out of memory")
-    assert text.notes == ("In brackets: 95 % interval of the median.",)
+    assert text.notes == ("In brackets: 95 % intervals.",)
 
 
 def test_text_for_the_terminal():
-    assert text_table(results_table(by_hand())).splitlines() == [
-        "recipe         weights     peak         per picture         speed     PSNR   SSIM  status",
-        "-" * 89,
-        "none    4.00 kB  1.00x  9.00 MB  1.00 s (1.00–1.00)     reference        –      –  ok",
-        "int4    1.00 kB  0.25x        –  2.00 s (2.00–2.00)  2.00x slower  35.0 dB  0.850  ok",
+    head, line, none, int4, *rest = text_table(results_table(by_hand())).splitlines()
+    assert head.split() == [
+        "recipe", "weights", "memory", "per", "picture", "speed", "PSNR", "floor", "SSIM", "status",
+    ]  # fmt: skip
+    assert set(line) == {"-"}
+    assert none.split()[:6] == ["none", "4.00", "kB", "1.00x", "9.00", "MB"]
+    assert "2.00x slower (2.00–2.00)  32.6 dB      –  0.850  ok" in int4
+    assert rest == [
         "  proj_out=none x_embedder=none",
         "int2    failed: out of memory",
         "",
-        "In brackets: 95 % interval of the median.",
+        "In brackets: 95 % intervals.",
     ]
 
 
 def test_markdown():
     comparison = by_hand()
     trials = (*comparison.trials[:1], dataclasses.replace(comparison.trials[2], reason="a|b <c>"))
-    assert markdown_table(results_table(by_hand(trials=trials))).splitlines() == [
-        line.strip()
-        for line in """\
-        | recipe |       weights |    peak |        per picture |     speed | PSNR | SSIM | status |
-        | ------ | ------------: | ------: | -----------------: | --------: | ---: | ---: | -----: |
-        | none   | 4.00 kB 1.00x | 9.00 MB | 1.00 s (1.00–1.00) | reference |    – |    – |     ok |
-        | int2   |             – |       – |                  – |         – |    – |    – | failed |
-
-        - int2 (failed): a\\|b \\<c>
-        - In brackets: 95 % interval of the median.""".splitlines()
-    ]
+    lines = markdown_table(results_table(by_hand(trials=trials))).splitlines()
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "none", "4.00 kB 1.00x", "9.00 MB", "1.00 s (1.00–1.00)", "reference", "–", "–", "–", "ok",
+    ]  # fmt: skip
+    assert lines[4:] == ["", "- int2 (failed): a\\|b \\<c>", "- In brackets: 95 % intervals."]
 
 
 @pytest.mark.parametrize("kind", ["comparison", "broken", "everything"])
@@ -265,7 +331,7 @@ def test_the_terminal_table_fits(request, make, kind):
     else:
         found = request.getfixturevalue(kind)
     lines = text_table(results_table(found)).splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 120
 
 
 def test_the_widest_figures_still_fit():
@@ -273,15 +339,15 @@ def test_the_widest_figures_still_fit():
     wide = dataclasses.replace(
         by_hand().trials[1], recipe=Recipe("float8", ("a",)), compiled=True,
         weight_bytes=11_900_000_000, peak_bytes=31_200_000_000,
-        timing=Timing((0.9996, 1.0, 1.01, 0.98)),
-        quality=(PictureQuality("a red circle", 0, math.inf, 1.0),),
+        timing=Timing((12.0, 12.1, 11.9, 12.0, 12.2, 11.9), rounds=tuple(range(6)), timed="rounds"),
+        quality=tuple(PictureQuality("a", n, 30.0 + n, 1.0) for n in range(6)),
     )  # fmt: skip
-    lines = text_table(results_table(by_hand(trials=(reference, wide)))).splitlines()
-    assert lines[3:5] == [
-        "float8  11.9 GB  0.50x  31.2 GB  1.00 s (0.98–1.01)  no difference  identical  1.000  ok",
-        "  compiled, a=none",
-    ]
-    assert max(map(len, lines)) <= 100
+    floor = tuple(PictureQuality("a", n, 70.0 + n, 1.0) for n in range(6))
+    table = results_table(by_hand(trials=(reference, wide), floor=floor))
+    lines = text_table(table).splitlines()
+    assert "12.0x slower (11.9–12.2)  32.2 dB (3" in lines[3]
+    assert lines[4] == "  compiled, keeping a"
+    assert max(map(len, lines)) <= 120
 
 
 @pytest.mark.parametrize(
@@ -308,17 +374,24 @@ def test_the_table_is_not_changed_by_what_reads_it(broken):
     pd.testing.assert_frame_equal(table, before)
 
 
-def test_a_busy_machine_allows_no_verdict(make):
-    import dataclasses
-
-    comparison = make(["none", "int8"], compiled=())
+def test_a_busy_machine_is_told_and_withholds_nothing(make):
+    comparison = make(["none", "int8"], compiled=(), repeats=10)
     table = results_table(comparison)
-    assert table.verdict[1] is not None
     trials = list(comparison.trials)
     trials[1] = dataclasses.replace(
         trials[1], timing=dataclasses.replace(trials[1].timing, other_load=0.4)
     )
     busy = results_table(dataclasses.replace(comparison, trials=tuple(trials)))
-    assert busy.verdict[1] is None
-    assert busy.speedup[1] == table.speedup[1]
-    assert "other work took up to 40% of the processors' time" in text_table(busy)
+    assert busy.verdict[1] == table.verdict[1] is not None
+    assert "Other work took up to 40% of the processors' time." in text_table(busy)
+
+
+def test_memory_on_a_cpu_is_what_a_recipe_holds_itself_and_libraries_are_said_once():
+    trials = [
+        dataclasses.replace(trial, private_bytes=own, peak_bytes=400_000_000 + own)
+        for trial, own in zip(by_hand().trials[:2], (50_000_000, 20_000_000), strict=True)
+    ]
+    text = text_table(results_table(by_hand(trials=tuple(trials))))
+    assert "50.0 MB" in text
+    assert "20.0 MB" in text
+    assert text.count("400 MB") == 1

@@ -133,14 +133,17 @@ def test_a_killed_trial_is_a_row_and_resume_does_only_that(pipeline_folder, tmp_
     def strike(progress):
         if progress.label == "int8" and progress.stage == "timing" and not killed:
             jobs = [c for s in psutil.Process().children() for c in s.children()]
-            killed.extend(jobs)
-            jobs[0].kill()
+            killed.extend(sorted(jobs, key=lambda job: job.create_time()))
+            killed[1].kill()  # reference, int8 and int2 are all alive
 
     recipes = ["none", "int8", "int2"]
-    arguments = {"steps": 2, "repeats": 50, "out": tmp_path / "run"}
+    arguments = {"steps": 2, "repeats": 8, "out": tmp_path / "run"}
     first = ql.compare(pipeline_folder, recipes, PROMPTS[0], watch=strike, **arguments)
     assert [t.status for t in first.trials] == ["ok", "failed", "ok"]
     assert "was killed (SIGKILL)" in first.trials[1].reason
+    assert first.trials[1].timing is None
+    assert [len(t.timing.samples) for t in (first.trials[0], first.trials[2])] == [8, 8]
+    assert len(list((tmp_path / "run" / "images" / "int8").iterdir())) == 1  # kept
     ran = []
     second = ql.compare(
         pipeline_folder,
@@ -152,7 +155,11 @@ def test_a_killed_trial_is_a_row_and_resume_does_only_that(pipeline_folder, tmp_
     )
     assert ran == ["int8"]
     assert [t.status for t in second.trials] == ["ok", "ok", "ok"]
-    assert (second.trials[0], second.trials[2]) == (first.trials[0], first.trials[2])
+    assert second.trials[2] == first.trials[2]
+    reference, int8 = second.trials[0].timing, second.trials[1].timing
+    assert reference.samples[:8] == first.trials[0].timing.samples
+    assert reference.rounds == tuple(range(16))  # in new rounds together
+    assert int8.rounds == tuple(range(8, 16))
 
 
 def test_a_picture_that_is_no_number_fails_its_trial_only(pipeline_folder, tmp_path):
@@ -205,8 +212,8 @@ def test_cancel_keeps_what_is_done(pipeline_folder, tmp_path):
             cancel=cancel,
         )
     kept = ql.load_comparison(tmp_path)
-    assert [t.label for t in kept.trials] == ["none"]
-    assert kept.trials[0].ok
+    assert [(t.label, t.status) for t in kept.trials] == [("none", "ok"), ("int8", "ok")]
+    assert all(len(t.timing.samples) < 200 for t in kept.trials)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
