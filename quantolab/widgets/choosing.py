@@ -11,6 +11,7 @@ from ..errors import one_of
 from ..models.source import DEMO, Source
 from ..recipes import Recipe, as_recipe, default_recipes
 from ..records import Comparison, Trial
+from ..run import REPEATS
 from ..run.asked import Request, check_request
 from .call_text import Code, call, literal
 
@@ -31,7 +32,7 @@ class Choice:
     size: Any = None
     dtype: str = "bfloat16"
     device: str = "auto"
-    repeats: Any = 5
+    repeats: Any = REPEATS
     compile: bool = False
     out: str | None = None
     variant: str | None = None

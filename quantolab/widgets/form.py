@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..models.known import known_models
 from ..models.source import Source, default_size, size_step
 from ..recipes import Recipe, default_recipes
-from ..run import RUNS
+from ..run import REPEATS, RUNS
 from ..run.asked import check_request
 from ..weights import REFERENCE, WORDS
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
@@ -88,10 +88,12 @@ class Form(W.VBox):
         self.steps = _text("Steps", "", "model's own")
         self.guidance = _text("Guidance", "", "model's own")
         self.size = _text("Size", "", "512x512")
-        self.repeats = _text("Repeats", "5", "5")
+        self.repeats = _text("Rounds", str(REPEATS), str(REPEATS))
+        self.repeats.tooltip = (
+            "Rounds of one picture a recipe; from 6 on there are intervals and verdicts"
+        )
         self.variant = _text("Variant", self.model.variant or "", "plain files")
         self.variant.tooltip = "Variant of the weights files, such as fp16"
-        self.repeats.tooltip = "Timed pictures a recipe; from 6 on there are intervals"
         self.out = W.Text(
             description="Folder",
             placeholder=f"a new one under {RUNS}",

@@ -12,7 +12,7 @@ import traitlets
 
 from ..errors import one_of
 from ..report.markup import Raw, escaped, note, table
-from ..report.tables import ALIGN, plain_rows, readable
+from ..report.tables import ALIGN, held_bytes, plain_rows, readable
 from ..units import ABSENT
 from .assets import asset
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pandas
 
 _SORTED_BY = (
-    "recipe", "weight_bytes", "peak_bytes", "latency_seconds", "speedup", "psnr_db", "ssim",
-    "status",
+    "recipe", "weight_bytes", "memory", "latency_seconds", "speedup", "psnr_db", "floor_multiple",
+    "ssim", "status",
 )  # fmt: skip
 """The column that each heading of the readable table is sorted by, in the order of HEADERS."""
 
@@ -63,7 +63,8 @@ def readable_content(frame: pandas.DataFrame) -> TableContent:
         numbers=tuple(letter == "r" for letter in ALIGN),
         rows=text.rows,
         keys=tuple(
-            tuple(_key(record[name]) for name in _SORTED_BY) for record in plain_rows(frame)
+            tuple(_key(record.get(name)) for name in _SORTED_BY)
+            for record in ({**r, "memory": held_bytes(r)} for r in plain_rows(frame))
         ),
         reasons=text.reasons,
         notes=text.notes,

@@ -346,7 +346,7 @@ def test_the_widest_figures_still_fit():
     table = results_table(by_hand(trials=(reference, wide), floor=floor))
     lines = text_table(table).splitlines()
     assert "12.0x slower (11.9–12.2)  32.2 dB (3" in lines[3]
-    assert lines[4] == "  compiled, keeping a"
+    assert lines[4] == "  compiled, a=none"
     assert max(map(len, lines)) <= 120
 
 
