@@ -20,7 +20,7 @@ from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..records import FAILED, OK, UNSUPPORTED
 from ..report.compiled import NEVER, break_even, break_even_range
-from ..run import torch_compile
+from ..run import REPEATS, torch_compile
 from ..run.asked import Request, check_request
 from ..run.session import Session, Watch
 from ..weights import REFERENCE
@@ -64,7 +64,7 @@ def compile_report(
     other_size: tuple[int, int] | None = None,
     dtype: str = "bfloat16",
     device: str = "auto",
-    repeats: int = 5,
+    repeats: int = REPEATS,
     watch: Watch | None = None,
     on_row: Callable[[dict], None] = lambda row: None,
     cancel: threading.Event | None = None,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
     from ..run.session import Progress
+from ..run import REPEATS
 
 
 def compile_explorer(model=None) -> CompileExplorer:
@@ -85,7 +86,12 @@ class CompileExplorer(WorkingPanel):
         self.prompt = _text("Prompt", "one of the model's own, or a photograph", "min(720px, 100%)")
         self._texts = (self.steps, self.size, self.prompt)
         self.repeats = W.BoundedIntText(
-            description="Repeats", value=5, min=1, max=1000, style=LABEL, layout={"width": "190px"}
+            description="Repeats",
+            value=REPEATS,
+            min=1,
+            max=1000,
+            style=LABEL,
+            layout={"width": "190px"},
         )
         self.run_button = run_button("Run", "Compiles and times each of them")
         self.add_starter(self.run_button, self.run)

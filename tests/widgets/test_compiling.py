@@ -13,22 +13,26 @@ ROW = {
     "graph_breaks": 0, "recompilations": 1, "compile_seconds": 30.0, "eager_seconds": 2.0,
     "eager_low_seconds": 1.9, "eager_high_seconds": 2.1, "compiled_seconds": 1.0,
     "compiled_low_seconds": 0.9, "compiled_high_seconds": 1.1, "speedup": 2.0,
-    "break_even_images": 30.0, "eager_samples": (1.9, 2.0, 2.1), "repeats": 3,
-    "compiled_samples": (0.9, 1.0, 1.1), "model": "demo", "device_name": "a processor",
+    "break_even_images": 30.0, "eager_samples": (1.9, 2.0, 2.1) * 2, "repeats": 6,
+    "compiled_samples": (0.95, 1.0, 1.05) * 2, "model": "demo", "device_name": "a processor",
     "compute_dtype": "bfloat16", "steps": 4, "size": "64x64",
     "torch": "2", "diffusers": "0", "quanto": "0",
 }  # fmt: skip
-SLOWER = {**ROW, "compiled_seconds": 3.0, "compiled_samples": (3.0, 3.0, 3.0),
+SLOWER = {**ROW, "compiled_seconds": 3.0, "compiled_samples": (2.85, 3.0, 3.15) * 2,
           "break_even_images": math.inf}  # fmt: skip
-UNCLEAR = {**ROW, "compiled_seconds": 1.95, "compiled_samples": (1.8, 1.95, 2.2),
+UNCLEAR = {**ROW, "compiled_seconds": 1.95, "compiled_samples": (1.8, 1.95, 2.2) * 2,
            "break_even_images": 600.0}  # fmt: skip
 FAILED = {"recipe": "int2", "way": "default", "status": "failed", "reason": "no <graph>"}
 
 
 def test_when_compiling_pays_in_words():
-    assert compiled.cells(ROW)[-2:] == ("2.00x faster", "after 30 pictures (60.0 s)")
-    assert compiled.cells(SLOWER)[-2:] == ("1.50x slower", "never: it isn't faster")
-    assert compiled.cells(UNCLEAR)[-2:] == ("no difference shown", "not shown to")
+    assert compiled.cells(ROW)[-2:] == ("2.00x faster (2.00–2.00)", "after 30 pictures (60.0 s)")
+    assert compiled.cells(SLOWER)[-2:] == ("1.50x slower (1.50–1.50)", "never: it isn't faster")
+    said, pays = compiled.cells(UNCLEAR)[-2:]
+    assert said.startswith("not decided: about ")
+    assert pays == "not shown to"
+    spread = {**ROW, "compiled_samples": (0.9, 1.0, 1.1) * 2}
+    assert compiled.cells(spread)[-1] == "after 29 to 32 pictures"
     few = {**ROW, "eager_samples": (2.0,), "compiled_samples": (1.0,), "repeats": 1}
     assert compiled.cells(few)[-2:] == (
         "2.00x as fast",
