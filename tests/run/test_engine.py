@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -220,7 +221,7 @@ def test_cancel_keeps_what_is_done(pipeline_folder, tmp_path):
 def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
     command = [
         sys.executable, "-m", "quantolab", "compare", str(pipeline_folder), "--weights",
-        "none,int8,int4", "--prompt", "a red cat", "--steps", "2", "--repeats", "40",
+        "none,int8,int4", "--prompt", "a red cat", "--steps", "2", "--repeats", "12",
         "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -243,7 +244,11 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
     after = json.loads(record.read_text())
     assert after["finished"]
     assert [t["recipe"]["weights"] for t in after["trials"]] == ["none", "int8", "int4"]
-    assert after["trials"][: len(before["trials"])] == before["trials"]  # not done again
+    for earlier, trial in zip(before["trials"], after["trials"], strict=False):
+        kept = len(earlier["timing"]["samples"])  # not done again, rounds are added
+        assert trial["timing"]["samples"][:kept] == earlier["timing"]["samples"]
+        assert {**trial, "timing": None} == {**earlier, "timing": None}
+    assert all(len(trial["timing"]["samples"]) >= 12 for trial in after["trials"])
     assert after["wall_seconds"] > before["wall_seconds"]
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 
@@ -297,8 +302,11 @@ def test_other_recipes_are_added_to_a_run(pipeline_folder, tmp_path):
     second = ql.compare(pipeline_folder, ["none", "int2"], PROMPTS[0], resume=True, **more)
     assert ran == ["int2"]
     assert [t.label for t in second.trials] == ["none", "int8", "int2"]
-    assert second.trials[:2] == first.trials
+    assert second.trials[1] == first.trials[1]
+    assert dataclasses.replace(second.trials[0], timing=first.trials[0].timing) == first.trials[0]
+    assert second.trials[0].timing.samples[:2] == first.trials[0].timing.samples
     assert second.trials[2].quality
+    assert second.trials[2].timing.rounds == second.trials[0].timing.rounds[2:]  # together
     third = ql.compare(pipeline_folder, ["int8"], PROMPTS[0], resume=True, **arguments)
     assert third.trials == second.trials
     assert ql.load_comparison(tmp_path / "run").trials == second.trials
