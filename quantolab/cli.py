@@ -330,9 +330,12 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _show(comparison, out: str) -> None:
+    from .report.nearer import nearer_sentences
     from .report.tables import results_table, text_table
 
     _print(text_table(results_table(comparison)))
+    for sentence in nearer_sentences(comparison):
+        _print(sentence)
     for note in comparison.notes:
         _print(f"note    {note}")
     _print()

@@ -184,6 +184,7 @@ class Trial:
         view = _VIEWS.get("trial_html")
         return view(self) if view else None
 
+
 def ended(trial: Trial, error: Exception, step: str = "") -> Trial:
     """Return a trial that didn't end well, with the reason, and the step if it isn't its own."""
     said = str(error) if isinstance(error, QuantolabError) else with_kind(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..files.whole import usable_folder, write_whole
@@ -11,7 +12,11 @@ from ..records import Comparison
 from ..run import journal
 from .figures import image_grid, plot_tradeoff
 from .lettering import png
-from .tables import markdown_table, results_table
+from .nearer import nearer_sentences
+from .tables import markdown_escaped, markdown_table, results_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
@@ -47,13 +52,20 @@ def report_makers(comparison: Comparison) -> dict[str, Callable[[], bytes]]:
     return {
         "results.csv": lambda: table.to_csv(index=False, lineterminator="\n").encode(),
         "results.parquet": lambda: table.to_parquet(index=False),
-        "results.md": lambda: markdown_table(table).encode(),
+        "results.md": lambda: _markdown(comparison, table).encode(),
         "grid.png": lambda: png(image_grid(comparison)),
         "tradeoff.png": lambda: png(plot_tradeoff(table).get_figure(root=True)),
     }
 
 
 @public
+def _markdown(comparison: Comparison, table: pd.DataFrame) -> str:
+    sentences = nearer_sentences(comparison)
+    return markdown_table(table) + "".join(
+        f"- {markdown_escaped(sentence)}\n" for sentence in sentences
+    )
+
+
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write a comparison so that `load_comparison` reads it back; return the folder.
 

@@ -541,7 +541,7 @@ def markdown_table(table: pd.DataFrame) -> str:
     >>> print(markdown_table(results_table(comparison)))        # doctest: +SKIP
     """
     text = readable(table)
-    rows = [tuple(_escaped(cell) for cell in row) for row in text.rows]
+    rows = [tuple(markdown_escaped(cell) for cell in row) for row in text.rows]
     lines = markdown_columns([text.headers, *rows], "l" + "r" * (len(HEADERS) - 1))
     below = [
         f"{row[0]} ({row[-1]}): {reason}"
@@ -549,11 +549,11 @@ def markdown_table(table: pd.DataFrame) -> str:
         if reason
     ]
     said = [f"{name}: {label}" for name, label in zip(text.names, text.labels, strict=True) if name]
-    lines += ["", *(f"- {_escaped(note)}" for note in (*said, *below, *text.notes))]
+    lines += ["", *(f"- {markdown_escaped(note)}" for note in (*said, *below, *text.notes))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _escaped(cell: str) -> str:
+def markdown_escaped(cell: str) -> str:
     """Keep a glob's stars, a path's underscores and any bar from being read as Markdown."""
     for mark in "\\|*_<`":
         cell = cell.replace(mark, "\\" + mark)
