@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantolab.errors import ArgumentError
 from quantolab.processes.jobs import Desk, JobKind, Preload
 
 NAME = "quantolab.child_jobs"  # jobs have to be the package's own
@@ -60,3 +61,37 @@ def _daemon(desk: Desk) -> int:
     script += "print(os.getpid(), flush=True); os.close(1); time.sleep(1000)"
     done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
     return int(done.stdout)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Hold a number that is added to."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Add:
+    number: int
+    """What to add; 0 kills the process, below 0 is an error."""
+
+
+ADDING = JobKind(f"{NAME}:adding", Start, Add)
+
+
+def adding(asked: Start, desk: Desk) -> Add:
+    total = asked.number
+
+    def answer(more: Add) -> Add:
+        nonlocal total
+        if not more.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if more.number < 0:
+            raise ArgumentError("only more")
+        total += more.number
+        desk.step()
+        return Add(total)
+
+    found = Add(total)
+    desk.hold(found, answer, Add)
+    return found
