@@ -349,6 +349,7 @@ def _give_up(
 
 def _keep(session: Session, journal: Journal, trial: Trial, work: Path) -> Trial:
     """Judge a trial and keep it with its pictures; where that fails, without. Return it."""
+    session.enter_stage("comparing the pictures", trial.label)
     made = work / IMAGES
     places = [made / f"{number:03d}.png" for number in range(len(journal.workload.pairs))]
     kept, step = trial, "judging the pictures"

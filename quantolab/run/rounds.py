@@ -189,6 +189,11 @@ class Lineup:
                 raise
             except (QuantolabError, OSError) as error:
                 self._fail(label, error)
+        for label in list(answers):
+            kept = self._journal.done(label)
+            if kept is None or not kept.ok:  # its pictures have gone meanwhile
+                del answers[label]
+                self._end(label)
         for label, answer in answers.items():
             alive = self._alive[label]
             alive.answers.append((NO_ROUND if alive.timed == ALONE else number, answer))

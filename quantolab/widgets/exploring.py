@@ -408,10 +408,15 @@ class Explorer(Panel):
             self._estimate()  # there is something to judge the time by now
 
     def _missing(self) -> list[str]:
-        """Labels of trials that the shown run asks for and that haven't ended well."""
+        """Labels of trials that the shown run asks for and that lack an end or rounds."""
         if self._ran is None or self.comparison is None:
             return []
-        ended = {t.label for t in self.comparison.trials if t.status != FAILED}
+        rounds = self.comparison.workload.repeats
+        ended = {
+            t.label
+            for t in self.comparison.trials
+            if t.status != FAILED and (t.timing is None or len(t.timing.samples) >= rounds)
+        }
         return [trial.label for trial in self._asked if trial.label not in ended]
 
     def _show_buttons(self) -> None:

@@ -223,24 +223,22 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     assert "this panel is at work" in panel.error.value
 
     _wait_until(lambda: "int8: timing" in panel.status.value, panel)
-    assert panel.table.recipe.tolist() == ["none"]  # shown before the run has ended
-    _job_of(servers()).kill()
-    _wait_until(lambda: "int4: timing" in panel.status.value, panel)
+    assert panel.table.recipe.tolist() == ["none", "int8", "int4"]  # before the run has ended
     panel.cancel()
     assert panel.cancel_button.disabled
     assert "Cancelling" in panel.status.value
     assert panel.wait(PATIENCE)
-    assert "2 of 3 trials are kept" in panel.status.value
+    assert "3 of 3 trials are kept" in panel.status.value
     assert not servers()
 
-    assert [trial.status for trial in panel.comparison.trials] == ["ok", "failed"]
-    assert "was killed (SIGKILL)" in panel.comparison.trials[1].reason
-    assert "was killed (SIGKILL)" in panel.shown_table.sheet.content["reasons"][1]
-    first = panel.comparison.trials[0]
+    assert [trial.status for trial in panel.comparison.trials] == ["ok", "ok", "ok"]
+    first = panel.comparison.trials[0].timing.samples
+    assert len(first) < 60
     assert panel.resume_button.layout.display is None
     panel.resume(wait=True)
     assert [trial.status for trial in panel.comparison.trials] == ["ok", "ok", "ok"]
-    assert panel.comparison.trials[0] == first
+    assert panel.comparison.trials[0].timing.samples[: len(first)] == first
+    assert {len(trial.timing.samples) for trial in panel.comparison.trials} == {60}
     assert panel.resume_button.layout.display == "none"
     panel.resume_button.click()
     assert "there is no run to resume" in panel.error.value
