@@ -32,6 +32,7 @@ SLOW = (
     "processes",
     "backends/test_compiling.py",
     "saved",
+    "backends/test_citizens.py",
     "demo/test_training.py",
     "demo/test_pipeline.py",
     "demo/test_reading.py",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+
 import torch
 
 from ..arguments import public
-from ..backends import quantized_layers, stored_form_of
+from ..backends import is_quantized, quantized_layers, stored_form_of
 from ..errors import ArgumentError, UnsupportedError
 from .placing import put_module
 
@@ -13,6 +17,8 @@ from .placing import put_module
 @public
 def dequantize(module: torch.nn.Module) -> torch.nn.Module:
     """Turn the quantized layers of a module back into ordinary Linear layers, in place.
+
+    ``model.dequantize()``, which models of Diffusers and transformers have, does the same.
 
     The weights are the values that the quantized ones stand for: what quantizing has rounded
     stays rounded. Works layer by layer, so that never more than one exists twice.
@@ -84,3 +90,31 @@ def _forget(module: torch.nn.Module) -> None:
         module._internal_dict = type(module._internal_dict)(kept)
     elif config is not None and "quantization_config" in getattr(config, "__dict__", {}):
         del config.quantization_config
+
+
+# --- the libraries' own name for it --------------------------------------------------------------
+
+
+def let_libraries_dequantize(module: torch.nn.Module) -> None:
+    """Let the ``dequantize`` of a model's own library know the layers that were made here."""
+    for base in type(module).__mro__:
+        shipped = base.__dict__.get("dequantize")
+        if base.__name__ not in ("ModelMixin", "PreTrainedModel") or shipped is None:
+            continue
+        if not getattr(shipped, "_quantolab_asks", False):
+            base.dequantize = _asking(shipped)  # type: ignore[attr-defined]
+
+
+def _asking(shipped: Callable) -> Callable:
+    signature = inspect.signature(shipped)
+
+    @functools.wraps(shipped)
+    def asked(self, *args, **kwargs):
+        if getattr(self, "hf_quantizer", None) is not None or not is_quantized(self):
+            return shipped(self, *args, **kwargs)
+        dtype = signature.bind(self, *args, **kwargs).arguments.get("dtype")
+        back = dequantize(self)
+        return back if dtype is None else back.to(dtype)
+
+    asked._quantolab_asks = True  # type: ignore[attr-defined]
+    return asked

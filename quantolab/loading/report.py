@@ -11,6 +11,7 @@ from ..backends import door
 from ..measure.held_bytes import weight_bytes
 from ..models.resolving import Resolved
 from ..recipes import Recipe
+from .dequantizing import let_libraries_dequantize
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,5 @@ def note_config(module: torch.nn.Module, words: dict[str, str], kept: Iterable[s
     A model has one note, which the first layer's backend writes for all of them.
     """
     if words:
+        let_libraries_dequantize(module)
         door(next(iter(words.values())), "config_note").declare(module, words, kept)

@@ -15,7 +15,14 @@ from quantolab.backends.quanto.layers import QuantoLinear
 from quantolab.backends.quanto.writes import leaves
 
 WORDS = ("float8", "int8", "int4", "int2")
-CASES = [(word, dtype) for word in WORDS for dtype in (torch.bfloat16, torch.float32)]
+ALWAYS = (("float8", torch.bfloat16), ("int8", torch.float32), ("int4", torch.bfloat16))
+CASES = [  # each weight class always, the rest with -m sweep
+    pytest.param(word, dtype, marks=() if (word, dtype) in ALWAYS else pytest.mark.sweep)
+    for word in WORDS
+    for dtype in (torch.bfloat16, torch.float32)
+]
+FEW = [pytest.param(w, marks=() if w in ("int8", "int4") else pytest.mark.sweep) for w in WORDS]
+ONE = [pytest.param(w, marks=() if w == "int4" else pytest.mark.sweep) for w in WORDS]
 pytestmark = pytest.mark.filterwarnings("ignore:a quantized weight was written to")
 
 
@@ -77,7 +84,7 @@ def arguments_for(op, weight, dense):
     return values
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", ONE)
 def test_each_in_place_operation_takes_effect_or_raises(word):
     operations = in_place_operations()
     assert len(operations) > 300
@@ -190,6 +197,161 @@ def test_weights_of_others_behave_as_quanto_ships_them():
         theirs.half()
 
 
+# --- views ------------------------------------------------------------------------------------
+
+
+def view_operations():
+    """Each operation of aten whose schema says that its result is a view of its argument."""
+    found = {}
+    for name in dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name)
+        for overload in getattr(packet, "overloads", list)():
+            op = getattr(packet, overload)
+            aliases = [r.alias_info for r in op._schema.returns]
+            if any(a is not None and not a.is_write for a in aliases):
+                found[str(op)] = op
+    return found
+
+
+SUITED = {
+    **{name: [64, 256] for name in ("size", "shape")},
+    **dict.fromkeys(("dim", "dim0", "axis", "axis0", "start", "start_dim", "dimension"), 0),
+    **dict.fromkeys(("source", "offset"), 0),
+    **dict.fromkeys(("dim1", "axis1", "end_dim", "destination", "step"), 1),
+    **dict.fromkeys(("length", "chunks", "sections", "indices_or_sections"), 2),
+    **{"stride": [256, 1], "dims": [1, 0], "sizes": [4, 16], "split_sizes": [16, 48]},
+    **{"split_size": 16, "indices": [1, 3], "end": 8, "dtype": torch.int16},
+    "tensor_indices_or_sections": torch.tensor(2),
+}
+
+
+def suited(op, dense):
+    """Arguments by their names; None if one isn't known."""
+    values = []
+    for argument in op._schema.arguments[1:]:
+        if argument.has_default_value() or argument.kwarg_only:
+            continue
+        if str(argument.type) == "Tensor" and argument.name not in SUITED:
+            values.append(dense)
+        elif argument.name in SUITED:
+            value = SUITED[argument.name]
+            values.append([value] if "List" in str(argument.type) and value == 0 else value)
+        else:
+            return None
+    return values
+
+
+@pytest.mark.parametrize("word", ONE)
+def test_writes_through_each_view_operation_reach_the_weight(word):
+    first = made(word)[1].weight
+    reached = set()
+    for name, op in view_operations().items():
+        weight = copy.deepcopy(first)
+        plain = weight.dequantize()
+        arguments = suited(op, plain)
+        try:
+            views = op(plain, *arguments)
+        except Exception:
+            continue  # no operation on a matrix of floats, or other arguments than these
+        try:
+            mine = op(weight, *arguments)
+        except ql.QuantolabError:  # casts
+            assert same(state_of(weight), state_of(first)), name
+            continue
+        ours, theirs = ((v if isinstance(v, (list, tuple)) else [v])[0] for v in (mine, views))
+        if not isinstance(theirs, torch.Tensor):
+            continue
+        dense = ours.dequantize() if hasattr(ours, "dequantize") else ours
+        assert dense.shape == theirs.shape, name
+        before = plain.clone()
+        theirs.zero_()
+        ours.zero_()
+        if torch.equal(plain, before):
+            assert torch.equal(weight.dequantize(), before), name
+            continue
+        wanted, _ = ql.quantize(nn.Sequential(linear_of(plain)), word)
+        assert same(state_of(weight), state_of(wanted[0].weight)), f"{name}: other than asked"
+        reached.add(name)
+    assert len(reached) > 30, sorted(reached)
+    assert {
+        "aten.select.int",
+        "aten.view.default",
+        "aten.t.default",
+        "aten.detach.default",
+    } <= reached
+
+
+def _add_one(weight):
+    weight[0] += 1
+
+
+THROUGH = {
+    "index": lambda w: w[0].zero_(),
+    "in steps": lambda w: w.view(4, -1)[1][3:5].fill_(0.25),
+    "augmented": _add_one,
+    "transposed": lambda w: w.T.mul_(2),
+    "chunk": lambda w: w.chunk(2)[0].copy_(w[32:]),
+    "detached": lambda w: w.detach().zero_(),
+    "data": lambda w: w.data.__setitem__(0, 0.5),
+    "out": lambda w: torch.mul(w[0], 2, out=w[1]),
+    "foreach": lambda w: torch._foreach_mul_(list(w.unbind()), 0.5),
+    "strided": lambda w: w.as_strided((3,), (300,)).fill_(0.1),
+    "bits": lambda w: w.view(torch.int16 if w.itemsize == 2 else torch.int32)[2].zero_(),
+}
+
+
+@pytest.mark.parametrize("how", THROUGH)
+@pytest.mark.parametrize(("word", "dtype"), CASES)
+def test_writes_through_views_reach_the_weight(word, dtype, how):
+    for guard in (torch.no_grad, torch.inference_mode):
+        weight = made(word, dtype)[1].weight
+        plain = weight.dequantize()
+        with guard():
+            THROUGH[how](plain)
+            THROUGH[how](weight)
+        wanted, _ = ql.quantize(nn.Sequential(linear_of(plain)), word)
+        assert same(state_of(weight), state_of(wanted[0].weight))
+
+
+def test_writes_through_views_that_do_not_fit_are_refused():
+    weight = made("int8")[1].weight
+    before, view = state_of(weight), weight[1]
+    values = view.clone()
+    for write in (
+        lambda: view.div_(0),
+        lambda: weight.t().t_(),
+        lambda: view.set_(torch.zeros(3, dtype=view.dtype)),
+        lambda: torch._foreach_zero_([weight, view]),
+    ):
+        with pytest.raises(ql.QuantolabError):
+            write()
+        assert same(state_of(weight), before) and torch.equal(view, values)
+
+
+def test_views_follow_their_weight_and_are_else_plain_tensors():
+    weight = made("int8", torch.float32)[1].weight
+    view, plain = weight[1], weight.dequantize()[1]
+    assert type(view + 1) is torch.Tensor and torch.equal(view + 1, plain + 1)
+    assert repr(view) == repr(plain) and view.tolist() == plain.tolist()
+    assert type(copy.deepcopy(view)) is type(pickle.loads(pickle.dumps(view))) is torch.Tensor
+    for array in (view.numpy(), weight.detach().numpy()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    weight.data.mul_(2)
+    assert torch.equal(view, weight.dequantize()[1]) and not torch.equal(view, plain)
+    weight.data.zero_()
+    assert not any(view.tolist()) and not view.numpy().any()
+
+
+def test_products_make_no_views(monkeypatch):
+    from quantolab.backends.quanto import plain_product, views
+
+    monkeypatch.setattr(plain_product, "made_plain", lambda weight: None)  # as on accelerators
+    monkeypatch.setattr(views.WeightView, "into", None)
+    for word in WORDS:
+        run(made(word))
+
+
 # --- copies -----------------------------------------------------------------------------------
 
 
@@ -236,7 +398,7 @@ def _double(module, done):
     done.put(run(module).float().sum().item())
 
 
-@pytest.mark.parametrize("word", ["float8", "int4"])
+@pytest.mark.parametrize("word", [pytest.param("float8", marks=pytest.mark.sweep), "int4"])
 def test_another_process_writes_what_is_shared(word):
     module = made(word)
     module.share_memory()
@@ -297,7 +459,7 @@ CASTS = {
 
 
 @pytest.mark.parametrize("how", CASTS)
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", FEW)
 def test_casts_are_refused_before_anything_is_cast(word, how):
     module = made(word)
     output = run(module)
@@ -325,7 +487,8 @@ def test_dequantize_is_the_way_back(word, dtype):
         ql.dequantize(nn.Linear(2, 2))
 
 
-def test_dequantized_models_of_diffusers_forget_that_they_were_quantized(tmp_path):
+@pytest.mark.parametrize("way", ["", "dequantize"])
+def test_dequantized_models_of_diffusers_forget_that_they_were_quantized(tmp_path, way):
     from diffusers import PixArtTransformer2DModel
 
     model = PixArtTransformer2DModel(
@@ -334,8 +497,10 @@ def test_dequantized_models_of_diffusers_forget_that_they_were_quantized(tmp_pat
     ).bfloat16()  # fmt: skip
     ql.quantize(model, "int8")
     assert "quantization_config" in model.config
-    ql.dequantize(model)
-    assert "quantization_config" not in model.config
+    assert getattr(model, way)() is model if way else ql.dequantize(model)
+    assert "quantization_config" not in model.config and not hasattr(model, "quantize_report")
+    with pytest.raises(ValueError, match="first quantize"):
+        model.dequantize()
     model.save_pretrained(tmp_path)
     again = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     for name, value in model.state_dict().items():
@@ -373,7 +538,7 @@ def test_nothing_is_said_where_nothing_is_written():
         run(module)
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", FEW)
 def test_models_of_every_door_are_alike(word, tmp_path):
     from quantolab.backends.quanto.writes import owned
 
@@ -422,7 +587,7 @@ def test_offloading_keeps_the_output(word, dtype, tmp_path):
     assert torch.equal(run(module, dtype), output)
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", FEW)
 def test_adapters_are_loaded_fused_and_taken_out_through_a_pipeline(word):
     peft = pytest.importorskip("peft")
     plain = ql.load("demo", "none")
@@ -439,3 +604,33 @@ def test_adapters_are_loaded_fused_and_taken_out_through_a_pipeline(word):
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     assert same(state_of(layer.weight), before)
+
+
+def test_adapters_of_which_nothing_would_be_loaded_are_refused(tmp_path):
+    peft = pytest.importorskip("peft")
+    from safetensors.torch import save_file
+
+    plain = ql.load("demo", "none")
+    plain.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False))
+    adapter = peft.get_peft_model_state_dict(plain)
+    pipe = ql.load_pipeline("demo", "int8")
+    model = pipe.transformer
+    for prefix, said in (("", "prefix=None"), ("base_model.model.", "prefix='base_model.model'")):
+        named = {prefix + n: t for n, t in adapter.items()}
+        for load in (model.load_lora_adapter, pipe.load_lora_weights)[: 1 if prefix else 2]:
+            with pytest.raises(ql.QuantolabError, match=said):
+                load(named)
+    with pytest.raises(ql.QuantolabError, match="no layer of this"):
+        pipe.load_lora_weights({"nowhere.lora_A.weight": torch.ones(2, 2)})
+    save_file(adapter, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ql.QuantolabError, match="prefix=None"):
+        model.load_lora_adapter(str(tmp_path), weight_name="pytorch_lora_weights.safetensors")
+    assert not hasattr(model, "peft_config")
+    model.load_lora_adapter({f"text_encoder.{n}": t for n, t in adapter.items()})  # another's
+    assert not hasattr(model, "peft_config")
+    with pytest.warns(UserWarning, match="aren't loaded"):
+        mixed = {f"transformer.{n}": t for n, t in adapter.items()}
+        model.load_lora_adapter({**mixed, "x.lora_A.weight": torch.ones(2, 2)})
+    assert list(model.peft_config) == ["default_0"]
+    model.delete_adapters("default_0")
+    model.load_lora_adapter(adapter, prefix=None)

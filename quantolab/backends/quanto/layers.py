@@ -14,6 +14,7 @@ from . import cures, writes
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
 from .offloading import (
     WithWeight,
+    check_adapter_names,
     check_casts,
     check_group_offloading,
     let_flux_find_weights,
@@ -27,6 +28,7 @@ writes.install()
 check_casts()
 check_group_offloading()
 let_flux_find_weights()
+check_adapter_names()
 
 
 class QuantoLinear(QLinear):

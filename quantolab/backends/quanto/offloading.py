@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -222,3 +224,76 @@ def let_flux_find_weights() -> None:
 
     found._quantolab_asks = True
     FluxLoraLoaderMixin._maybe_expand_lora_state_dict = classmethod(found)
+
+
+def check_adapter_names() -> None:
+    """Have Diffusers refuse an adapter of which nothing would be loaded, instead of logging it.
+
+    Every ``load_lora_weights`` of a pipeline comes through a model's ``load_lora_adapter``, which
+    leaves out whatever doesn't begin with its prefix. What belongs to other components may.
+    """
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    shipped = PeftAdapterMixin.load_lora_adapter
+    if getattr(shipped, "_quantolab_asks", False):
+        return
+
+    @functools.wraps(shipped)
+    def checked(
+        self, pretrained_model_name_or_path_or_dict, prefix="transformer", hotswap=False, **kwargs
+    ):
+        given = pretrained_model_name_or_path_or_dict
+        asks = prefix is not None and any(owned(p) for p in self.parameters())
+        if asks and isinstance(given, Mapping):
+            _check_adapter(self, given, prefix, kwargs.get("_pipeline"))
+        before = set(getattr(self, "peft_config", ()))
+        result = shipped(self, given, prefix=prefix, hotswap=hotswap, **kwargs)
+        nothing = not hotswap and set(getattr(self, "peft_config", ())) == before
+        if asks and nothing and not isinstance(given, Mapping):
+            raise ArgumentError(
+                f"no tensor of {str(given)!r} has a name that begins with '{prefix}.', and nothing "
+                "was loaded; if its names are those of the model's own layers, say prefix=None"
+            )
+        return result
+
+    checked._quantolab_asks = True
+    PeftAdapterMixin.load_lora_adapter = checked
+
+
+_COMPONENTS = ("unet", "transformer", "text_encoder")
+
+
+def _check_adapter(
+    model: torch.nn.Module, given: Mapping[str, Any], prefix: str, pipeline: Any
+) -> None:
+    others = getattr(pipeline, "components", None)
+
+    def strange(name: str) -> bool:
+        first = name.partition(".")[0]
+        return first not in others if others else not first.startswith(_COMPONENTS)
+
+    mine = [name for name in given if name.startswith(f"{prefix}.")]
+    left = [name for name in given if name not in set(mine) and strange(name)]
+    if not left:
+        return
+    said = (
+        f"{len(left)} of the adapter's {len(given)} tensors, {left[0]!r} for one, have no name "
+        f"that begins with '{prefix}.'"
+    )
+    if mine:
+        warnings.warn(f"{said}; they aren't loaded", UserWarning, stacklevel=3)
+        return
+    raise ArgumentError(f"{said}, so that nothing would be loaded: {_fitting(model, left[0])}")
+
+
+def _fitting(model: torch.nn.Module, name: str) -> str:
+    """Return under which prefix a tensor of an adapter fits a model."""
+    layers, steps = dict(model.named_modules()), name.partition(".lora")[0].split(".")
+    for count in range(len(steps)):
+        if ".".join(steps[count:]) in layers:
+            prefix = ".".join(steps[:count]) or None
+            return (
+                f"transformer.load_lora_adapter(state_dict, prefix={prefix!r}) on the model itself "
+                "does"
+            )
+    return f"and no layer of this {type(model).__name__} has that name without it either"

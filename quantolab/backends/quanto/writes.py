@@ -6,22 +6,24 @@ operations which arguments it writes, so all of them are treated alike here: deq
 check, quantize again. Only weights that quantolab made, or their copies, are treated so (`own`
 marks them): those of others in the same process behave as Quanto ships them.
 
-Writing into a view of a weight (``weight[0].zero_()``, not ``weight[0] = 0``) changes the view's
-own copy, since no part of a quantized weight exists unquantized.
+What is written through a view of a weight (``weight[0].zero_()``) is written to it: `views`.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from optimum.quanto import QTensor, WeightQBitsTensor, WeightQBytesTensor
+from optimum.quanto.tensor.qtensor import qfallback
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ...errors import ArgumentError
 from .quantizing import quantized_weight
+from .views import Values, WeightView, is_view, ordinary, read_only, written
 
 SAID = (
     "a quantized weight was written to: it was dequantized, changed and quantized again, so the "
@@ -46,10 +48,14 @@ _COPIES = {
 
 
 class History:
-    """What the views of one weight share: the plain tensors from before its last additions."""
+    """What all that stand for one weight share: what it was before its last additions.
+
+    `before` holds plain tensors, `writes` counts whatever has changed the weight.
+    """
 
     def __init__(self) -> None:
         self.before: list[list[torch.Tensor]] = []
+        self.writes = 0
 
 
 def own(weight: torch.Tensor, history: History | None = None) -> torch.Tensor:
@@ -95,7 +101,8 @@ def _dispatch(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any]) ->
         return shipped()
     if packet is torch.ops.aten.detach:
         # The same plain tensors: a write through `.data` is a write to the weight.
-        return own(mapped(first, lambda t: t), getattr(first, _MARK))
+        with ordinary():
+            return own(mapped(first, lambda t: t), getattr(first, _MARK))
     if packet in (torch.ops.aten._to_copy, torch.ops.aten.to):
         return _moved(first, kwargs, shipped)
     if packet in _COPIES:
@@ -103,7 +110,29 @@ def _dispatch(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any]) ->
     if packet is torch.ops.aten.empty_like and kwargs.get("dtype") in (None, first.dtype):
         device = kwargs.get("device") or first.device
         return own(mapped(first, lambda t: torch.empty_like(t, device=device)))
+    if is_view(op) and not _is_traced(first) and not getattr(_inside, "product", False):
+        with ordinary():
+            return _viewed(first, op, args, kwargs)
     return shipped()
+
+
+_inside = threading.local()
+
+
+def _is_traced(weight: torch.Tensor) -> bool:
+    """Whether a graph is being made: a weight's tensors are stand-ins then."""
+    return type(leaves(weight)[0]) is not torch.Tensor
+
+
+def _viewed(weight: torch.Tensor, op: Any, args: tuple, kwargs: dict) -> Any:
+    history = getattr(weight, _MARK)
+
+    def write(dense: torch.Tensor, what: str) -> Callable[[], None]:
+        new = _requantized(weight, dense, what)
+        return lambda: _put(weight, new, keep=False)
+
+    values = Values(weight, lambda: history.writes, write)
+    return values.views_in(qfallback(op, values.dense, *args[1:], **kwargs))
 
 
 def _moved(weight: torch.Tensor, kwargs: dict, shipped: Callable[[], Any]) -> torch.Tensor:
@@ -121,20 +150,13 @@ def cast_refused(now: torch.dtype, asked: torch.dtype) -> str:
     return CAST.format(now=names[0], asked=names[1], word=names[1])
 
 
-def _written(op: Any, args: tuple, kwargs: dict) -> list[torch.Tensor]:
-    """Return the weights of ours into which an operation writes."""
-    values = []
-    for number, argument in enumerate(op._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[number] if number < len(args) else kwargs.get(argument.name)
-            values += tree_flatten(given)[0]
-    return [value for value in values if owned(value)]
-
-
 def _write_through(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any]) -> Any:
-    targets = _written(op, args, kwargs)
+    values = written(op, args, kwargs)
+    targets = [value for value in values if owned(value)]
     if not targets:
         return shipped()
+    if any(isinstance(value, WeightView) for value in values):
+        raise ArgumentError(f"{op} was given quantized weights and views of such; one kind at once")
     if op.overloadpacket is torch.ops.aten.record_stream:
         for leaf in leaves(args[0]):
             leaf.record_stream(*args[1:])
@@ -211,6 +233,7 @@ def _put(weight: torch.Tensor, new: torch.Tensor, *, keep: bool) -> None:
         shared = held[0].is_shared()
         history.before.append([t.clone() if shared else t.detach() for t in held])
         del history.before[:-_MOST_KEPT]
+    history.writes += 1
     _set_leaves(held, fresh)
 
 
@@ -236,6 +259,7 @@ def _taken_back(weight: torch.Tensor, other: Any, kwargs: dict) -> bool:
     now = _quantized_like(weight, dense)
     if not all(_same(a, b) for a, b in zip(leaves(now), leaves(weight), strict=True)):
         return False
+    history.writes += 1
     _set_leaves(leaves(weight), history.before.pop())
     return True
 
@@ -272,6 +296,7 @@ def _set_data(weight: torch.Tensor, value: torch.Tensor) -> None:
     for name in value.__tensor_flatten__()[0]:
         setattr(weight, name, getattr(value, name))
     getattr(weight, _MARK).before.clear()
+    getattr(weight, _MARK).writes += 1
 
 
 def _unwritten(value: torch.Tensor) -> bool:
@@ -401,12 +426,23 @@ def _asking_function(shipped: Callable) -> Any:
     def function(cls, func, types, args=(), kwargs=None):
         # First, and without a look at the rest: graphs are traced through here.
         if func is torch.nn.functional.linear:
-            return shipped(cls, func, types, args, kwargs)
+            if torch.compiler.is_compiling():
+                return shipped(cls, func, types, args, kwargs)
+            return _product(lambda: shipped(cls, func, types, args, kwargs))
         if func in _METHODS and owned(args[0]):
             return _METHODS[func](*args, **(kwargs or {}))
         return shipped(cls, func, types, args, kwargs)
 
     return classmethod(function)
+
+
+def _product(shipped: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Multiply; what Quanto turns for it is nobody else's, and stays as quick as it is."""
+    _inside.product = True
+    try:
+        return shipped()
+    finally:
+        _inside.product = False
 
 
 def _take_a_tensor(kind: Any) -> None:
@@ -427,6 +463,7 @@ def _take_a_tensor(kind: Any) -> None:
 
 def _copy_ours(kind: Any) -> None:
     shipped_copy, shipped_reduce = kind.__deepcopy__, kind.__reduce_ex__
+    shipped_numpy = kind.numpy
 
     def deepcopy(self, memo):
         return _deepcopy(self, memo) if owned(self) else shipped_copy(self, memo)
@@ -437,4 +474,7 @@ def _copy_ours(kind: Any) -> None:
         parameter = isinstance(self, torch.nn.Parameter)
         return unpickled, (_packed(self), parameter, self.requires_grad)
 
-    kind.__deepcopy__, kind.__reduce_ex__ = deepcopy, reduce
+    def numpy(self):
+        return read_only(shipped_numpy(self)) if owned(self) else shipped_numpy(self)
+
+    kind.__deepcopy__, kind.__reduce_ex__, kind.numpy = deepcopy, reduce, numpy
