@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -105,11 +106,11 @@ def let_libraries_dequantize(module: torch.nn.Module) -> None:
             base.dequantize = _asking(shipped)  # type: ignore[attr-defined]
 
 
-def _asking(shipped: Callable) -> Callable:
+def _asking(shipped: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(shipped)
 
     @functools.wraps(shipped)
-    def asked(self, *args, **kwargs):
+    def asked(self: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
         if getattr(self, "hf_quantizer", None) is not None or not is_quantized(self):
             return shipped(self, *args, **kwargs)
         dtype = signature.bind(self, *args, **kwargs).arguments.get("dtype")

@@ -217,7 +217,7 @@ SUITED = {
     **{name: [64, 256] for name in ("size", "shape")},
     **dict.fromkeys(("dim", "dim0", "axis", "axis0", "start", "start_dim", "dimension"), 0),
     **dict.fromkeys(("source", "offset"), 0),
-    **dict.fromkeys(("dim1", "axis1", "end_dim", "destination", "step"), 1),
+    **dict.fromkeys(("dim1", "axis1", "end_dim", "destination", "step", "index"), 1),
     **dict.fromkeys(("length", "chunks", "sections", "indices_or_sections"), 2),
     **{"stride": [256, 1], "dims": [1, 0], "sizes": [4, 16], "split_sizes": [16, 48]},
     **{"split_size": 16, "indices": [1, 3], "end": 8, "dtype": torch.int16},
