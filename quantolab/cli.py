@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -120,7 +121,20 @@ class _Parser(argparse.ArgumentParser):
         hint = ""
         if words != message.split():
             hint = nearest(words[0], _options(self))
+        elif asked := re.search(r"COMMAND: invalid choice: '(.*?)' \(choose", message):
+            raise ArgumentError(
+                f"no command {asked[1]!r}; allowed: {', '.join(_commands(self))}"
+                f"{nearest(asked[1], _commands(self))}"
+            )
+        elif message.endswith("required: COMMAND"):
+            raise ArgumentError(f"a command is needed: {', '.join(_commands(self))} (see --help)")
         raise ArgumentError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def _commands(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the names of a parser's commands."""
+    subparsers = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return [name for action in subparsers for name in action.choices]
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -232,7 +246,11 @@ def _add_compare(commands) -> None:
     p.add_argument("--guidance", type=_number, metavar="G", help="guidance scale")
     p.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels")
     p.add_argument(
-        "--seed", action="append", type=_whole, metavar="N", help="may be repeated (default: 0)"
+        "--seed",
+        action="extend",
+        type=_wholes,
+        metavar="N",
+        help="a seed, or several with commas; may be repeated (default: 0)",
     )
     p.add_argument(
         "--dtype",
@@ -553,6 +571,10 @@ def _whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"a whole number is needed, not {text!r}") from None
+
+
+def _wholes(text: str) -> list[int]:
+    return [_whole(word) for word in text.split(",")]
 
 
 def _number(text: str) -> float:

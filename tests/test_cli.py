@@ -26,7 +26,7 @@ def run(*arguments, **kwargs):
 def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
     done = run(
         "compare", pipeline_folder, "--weights", "none,int8", "--skip", "proj_out",
-        "--prompt", "a red cat", "--steps", 2, "--repeats", 3, "--seed", 1, "--seed", 2,
+        "--prompt", "a red cat", "--steps", 2, "--repeats", 3, "--seed", "1,2", "--seed", 3,
         "--size", "32x16", "--dtype", "float32", "--device", "cpu", "--guidance", 2.5,
         cwd=tmp_path,
     )  # fmt: skip
@@ -37,7 +37,7 @@ def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
     table = pd.read_csv(folders[0] / "results.csv")
     assert list(table.recipe) == ["none", "int8 proj_out=none"]
     assert list(table["size"]) == ["32x16"] * 2
-    assert list(table.seeds) == ["1, 2"] * 2
+    assert list(table.seeds) == ["1, 2, 3"] * 2
     assert list(table.compute_dtype) == ["float32"] * 2
     assert "proj_out=none" in done.stdout  # a long name goes on in the next line
     for name in ("results.csv", "grid.png", "tradeoff.png", "run.json"):
@@ -69,8 +69,11 @@ def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
         (["plan", "FLUX.1-dev", "--component", "transfromer"], "did you mean 'transformer'"),
         (["plan", "FLUX.1-dev", "--csv", "no/such/folder.csv"], "no file in an existing folder"),
         (["lab", "--port", "http"], "a whole number is needed, not 'http'"),
-        (["comprae"], "invalid choice"),
-        ([], "COMMAND"),
+        (["comapre"], "did you mean 'compare'"),
+        (["doctro"], "allowed: compare, plan,"),
+        (["compare", "--seed", "1,two"], "a whole number is needed, not 'two'"),
+        (["compare", "--seed", "1,"], "a whole number is needed, not ''"),
+        ([], "a command is needed: compare, plan,"),
     ],
 )
 def test_bad_arguments_get_one_line_and_status_2(arguments, said, capsys, tmp_path, monkeypatch):
