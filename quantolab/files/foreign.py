@@ -18,6 +18,10 @@ WRITTEN_HERE = ("quanto", "quantolab")
 """What configurations call quantization that `load_saved` reads."""
 
 
+class ForeignModelError(BrokenModelError):
+    """A model that is quantized already where an unquantized one is needed."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of quantization that others write, and how it shows."""
@@ -72,11 +76,11 @@ def check_plain(where: Path | str, dtypes: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    BrokenModelError
+    ForeignModelError
         With the kind, where that is known, and the tensor that tells.
     """
     if own := next((name for name in dtypes if name.endswith(_QUANTO)), None):
-        raise BrokenModelError(
+        raise ForeignModelError(
             f"{where} is quantized by Quanto already ({own!r}); load_saved reads its folder"
         )
     check_foreign(where, dtypes)
@@ -99,7 +103,7 @@ def _check_scales(where: Path | str, dtypes: Mapping[str, Any]) -> None:
     for name, dtype in dtypes.items():
         owner, word = name.rpartition(".")[0], str(dtype).removeprefix("torch.")
         if word in _SMALL and owner in scaled and scaled[owner] != name:
-            raise BrokenModelError(
+            raise ForeignModelError(
                 f"{where} is quantized already: {name!r} is {word} and has a scale "
                 f"({scaled[owner]!r}), without which it means nothing; unquantized weights, or "
                 "ones plainly cast to float8, were expected"
@@ -111,12 +115,12 @@ def check_config(where: Path | str, config: Mapping[str, Any]) -> None:
 
     Raises
     ------
-    BrokenModelError
+    ForeignModelError
         With the method that it names.
     """
     method = method_in(where, config)
     if method in WRITTEN_HERE:
-        raise BrokenModelError(
+        raise ForeignModelError(
             f"{where} is quantized already, with {method!r}; load_saved reads it"
         )
     if method is not None:
@@ -142,7 +146,7 @@ def method_in(where: Path | str, config: Mapping[str, Any]) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def foreign_method(where: Path | str, method: str) -> BrokenModelError:
+def foreign_method(where: Path | str, method: str) -> ForeignModelError:
     """Return the error for a model that is quantized by a method that others have."""
     known = (kind.name for kind in KINDS if method in kind.methods)
     return foreign(where, next(known, repr(method)), "its configuration says so")
@@ -160,7 +164,7 @@ def check_classes(where: str, classes: Mapping[str, type]) -> None:
 
     Raises
     ------
-    BrokenModelError
+    ForeignModelError
         With the kind and the name.
     """
     for name, cls in classes.items():
@@ -170,7 +174,7 @@ def check_classes(where: str, classes: Mapping[str, type]) -> None:
                 raise foreign(where, kind.name, f"{name!r} is a {cls.__name__}")
 
 
-def foreign(where: Path | str, kind: str, sign: str) -> BrokenModelError:
+def foreign(where: Path | str, kind: str, sign: str) -> ForeignModelError:
     """Return the one error for whatever others have quantized.
 
     Parameters
@@ -182,7 +186,7 @@ def foreign(where: Path | str, kind: str, sign: str) -> BrokenModelError:
     sign : str
         What tells so.
     """
-    return BrokenModelError(
-        f"{where} is quantized already, by {kind} ({sign}), which means nothing to quantolab: the "
-        "unquantized model that it was made from is needed"
+    return ForeignModelError(
+        f"{where} is quantized already, by {kind} ({sign}), with scales that quantolab doesn't "
+        "read: the unquantized model that it was made from is needed"
     )

@@ -39,8 +39,7 @@ import torch
 
 from ..errors import ArgumentError, BrokenModelError
 from ..units import parse_bytes
-from .foreign import foreign
-from .json_objects import unique_pairs
+from .headers import DTYPE_WORDS, broken, read_header
 
 ALIGNMENT = 64
 """Bytes; the widest vector registers and a cache line."""
@@ -49,17 +48,8 @@ FILLER = "quantolab.padding."
 """How names of fillers begin."""
 
 
-_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
-
-# Names of dtypes in a safetensors header; source: the format's specification.
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-
-_DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+_DTYPES = {name: getattr(torch, word) for name, word in DTYPE_WORDS.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -201,42 +191,25 @@ def read_layout(path: Path) -> FileLayout:
         If it is truncated, has a header of absurd length or that is no JSON object, or names
         tensors twice, of unknown type, with wrong sizes, overlapping, or with holes.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise _broken(path, "it isn't an ordinary file")  # a pipe would be waited for
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            if start.startswith(b"GGUF"):
-                raise foreign(path, "GGUF", "it begins so")
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-            if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-                raise _broken(
-                    path, f"its first 8 bytes don't give the length of a header in {size} bytes"
-                )
-            text = file.read(length)
-    except OSError as error:
-        raise _broken(path, str(error)) from error
-    if len(text) != length:
-        raise _broken(path, "it ends inside its header")
-    entries = [_entry(path, name, said) for name, said in _header(path, text).items()]
+    header, header_bytes, size = read_header(path)
+    entries = [_entry(path, name, said) for name, said in header.items()]
     entries.sort(key=lambda entry: (entry.begin, entry.end))
     reached = 0
     for entry in entries:
         if entry.begin != reached:
-            raise _broken(
+            raise broken(
                 path,
                 f"{entry.spec.name!r} starts at byte {entry.begin} of the payload where "
                 f"{reached} was expected: tensors overlap or leave holes",
             )
         reached = entry.end
-    if 8 + length + reached != size:
-        raise _broken(
+    if header_bytes + reached != size:
+        raise broken(
             path,
-            f"its header describes {8 + length + reached} bytes and it has {size}: truncated, or "
+            f"its header describes {header_bytes + reached} bytes and it has {size}: truncated, or "
             "with something behind its end",
         )
-    return FileLayout(path.name, tuple(entries), 8 + length)
+    return FileLayout(path.name, tuple(entries), header_bytes)
 
 
 def _layout(name: str, specs: list[Spec]) -> FileLayout:
@@ -302,35 +275,22 @@ def header_bytes_of(layout: FileLayout) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _header(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique_pairs)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f"its header is no JSON that can be read: {error}") from error
-    if not isinstance(header, dict):
-        raise _broken(path, f"its header is a JSON {type(header).__name__}, not an object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise _broken(path, "its '__metadata__' is no object")
-    return header
-
-
 def _entry(path: Path, name: str, said: object) -> Entry:
     if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _broken(path, f"{name!r} isn't described by dtype, shape and data_offsets")
+        raise broken(path, f"{name!r} isn't described by dtype, shape and data_offsets")
     dtype, shape, offsets = said["dtype"], said["shape"], said["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise _broken(path, f"{name!r} has dtype {dtype!r}; known: {', '.join(sorted(_DTYPES))}")
+        raise broken(path, f"{name!r} has dtype {dtype!r}; known: {', '.join(sorted(_DTYPES))}")
     if not _are_counts(shape):
-        raise _broken(path, f"{name!r} has a shape that isn't a list of whole numbers")
+        raise broken(path, f"{name!r} has a shape that isn't a list of whole numbers")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise _broken(path, f"{name!r} has data_offsets that aren't two whole numbers")
+        raise broken(path, f"{name!r} has data_offsets that aren't two whole numbers")
     count = 1
     for size in shape:  # Python's integers don't overflow, torch's do
         count *= size
     expected = count * _DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != expected:
-        raise _broken(
+        raise broken(
             path,
             f"{name!r} takes {offsets[1] - offsets[0]} bytes, but {dtype} of shape {shape} "
             f"needs {expected}",
@@ -344,7 +304,3 @@ def _are_counts(value: object) -> bool:
         and len(value) <= 32
         and all(type(n) is int and 0 <= n < 2**62 for n in value)
     )
-
-
-def _broken(path: Path, why: str) -> BrokenModelError:
-    return BrokenModelError(f"{path} can't be read as safetensors: {why}")

@@ -16,7 +16,8 @@ import torch
 import xxhash
 
 from ..errors import BrokenModelError
-from .layout import ALIGNMENT, FILLER, Entry, FileLayout, _broken
+from .headers import broken
+from .layout import ALIGNMENT, FILLER, Entry, FileLayout
 from .writing import DIGEST
 
 _BLOCK = 1 << 26  # bytes of neighbouring tensors that are read at a time, into one piece of memory
@@ -134,10 +135,10 @@ class _File:
             while position < len(view):
                 count = self._read_at(file, view[position:], start + position)
                 if not count:
-                    raise _broken(self.path, "it ended while it was read")
+                    raise broken(self.path, "it ended while it was read")
                 position += count
         except OSError as error:
-            raise _broken(self.path, str(error)) from error
+            raise broken(self.path, str(error)) from error
 
     def _read_at(self, file: FileIO, view: memoryview, start: int) -> int | None:
         if hasattr(os, "preadv"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +119,11 @@ def assemble(
         If Diffusers can't load the rest.
     """
     cls = _class_of(folder, pipeline)
-    _check_ordinary(folder)
     left_out: dict[str, Any] = {}
     if not encoders:
         names = inspect.signature(cls.__init__).parameters
         left_out = {n: None for n in names if n.startswith(("text_encoder", "tokenizer"))}
+    _check_files(folder, {**left_out, **parts})
     try:
         with quiet_libraries():
             pipe = cls.from_pretrained(
@@ -143,11 +144,17 @@ def assemble(
     return pipe
 
 
-def _check_ordinary(folder: Path) -> None:
-    """Refuse pipes and devices in a folder: Diffusers would wait for them, or read for ever."""
+def _check_files(folder: Path, given: Container[str]) -> None:
+    """Refuse pipes and devices, which Diffusers would wait for, and what it wouldn't find."""
     for path in (*folder.iterdir(), *folder.glob("*/*")):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise BrokenModelError(f"{path} isn't an ordinary file")
+    for path in folder.glob("*/*.sft"):
+        if path.parent.name not in given and not any(path.parent.glob("*.safetensors")):
+            raise BrokenModelError(
+                f"{path} ends in .sft, which the library that loads {path.parent.name!r} doesn't "
+                "look for: rename it to .safetensors"
+            )
 
 
 def _class_of(folder: Path, pipeline: str | None) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..errors import BrokenModelError
 from ..files.choosing import SUFFIXES, weight_files
-from ..files.foreign import check_config, check_plain, foreign
+from ..files.foreign import ForeignModelError, check_config, check_plain, foreign
+from ..files.headers import stored_dtypes
 from ..files.json_objects import read_object
 from .source import Component
 
@@ -27,22 +28,23 @@ def check_configured(part: Component) -> None:
 def check_unquantized(part: Component) -> None:
     """Refuse a component that is quantized, by its configuration and by what its files name.
 
-    Files that aren't there, or can't be read, are for those who need them.
+    Files that aren't there, or can't be read, are for those who need them. Never imports torch.
 
     Raises
     ------
     BrokenModelError
         With the kind, where that is known, and what tells.
     """
-    from ..files.layout import read_layout
-
     check_configured(part)
     if not any(path.suffix in (*SUFFIXES, ".gguf") for path in part.folder.iterdir()):
         return
-    files = weight_files(part.folder, part.library)
-    try:
-        layouts = [read_layout(path) for path in files.paths]
-    except BrokenModelError:
-        return
-    specs = (entry.spec for layout in layouts for entry in layout.entries)
-    check_plain(part.folder, {spec.name: spec.dtype for spec in specs})
+    files = weight_files(part.folder, part.library, variant=part.variant)
+    dtypes: dict[str, str] = {}
+    for path in files.paths:
+        try:
+            dtypes |= stored_dtypes(path)
+        except ForeignModelError:
+            raise
+        except BrokenModelError:
+            return
+    check_plain(part.folder, dtypes)

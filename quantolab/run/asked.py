@@ -11,7 +11,7 @@ from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..models.resolving import components_of
 from ..models.source import Source, check_size, default_size, find_model
-from ..models.unquantized import check_configured
+from ..models.unquantized import check_unquantized
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import Trial, Workload
 from ..weights import WORDS
@@ -94,7 +94,7 @@ def check_request(
             "it makes no pictures to compare; load and quantize work on it"
         )
     for part in source.components:
-        check_configured(part)
+        check_unquantized(part)
     chosen = tuple(as_recipe(r) for r in (WORDS if recipes is None else _many(recipes, Recipe)))
     if not chosen:
         raise ArgumentError("recipes is empty; at least one is needed")

@@ -77,8 +77,9 @@ def _check_rebuilt(
     ArgumentError
         If it won't: something has changed the model's modules since it was built.
     """
-    written = {spec.name for spec in specs_of(parts)}
-    asked = set(build_skeleton(component).state_dict())
+    shapes = {spec.name: spec.shape for spec in specs_of(parts)}
+    skeleton = build_skeleton(component).state_dict()
+    written, asked = set(shapes), set(skeleton)
     weights = {f"{path}.weight".removeprefix(".") for path in quantized}
     own = {name for name in written if _owner(name, quantized) is not None}
     unknown = sorted((written - own - asked) | (weights - asked))
@@ -91,6 +92,15 @@ def _check_rebuilt(
             "projections and adapters (LoRA) change a model so: undo them first "
             "(unfuse_qkv_projections, unload_lora_weights)"
         )
+    for path in quantized:
+        shapes[f"{path}.weight".removeprefix(".")] = module.get_submodule(path).weight.shape
+    for name in sorted(asked & shapes.keys()):
+        if tuple(shapes[name]) != tuple(skeleton[name].shape):
+            raise ArgumentError(
+                f"this {component.cls} can't be saved: {name!r} has the shape "
+                f"{tuple(shapes[name])}, and one that is built anew from its configuration asks "
+                f"for {tuple(skeleton[name].shape)}"
+            )
 
 
 def _owner(name: str, quantized: dict[str, str]) -> str | None:

@@ -9,6 +9,7 @@ import ipywidgets as W
 import traitlets
 
 from ..models.source import DEMO, Source, find_model
+from ..models.unquantized import check_unquantized
 from .latest import Latest
 from .recent import recent_models
 
@@ -36,6 +37,8 @@ class ModelField(W.HBox):
         The model that an empty field means; None means no model at all.
     variant, revision : str, optional
         As for `load`.
+    unquantized : bool
+        Whether its weights are to be quantized, so that those that are already are refused at once.
     """
 
     source = traitlets.Any(None, help="The `Source` that was found; None while it isn't known.")
@@ -51,8 +54,10 @@ class ModelField(W.HBox):
         empty: str | None = DEMO,
         variant: str | None = None,
         revision: str | None = None,
+        unquantized: bool = True,
     ) -> None:
         self.variant, self.revision = variant, revision
+        self._unquantized = unquantized
         self._show_error = show_error
         self._empty = empty
         self._looking = Latest()
@@ -94,7 +99,11 @@ class ModelField(W.HBox):
         named = {"variant": self.variant, "revision": self.revision}
 
         def find() -> Source | None:
-            return None if model is None else find_model(model, weights=False, **named)
+            source = None if model is None else find_model(model, weights=False, **named)
+            if source is not None and self._unquantized:
+                for part in source.components:
+                    check_unquantized(part)
+            return source
 
         self._looking.start(find, done=self._found, failed=self._not_found)
         if model in (None, DEMO) or _is_here(model):

@@ -74,7 +74,9 @@ class SingleFileLoader(WorkingPanel):
         )
         self.files.add_class("ql-choices")
         self.open_button = W.Button(description="Open folder", layout={"width": "auto"})
-        self.config = ModelField(show_error=self.show_error, label="Config from", empty=None)
+        self.config = ModelField(
+            show_error=self.show_error, label="Config from", empty=None, unquantized=False
+        )
         self.config.name.placeholder = "the model's folder or Hub id; empty: beside the file"
         self.recipe_field = RecipeField()
         self.run_button = run_button("Load", "Reads the file and quantizes it meanwhile")
