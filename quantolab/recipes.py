@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from .errors import ArgumentError, one_of
 from .plain_values import LATER
 from .units import format_list
-from .weights import ACTIVATIONS, COMPUTE_BYTES, DEFAULT, REFERENCE, WORDS
+from .weights import ACTIVATIONS, COMPUTE_BYTES, DEFAULT, REFERENCE, WORDS, known_word
 
 COMPUTE_DTYPES = tuple(COMPUTE_BYTES)
 
@@ -102,7 +102,7 @@ class Recipe:
     def __post_init__(self) -> None:
         given = self.weights if isinstance(self.weights, str) else _mapping("weights", self.weights)
         if isinstance(given, str):
-            one_of("weights dtype", given, WORDS)
+            known_word("weights dtype", given)
         object.__setattr__(self, "weights", given)
         object.__setattr__(self, "skip", _names("skip", self.skip))
         object.__setattr__(self, "components", _names("components", self.components))
@@ -176,7 +176,7 @@ class Recipe:
         if "=" in first:
             rest = [first, *rest]
         else:
-            weights = one_of("weights dtype", first, WORDS)
+            weights = known_word("weights dtype", first)
         terms = [_term(word, text) for word in rest]
         found = [term.word for term in terms if term.name == _ACTIVATIONS]
         if len(found) > 1:
@@ -185,7 +185,7 @@ class Recipe:
         for name, word in terms:
             if name == _ACTIVATIONS:
                 continue
-            one_of(f"weights dtype of {name!r}", word, WORDS)
+            known_word(f"weights dtype of {name!r}", word)
             if isinstance(weights, dict) and not layers and _COMPONENT.fullmatch(name):
                 weights[name] = word
                 continue
@@ -396,7 +396,7 @@ def _mapping(what: str, value: object) -> Words:
         raise ArgumentError(f"{what} must be {kinds} by name, not {value!r}")
     for name, word in value.items():
         _check_name(what, name)
-        one_of(f"weights dtype of {name!r}", word, WORDS)
+        known_word(f"weights dtype of {name!r}", word)
     return Words(value)
 
 

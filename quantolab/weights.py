@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import one_of
+from .errors import ArgumentError, one_of
 
 REFERENCE = "none"
 """The word of weights that stay as they are."""
@@ -82,6 +82,31 @@ DEFAULT = "int8"
 """The word that is meant where none is named: half the bytes, and pictures that look the same."""
 
 
+# Words that people know from elsewhere, and whose they are.
+_OTHERS = {
+    "nf4": "bitsandbytes", "fp4": "bitsandbytes", "nvfp4": "NVIDIA's ModelOpt",
+    "mxfp4": "a format of gpt-oss", "q4_0": "GGUF", "q8_0": "GGUF", "uint4": "SDNQ", "gguf": "GGUF",
+    "int8wo": "torchao", "int4wo": "torchao", "float8wo": "torchao", "float8dq": "torchao",
+}  # fmt: skip
+
+
+def known_word(what: str, word: object) -> str:
+    """Return a weights word if there is such a one.
+
+    Raises
+    ------
+    ArgumentError
+        If not, with all words, and the nearest or the backend that it belongs to.
+    """
+    whose = _OTHERS.get(word.casefold()) if isinstance(word, str) else None
+    if whose is not None:
+        raise ArgumentError(
+            f"{what} {word!r} is a word of another backend ({whose}), which quantolab doesn't "
+            f"have; allowed: {', '.join(WORDS)}"
+        )
+    return one_of(what, word, WORDS)
+
+
 def weights_of(word: str) -> Weights:
     """Return the row of a word.
 
@@ -90,7 +115,7 @@ def weights_of(word: str) -> Weights:
     ArgumentError
         If there is none, with all words and the nearest.
     """
-    return _BY_WORD[one_of("weights dtype", word, WORDS)]
+    return _BY_WORD[known_word("weights dtype", word)]
 
 
 def words_of(backend: str) -> dict[str, str]:

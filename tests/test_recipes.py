@@ -242,3 +242,14 @@ def test_slugs_of_different_labels_differ():
     slugs = [slug(label) for label in labels]
     assert len(set(slugs)) == len(labels)
     assert all(re.fullmatch(r"[a-z0-9.-]+", s) and not s.startswith(".") for s in slugs)
+
+
+@pytest.mark.parametrize(("word", "whose"), [("nf4", "bitsandbytes"), ("Q4_0", "GGUF")])
+def test_words_of_other_backends_are_called_that(word, whose):
+    for given in (word, {"transformer": word}):
+        with pytest.raises(
+            ArgumentError, match=rf"'{word}' is a word of another backend \({whose}"
+        ):
+            Recipe(given)
+    with pytest.raises(ArgumentError, match="another backend"):
+        Recipe.parse(f"int8 proj_out={word}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import layer_bytes, quantizing_bytes
-from ..errors import BrokenModelError, UnsupportedError, one_of
+from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
 from ..files.json_objects import read_object
 from ..models.layers import linear_layers
 from ..models.resolving import (
@@ -25,7 +25,7 @@ from ..models.resolving import (
 from ..models.source import Component, Source, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
-from ..units import parse_bytes
+from ..units import format_bytes, parse_bytes
 from ..weights import REFERENCE, WORDS
 from .predict import predict_weight_bytes
 
@@ -125,7 +125,7 @@ def plan(
     import pandas as pd
 
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
-    budget = None if vram is None else parse_bytes(vram)
+    budget = None if vram is None else _memory(vram)
     source = find_model(model, weights=False, variant=variant, revision=revision)
     chosen = _with_reference(WORDS if recipes is None else recipes)
     meant = _names(components)
@@ -304,3 +304,16 @@ def _sum(source: Source, rows: list[dict], asked: _Asked) -> dict:
         "load_peak_bytes": held
         + max(row["load_peak_bytes"] - row["weight_bytes"] for row in parts),
     }
+
+
+_LEAST_MEMORY = 1_000_000  # bytes: no device has less
+
+
+def _memory(vram: int | float | str) -> int:
+    """Return the bytes of a device's memory; a number without a unit is hardly meant as bytes."""
+    count = parse_bytes(vram)
+    if count < _LEAST_MEMORY:
+        raise ArgumentError(
+            f"vram {vram!r} is {format_bytes(count)}, less than any device has; is {vram}GB meant?"
+        )
+    return count

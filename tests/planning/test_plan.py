@@ -192,3 +192,9 @@ def test_a_text_encoder_is_read_whole(pipeline_folder):
     rows = table[table.component == "text_encoder_2"].set_index("recipe")
     assert rows.load_peak_bytes["none"] == rows.weight_bytes["none"]
     assert rows.load_peak_bytes["int8"] > rows.weight_bytes["none"]
+
+
+@pytest.mark.parametrize("vram", [12, "12", "999kB"])
+def test_memory_that_no_device_has_is_refused(flux_dev, vram):
+    with pytest.raises(ArgumentError, match=f"is {vram}GB meant"):
+        plan(flux_dev, vram=vram)
