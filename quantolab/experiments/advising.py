@@ -242,6 +242,7 @@ def advice_cost(
     >>> advice_cost("FLUX.1-dev")                                # doctest: +SKIP
     """
     one_of("groups", groups, ("auto", *GROUPS))
+    checked_arguments(sensitivity, (model,), measuring)
     source = find_model(model, weights=False)
     components = (components,) if isinstance(components, str) else tuple(components)
     names = components or (component or source.denoiser,)

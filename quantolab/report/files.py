@@ -66,6 +66,7 @@ def _markdown(comparison: Comparison, table: pd.DataFrame) -> str:
     )
 
 
+@public
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write a comparison so that `load_comparison` reads it back; return the folder.
 

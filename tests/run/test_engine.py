@@ -273,7 +273,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
         ({"model": "dmeo"}, ModelNotFoundError, "did you mean 'demo'"),
         ({"model": "/nowhere/at/all"}, ModelNotFoundError, "no folder here"),
         ({"model": "/tmp"}, BrokenModelError, "no model in Diffusers layout"),
-        ({"model": "nobody/nothing"}, ModelNotFoundError, "neither in the local cache"),
+        ({"model": "nobody/nothing"}, ModelNotFoundError, "isn't in the local cache"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(pipeline_folder, changes, error, message):
