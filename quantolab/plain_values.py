@@ -19,6 +19,7 @@ _LATER = "later"
 LATER = {_LATER: True}
 """Metadata of a field that came after others were written to files."""
 
+_64_BITS = 1 << 64  # seeds reach that far, and nothing that is counted goes beyond
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}  # strict JSON has no such numbers
 
 
@@ -152,12 +153,17 @@ def _as_simple(kind: type, value: object, where: str) -> Any:
         if isinstance(value, str) and value in _INFINITE:
             return _INFINITE[value]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ValueError(f"{where} is larger than any number of 64 bits") from None
         raise _wrong(where, "a number", value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
         raise _wrong(where, "a whole number", value)
+    if kind is int and not -_64_BITS // 2 <= value < _64_BITS:  # type: ignore[operator]
+        raise ValueError(f"{where} must be a whole number of at most 64 bits")
     if not isinstance(value, kind):
         words = {str: "a text", bool: "true or false", Path: "a text"}
         raise _wrong(where, words.get(kind, kind.__name__), value)

@@ -28,6 +28,7 @@ from ..records import FAILED, Comparison, ModelContent, PictureQuality, Trial, W
 from . import RUNS
 from .identity import differences, other_content
 from .jobs import IMAGES
+from .sense import check_sense
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -167,6 +168,7 @@ def _read(folder: Path) -> _Run:
     values = read_object(path, folder)
     try:
         run = from_dict(_Run, values)
+        check_sense(run.workload, run.trials, run.wall_seconds)
     except ValueError as error:
         raise BrokenModelError(f"{path} is no record of a comparison: {error}") from error
     if run.format > FORMAT:

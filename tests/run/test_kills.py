@@ -62,7 +62,7 @@ class Place:
         assert run.returncode == 0, said
         record = json.loads((self.folder / "run" / "run.json").read_text())
         assert record["finished"]
-        pictures = (self.folder / "run").rglob("*.png")
+        pictures = (self.folder / "run" / "images").rglob("*.png")  # plots hold timings
         return (
             [{name: trial[name] for name in FIGURES} for trial in record["trials"]],
             {str(p.relative_to(self.folder)): p.read_bytes() for p in pictures},
@@ -116,6 +116,7 @@ def kill(place: Place, victim: str, moment: str, dice: random.Random) -> bool:
         seen.update(place.folder.glob(pattern))
         return len(seen) >= wanted
 
+    family: list[psutil.Process] = []
     try:
         assert wait_until(has_come, run), run.communicate()
         time.sleep(dice.uniform(0, within))
@@ -124,7 +125,7 @@ def kill(place: Place, victim: str, moment: str, dice: random.Random) -> bool:
         find(victim, parent).kill()
         family += parent.children(recursive=True)
     except (psutil.NoSuchProcess, AttributeError):  # it has just ended: a moment like any other
-        hit, family = False, []
+        hit = False
     run.communicate(timeout=120)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive

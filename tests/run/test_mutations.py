@@ -7,6 +7,9 @@ import hashlib
 import json
 import random
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,13 @@ from quantolab.run import journal
 from quantolab.run.asked import check_request
 from quantolab.run.engine import _with_earlier
 from quantolab.run.identity import ContentWatch
+from quantolab.widgets.exploring import explorer
+from quantolab.widgets.take_away import FILES, export
 
 ODD = (
     None, True, -1, 0, 1e308, 10**30, "", "x", "../../outside", "a" * 5000, "\0", "\ud800", [], {},
     [[]], [None], {"a": 1}, "nan", "inf", "<img src=x onerror=alert(1)>", "\x1b[2J", float("nan"),
+    float("inf"), -10**9, -0.5, 2**63, 2**64, 10**400, 10**9, "none", "Infinity",
 )  # fmt: skip
 WORKLOAD = {"prompts": "a red cat", "steps": 1, "repeats": 1, "device": "cpu"}
 
@@ -88,6 +94,14 @@ def opened(folder: Path, model: Path, out: Path) -> None:
     comparison.reference, comparison.overhead, repr(comparison)
     ql.save_comparison(comparison, out)
     write_report(comparison, folder)
+    panel = explorer(run=folder)
+    try:
+        assert panel.comparison is not None
+        panel.table.to_json()
+    finally:
+        panel.close()
+    for kind in FILES:  # the zip is of the folder as it is
+        export(kind, comparison, out)
 
 
 def resumed(folder: Path, model: Path) -> None:
@@ -112,6 +126,22 @@ def state(folder: Path) -> dict[str, str]:
     }
 
 
+@contextmanager
+def a_limit(seconds: int) -> Iterator[None]:
+    """Let nothing hang: raise after so many seconds, whatever Python does meanwhile."""
+
+    def over(number, frame):
+        raise TimeoutError(f"no answer within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def tried(small_run, model, tmp_path, number) -> None:
     outside, folder = tmp_path / f"outside-{number}", tmp_path / f"run-{number}"
     outside.mkdir()
@@ -121,10 +151,11 @@ def tried(small_run, model, tmp_path, number) -> None:
         shutil.copytree(small_run, folder)
         what = mutated(folder, outside, number)
         try:
-            if do == "open":
-                opened(folder, model, tmp_path / f"out-{number}")
-            else:
-                resumed(folder, model)
+            with a_limit(30):
+                if do == "open":
+                    opened(folder, model, tmp_path / f"out-{number}")
+                else:
+                    resumed(folder, model)
         except ql.QuantolabError as error:
             assert "\n" not in str(error)
         except Exception as error:
@@ -141,3 +172,31 @@ def test_a_mutated_run_folder_gets_a_sentence(small_run, pipeline_folder, tmp_pa
 @pytest.mark.parametrize("number", range(12, 300))
 def test_every_mutated_run_folder_gets_a_sentence(small_run, pipeline_folder, tmp_path, number):
     tried(small_run, pipeline_folder, tmp_path, number)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: run["trials"][1].update(weight_bytes=-5), "weight_bytes must be a finite"),
+        (lambda run: run["trials"][1].update(load_seconds=float("nan")), "load_seconds must be"),
+        (lambda run: run["trials"][1]["timing"]["samples"].append(float("inf")), "a timing must"),
+        (lambda run: run["trials"][1]["timing"].update(other_load=10**400), "64 bits"),
+        (lambda run: run["trials"][1]["quality"][0].update(ssim=7.0), "no pictures have this"),
+        (lambda run: run["trials"].append(run["trials"][1]), "trials names one of them twice"),
+        (lambda run: run["workload"].update(seeds=[2**64]), "seeds.0. must be a whole number of"),
+        (lambda run: run["workload"].update(seeds=[-1]), "seeds must be 0 or more"),
+        (lambda run: run["workload"].update(seeds=[0, 0]), "seeds names one of them twice"),
+        (lambda run: run["workload"].update(size=[10**9, 32]), "size must be from 1 to"),
+        (lambda run: run["workload"].update(steps=0), "steps must be from 1 to"),
+        (lambda run: run["workload"].update(guidance=float("nan")), "guidance must be a finite"),
+        (lambda run: run.update(wall_seconds=-1), "wall_seconds must be a finite"),
+    ],
+)
+def test_figures_that_make_no_sense_are_refused_at_every_door(small_run, tmp_path, change, said):
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    values = json.loads((folder / "run.json").read_text())
+    change(values)
+    (folder / "run.json").write_text(json.dumps(values))
+    for opens in (ql.load_comparison, journal.read_asked, lambda run: explorer(run=run)):
+        with pytest.raises(ql.QuantolabError, match=said):
+            opens(folder)
