@@ -255,7 +255,7 @@ class _Job:
         self.inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._own = own
         self._pid = own.pid if own else None
-        self._ended = False
+        self._exited: Event | None = None
         self._imports = own is not None
         self.left_alone = False
         """Whether its server has ended, which would have ended what the job started."""
@@ -267,7 +267,12 @@ class _Job:
         stall_seconds: float,
         until: str = "exited",
     ) -> Event:
-        """Hand on events until the process ends or one of that kind comes; return it."""
+        """Hand on events until the process ends or one of that kind comes; return it.
+
+        Of a process that has ended nothing more comes: its end is returned again.
+        """
+        if self._exited is not None:
+            return self._exited
         heard = time.monotonic()
         while True:
             _raise_if_set(cancel)
@@ -285,7 +290,7 @@ class _Job:
                 self._imports = False
                 continue
             if event.kind == "exited":
-                self._ended = True
+                self._exited = event
                 return event
             if event.kind == until:
                 return event
@@ -296,7 +301,7 @@ class _Job:
 
     def end(self) -> None:
         """Kill the process and all that it started, if it still runs."""
-        pid = None if self._ended and not self.left_alone else self._started_pid()
+        pid = None if self._exited and not self.left_alone else self._started_pid()
         if pid is None:
             return
         try:
