@@ -115,6 +115,7 @@ def fetch(repository: Repository, paths: Iterable[str], *, quiet: bool = False) 
     name = repository.name
     _refuse_offline(repository, wanted, missing)
     _check_space(repository, missing)
+    _sweep(repository)
     download = _Download(repository, wanted, missing)
     try:
         with watcher() as watch:
@@ -322,6 +323,7 @@ class _Download:
                 self._end.set()
                 _join(threads, _LEAVE_SECONDS)
                 self._leave_nothing(any(thread.is_alive() for thread in threads))
+                _sweep(self._repository)
         if self._errors:
             raise self._errors[0]
         watch(self._now())
@@ -419,6 +421,20 @@ class _Download:
                 piece = Path(opened.path)
                 if piece.parent == blobs.resolve() and piece.suffix == ".incomplete":
                     piece.unlink(missing_ok=True)
+
+
+def _sweep(repository: Repository) -> None:
+    """Remove pieces of files that nobody fetches any longer: the library goes on with none.
+
+    Who fetches a file holds its lock, in whichever process; a piece without one was left behind.
+    """
+    from filelock import FileLock, Timeout
+
+    home = repository.folder.parents[1]
+    for piece in (home / "blobs").glob("*.incomplete"):
+        lock = home.parent / ".locks" / home.name / f"{piece.name.partition('.')[0]}.lock"
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            piece.unlink(missing_ok=True)
 
 
 def _join(threads: list[threading.Thread], seconds: float) -> None:

@@ -62,7 +62,7 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     fill(page, "Size", "128x128")
     expect(page.locator(".ql-problem")).to_have_text("")
     fill(page, "Steps", "2")
-    fill(page, "Repeats", "1")
+    fill(page, "Rounds", "1")
     expect(page.locator(".ql-estimate")).to_contain_text("2 trials: 2 pictures to compare and 2")
 
     # Run by keyboard; results stand beside those that are still to come.
@@ -141,14 +141,14 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
     expect(status(page)).to_contain_text("int8: timing")  # it ran meanwhile
 
     page.locator(".ql-cancel").press("Enter")
-    expect(status(page)).to_contain_text("1 of 2 trials are kept")
+    expect(status(page)).to_contain_text("2 of 2 trials are kept")
     expect(page.locator(".ql-cancel")).to_be_disabled()
     expect(page.locator(".ql-run")).to_be_enabled()
-    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(1)
+    expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
     page.locator(".ql-resume").click()
     expect(status(page)).to_contain_text("int8: timing")
     page.locator(".ql-cancel").click()
-    expect(status(page)).to_contain_text("1 of 2 trials are kept")
+    expect(status(page)).to_contain_text("2 of 2 trials are kept")
 
 
 @pytest.mark.parametrize("app", ["voila", "notebook"])

@@ -15,7 +15,7 @@ from quantolab.experiments import full_size
 def table(flux_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("full-size") / "table.csv"
     arguments = [str(flux_folder), "--weights", "none,int4", "--pixels", "64", "--tokens", "8"]
-    arguments += ["--repeats", "5", "--way", "fullgraph", "--device", "cpu", "--csv", str(path)]
+    arguments += ["--repeats", "6", "--way", "fullgraph", "--device", "cpu", "--csv", str(path)]
     assert full_size.main(arguments) == 0
     return pd.read_csv(path)
 
@@ -27,7 +27,7 @@ def test_a_row_eager_and_a_row_compiled(table):
     assert (table.image_tokens == 16).all()
     assert (table.step_low_seconds <= table.step_seconds).all()
     assert (table.step_seconds <= table.step_high_seconds).all()
-    assert all(len(samples.split()) == 5 for samples in table.samples)
+    assert all(len(samples.split()) == 6 for samples in table.samples)
     assert table.peak_method.notna().all()
 
 

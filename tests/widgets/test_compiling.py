@@ -94,4 +94,4 @@ def test_cancel_ends_it_and_the_panel_goes_on(panel):
     assert panel.report is None
     panel.steps.value = "many"
     panel.run(wait=True)
-    assert "steps must be a whole number of 1 or more, not &#x27;many&#x27;" in panel.error.value
+    assert "steps must be a whole number or None, not &#x27;many&#x27;" in panel.error.value
