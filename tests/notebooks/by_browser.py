@@ -44,7 +44,7 @@ def _fill(page: Page, label: str, text: str) -> None:
 
 
 def _explore(page: Page) -> None:
-    for label, text in (("Steps", "2"), ("Repeats", "1")):
+    for label, text in (("Steps", "2"), ("Rounds", "1")):
         _fill(page, label, text)
     page.locator(".ql-run").click()
     expect(page.locator(".ql-cancel")).to_be_enabled()  # it runs, seconds long
