@@ -8,19 +8,30 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import signal
 import sys
 import time
 from pathlib import Path
 
 from . import __version__
-from .errors import ArgumentError, OutputError, QuantolabError, nearest
+from .command_line import (
+    INTERRUPTED,
+    OK,
+    SOME_FAILED,
+    UNUSABLE,
+    Parser,
+    listed,
+    number,
+    recipe,
+    size,
+    whole,
+    wholes,
+)
+from .errors import ArgumentError, OutputError, QuantolabError
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
+from .text_tables import printable
 from .weights import REFERENCE, WORDS
-
-OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +68,13 @@ def run_and_exit() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
             signal.signal(number, _Ended.come)
-    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who called
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows no such sign
+    try:
+        status = main()
+    except SystemExit as ended:  # of --help and --version
+        status = ended.code
     _flush()
     sys.exit(status)
 
@@ -89,22 +106,32 @@ def _status(interrupt: KeyboardInterrupt) -> int:
 
 def _complain(text: str) -> None:
     try:
-        print(f"quantolab: {text}", file=sys.stderr, flush=True)
+        print(f"quantolab: {printable(text, but='')}", file=sys.stderr, flush=True)
     except OSError:
         pass  # the terminal was closed
 
 
 def _print(text: str = "", end: str = "\n") -> None:
-    """Print; who reads no further, as ``head``, is no reason to fail."""
+    """Print; who reads no further, as ``head``, is no reason to fail.
+
+    Raises
+    ------
+    OutputError
+        If the system doesn't take it: what is printed to a file on a full disk would be lost.
+    """
     try:
-        print(text, end=end, flush=True)
+        print(printable(text), end=end, flush=True)
     except BrokenPipeError:
         _drop_output()
+    except OSError as error:
+        _drop_output()
+        raise OutputError(f"the output can't be written: {error.strerror or error}") from error
 
 
 def _flush() -> None:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who called
+            sys.stdout.flush()
     except OSError:
         _drop_output()
 
@@ -113,48 +140,19 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line and exits with status 2."""
-
-    def error(self, message: str) -> None:
-        words = message.removeprefix("unrecognized arguments: ").split()
-        hint = ""
-        if words != message.split():
-            hint = nearest(words[0], _options(self))
-        elif asked := re.search(r"COMMAND: invalid choice: '(.*?)' \(choose", message):
-            raise ArgumentError(
-                f"no command {asked[1]!r}; allowed: {', '.join(_commands(self))}"
-                f"{nearest(asked[1], _commands(self))}"
-            )
-        elif message.endswith("required: COMMAND"):
-            raise ArgumentError(f"a command is needed: {', '.join(_commands(self))} (see --help)")
-        raise ArgumentError(f"{message}{hint} (see {self.prog} --help)")
-
-
-def _commands(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the names of a parser's commands."""
-    subparsers = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return [name for action in subparsers for name in action.choices]
-
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Return all long options of a parser and its commands."""
-    options = [o for a in parser._actions for o in a.option_strings if o.startswith("--")]
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            options += [o for p in action.choices.values() for o in _options(p)]
-    return options
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="quantolab",
         description="Compare Quanto weights of a diffusion model: bytes, seconds, pictures.",
+        examples=(
+            "quantolab compare           # the demo model: no network, no GPU",
+            "quantolab plan FLUX.1-dev --vram 24GB",
+            "quantolab compare --help    # each command tells its own options",
+        ),
+        statuses={OK: "done, and well", SOME_FAILED: "done, but something failed or is broken"},
     )
     parser.add_argument("--version", action="version", version=f"quantolab {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", dest="command", parser_class=_Parser
-    )
+    commands = parser.add_commands()
     _add_compare(commands)
     _add_plan(commands)
     _add_runs(commands)
@@ -166,19 +164,21 @@ def _parser() -> _Parser:
 def _add_weights(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--weights",
-        type=_listed,
+        action="extend",
+        type=listed,
         metavar="LIST",
-        help=f"weights dtypes, comma-separated (default: {','.join(WORDS)}; with --recipe none)",
+        help="weights dtypes, comma-separated; may be repeated "
+        f"(default: {','.join(WORDS)}; with --recipe: none)",
     )
     p.add_argument(
         "--recipe",
         action="append",
-        type=_recipe,
+        type=recipe,
         default=[],
         metavar="TEXT",
         help="a whole recipe: a word for all, then NAME=WORD of components or layer patterns, "
         "later ones win ('int4 *.attn.*=int8 proj_out=none', 'transformer=int8 "
-        "text_encoder_2=int4'); may be repeated",
+        "text_encoder_2=int4'); may be repeated (default: those of --weights)",
     )
 
 
@@ -205,7 +205,11 @@ def _add_files(p: argparse.ArgumentParser) -> None:
         help="variant of the weights files, such as fp16 (default: the plain files, or the only "
         "variant that is there)",
     )
-    p.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub model")
+    p.add_argument(
+        "--revision",
+        metavar="REV",
+        help="branch, tag or commit of a Hub model (default: its main branch)",
+    )
 
 
 def _add_compare(commands) -> None:
@@ -214,13 +218,23 @@ def _add_compare(commands) -> None:
         help="quantize one model to several dtypes, time it, measure it, show its pictures",
         description="Quantize one model to several dtypes and compare bytes, seconds and "
         "pictures. Writes a table, an image grid and everything measured.",
+        examples=(
+            "quantolab compare",
+            'quantolab compare my-pipeline/ --weights none,int8 --prompt "a red fox" --out fox',
+            'quantolab compare my-pipeline/ --weights none,int8,int4 --prompt "a red fox" \\',
+            "    --out fox --resume",
+        ),
+        statuses={
+            OK: "every trial is ok",
+            SOME_FAILED: "some trial failed or is unsupported; everything else is written",
+        },
     )
     p.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="a folder in Diffusers layout, a model of the Hub (OWNER/NAME, OWNER/NAME@REVISION or "
-        "its address), or 'demo' (the default; no network needed)",
+        "its address), or 'demo' (default: demo; no network needed)",
     )
     _add_weights(p)
     p.add_argument(
@@ -229,7 +243,7 @@ def _add_compare(commands) -> None:
         default=[],
         metavar="PATTERN",
         help="Linear layers to keep as they are: leaf name, full path, container's path or glob; "
-        "may be repeated",
+        "may be repeated (default: none)",
     )
     p.add_argument(
         "--component",
@@ -240,15 +254,34 @@ def _add_compare(commands) -> None:
     )
     _add_files(p)
     p.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="text to picture; may be repeated"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to picture; may be repeated (default: four of the demo's own; of other models, "
+        "one of a fox)",
     )
-    p.add_argument("--steps", type=_whole, metavar="N", help="denoising steps")
-    p.add_argument("--guidance", type=_number, metavar="G", help="guidance scale")
-    p.add_argument("--size", type=_size, metavar="WxH", help="width and height in pixels")
+    p.add_argument(
+        "--steps",
+        type=whole,
+        metavar="N",
+        help="denoising steps (default: 20 for the demo, else 28)",
+    )
+    p.add_argument(
+        "--guidance",
+        type=number,
+        metavar="G",
+        help="guidance scale (default: the pipeline's own)",
+    )
+    p.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="width and height in pixels (default: what the model was made for)",
+    )
     p.add_argument(
         "--seed",
         action="extend",
-        type=_wholes,
+        type=wholes,
         metavar="N",
         help="a seed, or several with commas; may be repeated (default: 0)",
     )
@@ -258,7 +291,12 @@ def _add_compare(commands) -> None:
         metavar="NAME",
         help=f"compute dtype: {', '.join(COMPUTE_DTYPES)} (default: bfloat16)",
     )
-    p.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, mps or xpu")
+    p.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="auto, cpu, cuda, mps or xpu (default: auto, the accelerator where there is one)",
+    )
     p.add_argument(
         "--compile",
         action="store_true",
@@ -266,7 +304,7 @@ def _add_compare(commands) -> None:
     )
     p.add_argument(
         "--repeats",
-        type=_whole,
+        type=whole,
         default=REPEATS,
         metavar="N",
         help="rounds in which recipes are timed, one generation each, in an order drawn anew "
@@ -279,14 +317,14 @@ def _add_compare(commands) -> None:
     )
     p.add_argument(
         "--most-rounds",
-        type=_whole,
+        type=whole,
         default=MOST_ROUNDS,
         metavar="N",
         help=f"where --until-decided ends at the latest (default: {MOST_ROUNDS})",
     )
     p.add_argument(
         "--stall",
-        type=_number,
+        type=number,
         metavar="SECONDS",
         help="a trial without a sign of life (a step, work while it loads) for so long is ended, "
         "as a failed row (default: 1800)",
@@ -306,7 +344,7 @@ def _add_compare(commands) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from .experiments.comparing import compare
-    from .run.journal import new_folder
+    from .run.journal import WORK, new_folder, withdraw
 
     out = arguments.out
     if out is None:
@@ -336,7 +374,9 @@ def _compare(arguments: argparse.Namespace) -> int:
             stall=arguments.stall,
         )
     except KeyboardInterrupt as interrupt:
-        if not (Path(out) / "run.json").is_file():
+        if not (Path(out).expanduser() / "run.json").is_file():
+            if arguments.out is None:  # nobody would look for what is empty
+                withdraw((Path(out, WORK), Path(out), Path(out).parent))
             raise
         _complain(
             f"interrupted; what is done is in {out}, and the same command with --out {out} "
@@ -369,6 +409,11 @@ def _add_plan(commands) -> None:
         help="say what a model would take in each dtype, before it is downloaded",
         description="Say how many bytes each component of a model takes in each weights dtype, "
         "and what fits. Reads configuration files only; those of well-known models are built in.",
+        examples=(
+            "quantolab plan FLUX.1-dev --vram 24GB",
+            "quantolab plan my-pipeline/ --weights int8,int4 --csv plan.csv",
+        ),
+        statuses={OK: "the table is printed"},
     )
     p.add_argument(
         "model",
@@ -386,8 +431,10 @@ def _add_plan(commands) -> None:
         "and in the sums the denoiser)",
     )
     _add_files(p)
-    p.add_argument("--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ...")
-    p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
+    p.add_argument(
+        "--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ... (default: nothing)"
+    )
+    p.add_argument("--csv", metavar="FILE", help="write the table to FILE (default: print it only)")
     p.set_defaults(run=_plan)
 
 
@@ -419,6 +466,8 @@ def _add_runs(commands) -> None:
         help="list the runs under a folder",
         description="List the runs under FOLDER, the latest first: model, recipes, when, and how "
         "they ended. Reads their records, writes nothing.",
+        examples=("quantolab runs", "quantolab runs quantolab-runs --csv runs.csv"),
+        statuses={OK: "the list is printed, empty or not"},
     )
     p.add_argument(
         "folder",
@@ -427,7 +476,11 @@ def _add_runs(commands) -> None:
         metavar="FOLDER",
         help="where to look, six folders deep (default: the current folder)",
     )
-    p.add_argument("--csv", metavar="FILE", help="write the list, with all its columns, to FILE")
+    p.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write the list, with all its columns, to FILE (default: print it only)",
+    )
     p.set_defaults(run=_runs)
 
 
@@ -452,6 +505,8 @@ def _add_lab(commands) -> None:
         description="Copy the tutorials into FOLDER and open JupyterLab there, for this machine "
         "alone. A tutorial that you changed is never overwritten: a newer version of it goes "
         "beside it.",
+        examples=("quantolab lab", "quantolab lab my-notebooks --no-browser --port 8899"),
+        statuses={OK: "JupyterLab has ended (otherwise its own status)"},
     )
     p.add_argument(
         "folder",
@@ -462,7 +517,7 @@ def _add_lab(commands) -> None:
     )
     p.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     p.add_argument(
-        "--port", type=_whole, metavar="N", help="that port or none (default: the next free one)"
+        "--port", type=whole, metavar="N", help="that port or none (default: the next free one)"
     )
     p.set_defaults(run=_lab)
 
@@ -497,10 +552,14 @@ def _add_doctor(commands) -> None:
         description="Say what this machine can do: versions, devices, compilers, and how fast "
         "each weights dtype is. With --paths, run every documented path on a tiny model, once "
         "through plain Diffusers and once through quantolab (some minutes).",
+        examples=("quantolab doctor", "quantolab doctor --paths --csv paths.csv"),
+        statuses={OK: "nothing is broken", SOME_FAILED: "something is; the text says what"},
     )
     p.add_argument("--paths", action="store_true", help="run the path matrix")
     p.add_argument(
-        "--csv", metavar="FILE", help="write the matrix (without --paths, the speeds) to FILE"
+        "--csv",
+        metavar="FILE",
+        help="write the matrix (without --paths, the speeds) to FILE (default: print it only)",
     )
     p.set_defaults(run=_doctor)
 
@@ -550,42 +609,3 @@ def _write_csv(table, path: str) -> None:
     else:
         write_whole(Path(path), text)
     _print(f"table   {path}")
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise argparse.ArgumentTypeError(f"{text!r} names no weights; allowed: {','.join(WORDS)}")
-    return tuple(words)
-
-
-def _recipe(text: str) -> Recipe:
-    try:
-        return Recipe.parse(text)
-    except ArgumentError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a whole number is needed, not {text!r}") from None
-
-
-def _wholes(text: str) -> list[int]:
-    return [_whole(word) for word in text.split(",")]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number is needed, not {text!r}") from None
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit()):
-        raise argparse.ArgumentTypeError(f"WIDTHxHEIGHT such as 512x512 is needed, not {text!r}")
-    return (int(width), int(height))

@@ -1,11 +1,12 @@
 """Tables as text: columns that are as wide as their widest cell, for a terminal and Markdown.
 
-Imports nothing, so that any room can print a table.
+Imports nothing of ours, so that any room can print a table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import category
 
 GAP = "  "
 """What stands between two columns."""
@@ -97,3 +98,32 @@ def markdown_columns(rows: Sequence[Sequence[str]], align: str) -> list[str]:
 def markdown_line(cells: Sequence[str]) -> str:
     """Return one row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+def printable(text: str, but: str = "\n") -> str:
+    r"""Return a text that does nothing to a terminal: what isn't a sign stands as its escape.
+
+    Names in strangers' files may hold what moves the cursor, or ends a line.
+
+    Parameters
+    ----------
+    text : str
+        Any.
+    but : str
+        Characters to leave as they are.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[2Jb\nc", but=""))
+    a\x1b[2Jb\nc
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in but or category(sign) == "Zs" else _escape(sign)
+        for sign in text
+    )
+
+
+def _escape(sign: str) -> str:
+    return sign.encode("unicode_escape").decode("ascii")

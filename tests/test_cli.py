@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -135,3 +136,26 @@ def test_version_and_help(capsys):
     project = Path(__file__).resolve().parents[1] / "pyproject.toml"
     scripts = tomllib.loads(project.read_text())["project"]["scripts"]
     assert scripts == {"quantolab": "quantolab.cli:run_and_exit"}
+
+
+def test_a_run_that_is_killed_before_it_writes_anything_is_resumed(pipeline_folder, tmp_path):
+    words = (
+        "compare", pipeline_folder, "--weights", "none", "--prompt", "a", "--steps", 1,
+        "--repeats", 1, "--out", tmp_path / "run",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "quantolab", *map(str, words)]
+    begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "run").exists():
+            assert begun.poll() is None
+            time.sleep(0.001)
+    finally:
+        begun.kill()
+        begun.wait()
+    assert not (tmp_path / "run" / "run.json").exists()
+    done = run(*words, "--resume")
+    assert done.returncode == 0, done.stderr
+    refused = run(*words[:-1], tmp_path / "rnu", "--resume")
+    assert refused.returncode == 2
+    assert refused.stderr.endswith("begins there; did you mean 'run'?\n")
+    assert not (tmp_path / "rnu").exists()

@@ -39,7 +39,7 @@ ORDER = (
     "units text_tables arguments",
     "weights shapes plain_values",
     "devices recipes",
-    "records",
+    "records command_line",
     "files hub",
     "processes",
     "demo",
@@ -72,7 +72,7 @@ HEAVY = TORCH | {"ipywidgets", "pandas", "matplotlib"}
 WITHOUT_TORCH = {
     "errors", "units", "text_tables", "arguments", "weights", "shapes", "plain_values", "devices",
     "recipes", "records", "hub", "processes", "demo", "progress", "report", "experiments",
-    "full_size", "tutorials", "widgets", "cli", "__main__",
+    "full_size", "tutorials", "widgets", "command_line", "cli", "__main__",
 }  # fmt: skip
 NEVER_TORCH = {"report"}  # it opens results and draws; no late import of torch either
 

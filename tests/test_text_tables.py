@@ -74,5 +74,5 @@ def test_markdown_keeps_its_blanks_and_its_bars():
 
 
 def test_the_examples_are_true():
-    assert doctest.testmod(text_tables).attempted == 3
+    assert doctest.testmod(text_tables).attempted == 4
     assert doctest.testmod(text_tables).failed == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 from ..arguments import Seconds, public
 from ..errors import ArgumentError, whole_number
@@ -15,6 +16,7 @@ from ..report.shown import Comparison
 from ..run import MOST_ROUNDS, REPEATS
 from ..run.asked import check_request
 from ..run.engine import run_comparison
+from ..run.journal import begun
 from ..run.session import Watch
 from .opening import watched
 
@@ -115,33 +117,37 @@ def compare(
     >>> results_table(comparison)[["recipe", "weight_bytes", "psnr_db"]]
     """
     stall_seconds = _stall_seconds(stall_seconds if stall is None else stall)
-    with watching(cancel=cancel):
-        request = check_request(
-            model,
-            recipes,
-            prompts,
-            seeds=seeds,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            dtype=dtype,
-            device=device,
-            repeats=repeats,
-            variant=variant,
-            revision=revision,
-            compile=compile,
-        )
-    with watched(watch) as watch:
-        comparison = run_comparison(
-            request,
-            out=out,
-            resume=resume,
-            watch=watch,
-            cancel=cancel,
-            stall_seconds=stall_seconds,
-            meanwhile=_import_ahead,
-            most_rounds=whole_number("most_rounds", most_rounds) if until_decided else None,
-        )
+    most_rounds = whole_number("most_rounds", most_rounds)
+    if resume and out is None:
+        raise ArgumentError("resume needs the folder (out) of the run to finish")
+    with nullcontext() if out is None else begun(out, resume=resume):
+        with watching(cancel=cancel):
+            request = check_request(
+                model,
+                recipes,
+                prompts,
+                seeds=seeds,
+                steps=steps,
+                guidance=guidance,
+                size=size,
+                dtype=dtype,
+                device=device,
+                repeats=repeats,
+                variant=variant,
+                revision=revision,
+                compile=compile,
+            )
+        with watched(watch) as watch:
+            comparison = run_comparison(
+                request,
+                out=out,
+                resume=resume,
+                watch=watch,
+                cancel=cancel,
+                stall_seconds=stall_seconds,
+                meanwhile=_import_ahead,
+                most_rounds=most_rounds if until_decided else None,
+            )
     if out is not None:
         from ..report.files import write_report
 

@@ -12,19 +12,28 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import ArgumentError, BrokenModelError, ModelNotFoundError, OutputError
+from ..errors import (
+    ArgumentError,
+    BrokenModelError,
+    Cancelled,
+    ModelNotFoundError,
+    OutputError,
+    nearest,
+)
 from ..files.json_objects import check_inside, read_object
 from ..files.whole import clear_leftovers, usable_folder, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
 from ..records import FAILED, Comparison, ModelContent, PictureQuality, Trial, Workload
+from ..units import format_list
 from . import RUNS
 from .identity import differences, other_content
 from .jobs import IMAGES
@@ -263,7 +272,7 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
     Raises
     ------
     ArgumentError
-        If the folder holds a run and `resume` is False.
+        If the folder holds a run and `resume` is False, or holds none and it is True.
     OutputError
         If it can't be written.
     """
@@ -273,10 +282,81 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
             f"{str(path)!r} already holds a comparison; add --resume (resume=True) to finish it, "
             "or name another folder"
         )
+    if resume and not is_begun(path):
+        raise ArgumentError(
+            f"{str(path)!r} holds no run to go on with; without --resume (resume=True) a new one "
+            f"begins there{_nearest_run(path)}"
+        )
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         why = "it may not be written" if there.is_dir() else "it is a file"
         raise OutputError(f"results can't go to {str(path)!r}: {str(there)!r}: {why}")
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a folder is that of a run, be it one that was cut before it wrote anything."""
+    return any(os.path.lexists(folder / name) for name in (RUN_FILE, WORK, _LOCK_FILE))
+
+
+def _nearest_run(path: Path) -> str:
+    """Return a hint to runs whose folders are spelt nearly like one that holds none."""
+    path = path.absolute()
+    there = next(p for p in (path, *path.parents) if p.is_dir())
+    if there == path:  # runs lie inside it, or beside
+        return nearest(path.name, _folders(path.parent, is_begun)) or _some_of(path)
+    missing = path.relative_to(there).parts
+    wanted = is_begun if len(missing) == 1 else Path.is_dir
+    return nearest(missing[0], _folders(there, wanted))
+
+
+def _some_of(folder: Path) -> str:
+    names = [repr(str(folder / name)) for name in _folders(folder, is_begun)[:2]]
+    return f"; did you mean {format_list(names, 'or')}?" if names else ""
+
+
+def _folders(folder: Path, wanted: Callable[[Path], bool]) -> list[str]:
+    """Return the names of a folder's folders that are wanted; none if it may not be read."""
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and wanted(p))
+    except OSError:
+        return []
+
+
+@contextmanager
+def begun(folder: str | os.PathLike, *, resume: bool) -> Iterator[None]:
+    """Make a folder that of a run for the block, from its first moment on.
+
+    So a run that is killed before it has written anything can be resumed like any other. One that
+    is refused leaves nothing behind.
+
+    Raises
+    ------
+    ArgumentError, OutputError
+        As `check_folder`.
+    """
+    check_folder(folder, resume=resume)
+    path = Path(folder).expanduser()
+    made = [p for p in (path / WORK, path, *path.parents) if not os.path.lexists(p)]
+    usable_folder(path)
+    (path / WORK).mkdir(exist_ok=True)
+    try:
+        yield
+    except Cancelled:
+        raise
+    except Exception:
+        withdraw(made)
+        raise
+
+
+def withdraw(folders: Iterable[Path]) -> None:
+    """Remove folders as far as nothing lies in them, the innermost first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return
 
 
 def check_no_links(folder: Path) -> None:

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, OutputError
+from quantolab.errors import (
+    ArgumentError,
+    BrokenModelError,
+    Cancelled,
+    ModelNotFoundError,
+    OutputError,
+)
 from quantolab.recipes import Recipe
 from quantolab.records import Comparison, Timing, Trial, Workload
 from quantolab.run import journal
@@ -89,6 +95,60 @@ def test_a_run_is_never_overwritten_or_mixed(tmp_path):
     other = Workload("demo", ("a cat",), (0,), 9, None, (32, 16), "bfloat16", "cpu", 2)
     with pytest.raises(ArgumentError, match="steps was 3, now 9"):
         Journal(tmp_path, other, ASKED, resume=True)
+
+
+def test_a_run_is_one_from_its_first_moment_and_nothing_if_it_is_refused(tmp_path):
+    run = tmp_path / "runs" / "fox"
+    with pytest.raises(ArgumentError, match="no"), journal.begun(run, resume=False):
+        assert journal.is_begun(run)
+        raise ArgumentError("no")
+    assert list(tmp_path.iterdir()) == []
+    run.mkdir(parents=True)
+    (run / "mine").write_text("x")
+    with pytest.raises(ValueError, match="a bug"), journal.begun(run, resume=False):
+        raise ValueError("a bug")
+    assert [p.name for p in run.iterdir()] == ["mine"]
+    with journal.begun(run, resume=False):
+        book = Journal(run, WORKLOAD, ASKED)
+        book.write(1.0)
+        book.close()
+    assert sorted(p.name for p in run.iterdir()) == ["mine", "run.json"]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Cancelled])
+def test_what_was_cut_before_anything_was_written_is_resumed(tmp_path, end):
+    with pytest.raises(end), journal.begun(tmp_path / "fox", resume=False):
+        raise end
+    with journal.begun(tmp_path / "fox", resume=True):
+        Journal(tmp_path / "fox", WORKLOAD, ASKED, resume=True).close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("fxo", "did you mean 'fox'?"),
+        ("Fox2", "did you mean 'fox'?"),
+        ("runz/demo-1", "did you mean 'runs'?"),
+        ("runs/demo-11", "did you mean 'demo-1'?"),
+        ("runs", "runs/demo-1'?"),
+        ("notes", ""),  # a folder that is near, and no run
+        ("qqqqqqq", ""),
+    ],
+)
+def test_resuming_what_is_no_run_is_refused_with_the_nearest(tmp_path, asked, hint):
+    for name in ("fox", "runs/demo-1"):
+        with journal.begun(tmp_path / name, resume=False):
+            Journal(tmp_path / name, WORKLOAD, ASKED).write(1.0)
+    (tmp_path / "note").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(ArgumentError, match="holds no run to go on with; without --resume") as said,
+        journal.begun(tmp_path / asked, resume=True),
+    ):
+        pass
+    assert str(said.value).partition("begins there")[2].endswith(hint)
+    assert bool(hint) == ("did you mean" in str(said.value))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def hold(folder, held, done):
