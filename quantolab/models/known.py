@@ -38,7 +38,7 @@ class KnownPart:
     """The configuration of one component."""
 
     library: str
-    """``diffusers`` or ``transformers``."""
+    """``diffusers`` or ``transformers``; a pipeline's own folder for parts that it brings along."""
     cls: str
     source: str
     """Where the configuration is public."""
@@ -46,9 +46,9 @@ class KnownPart:
 
     def to_file(self) -> dict:
         """Return what the component's ``config.json`` holds."""
-        if self.library == "diffusers":
-            return {"_class_name": self.cls, **self.config}
-        return {"architectures": [self.cls], **self.config}
+        if self.library == "transformers":
+            return {"architectures": [self.cls], **self.config}
+        return {"_class_name": self.cls, **self.config}
 
 
 @cache

@@ -35,6 +35,9 @@ DENOISERS = (
     "prior", "prior_prior", "decoder", "super_res_first", "super_res_last",
 )  # fmt: skip
 
+# Pipelines that pack 2x2 latents into one token outside of what `patch_size` of the denoiser says.
+_PACKED = ("Flux", "Chroma", "QwenImage", "ZImage", "Krea2")
+
 LIBRARIES = ("diffusers", "transformers")
 _NEVER_QUANTIZED = re.compile(
     r"vae|vqgan|movq|safety_checker|scheduler|tokenizer|feature_extractor|watermark"
@@ -292,8 +295,7 @@ def size_step(source: Source) -> int:
     """Return the pixels that width and height must be multiples of."""
     patch = source.config(source.denoiser).get("patch_size", 1)
     patch = patch[-1] if isinstance(patch, list) else patch
-    # These pack 2x2 latents into one token outside the transformer.
-    packed = (source.pipeline or "").startswith(("Flux", "Chroma", "QwenImage"))
+    packed = (source.pipeline or "").startswith(_PACKED)
     return vae_scale(source) * (2 if packed else int(patch or 1))
 
 

@@ -249,6 +249,12 @@ PIPELINES = {
         {"transformer": {"patch_size": 1}, "vae": VAE},
         (1024, 1024), 16,
     ),
+    "ZImagePipeline": (
+        {"transformer": {"all_patch_size": [2]}, "vae": VAE},
+        (1024, 1024), 16,
+    ),
+    "Krea2Pipeline": ({"transformer": {}, "vae": {"dim_mult": [1, 2, 4, 4]}}, None, 16),
+    "Flux2Pipeline": ({"transformer": {"patch_size": 1}, "vae": VAE}, (1024, 1024), 16),
     "WanPipeline": (
         {"transformer": {"patch_size": [1, 2, 2]}, "vae": {"scale_factor_spatial": 8}}, None, 16,
     ),
