@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from ..errors import ArgumentError
 
 _PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+_SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_AROUND = "'\"`<>\u2018\u2019\u201c\u201d,; \t\r\n"  # what is copied along, seen from both sides
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?P<path>/[^?#@]*)?")
+_BAD_REVISION = re.compile(rf"{_PART}/{_PART}\s*@(?P<said>.*)", re.DOTALL)
 _WITH_REVISION = re.compile(rf"(?P<repo>{_PART}/{_PART})@(?P<revision>[^@\s?#/]+(?:/[^@?#\n]+)?)")
 _REFS = re.compile(r"(refs/(?:pr|convert|heads|tags)/[^/]+)(/.*)?")
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -37,7 +40,8 @@ class HubName:
         return self.path.casefold().endswith(_ONE_FILE)
 
     def __str__(self) -> str:
-        at = f"@{self.revision}" if self.revision else ""
+        free = "/" if _REFS.fullmatch(self.revision or "") else ""  # else it would end at a slash
+        at = f"@{quote(self.revision, safe=free)}" if self.revision else ""
         return f"{self.repo}{at}{'/' if self.path else ''}{self.path}"
 
 
@@ -60,13 +64,21 @@ def read_hub_name(text: str, revision: str | None = None) -> HubName | None:
     ArgumentError
         If it is the address of something that is no model, or two revisions are named.
     """
-    text = text.strip().strip("'\"<>").strip()
-    if re.match(r"https?://", text, re.IGNORECASE):
+    text = _core(text)
+    scheme = _scheme(text)
+    if scheme in ("https", "http"):
         found = _from_address(text)
-    elif text.startswith(tuple(f"{host}/" for host in _HOSTS)):
+    elif scheme == "hf":
+        found = _from_words(text.partition("://")[2].removeprefix("models/"))
+    elif scheme:
+        raise ArgumentError(
+            f"{_shown(text)!r} begins with {scheme}://; models are read from folders, and from a "
+            "hub by OWNER/NAME or an address with https://, http:// or hf://"
+        )
+    elif _begins_with_host(text):
         found = _from_address(f"https://{text}")
     else:
-        found = _from_words(text.removeprefix("hf://"))
+        found = _from_words(text)
     return None if found is None else with_revision(found, revision)
 
 
@@ -80,7 +92,7 @@ def with_revision(name: HubName, revision: str | None) -> HubName:
     """
     if revision is None:
         return name
-    if not isinstance(revision, str) or not re.fullmatch(r"[^\s@?#:~^\\]+", revision):
+    if not isinstance(revision, str) or not _is_revision(revision):
         raise ArgumentError(f"revision {revision!r} is no branch, tag or commit of a Hub model")
     if name.revision not in (None, revision):
         raise ArgumentError(
@@ -92,10 +104,8 @@ def with_revision(name: HubName, revision: str | None) -> HubName:
 
 def is_address(text: str) -> bool:
     """Return whether a text can only be meant for the Hub: no path of a file begins so."""
-    text = text.strip().strip("'\"<>").strip()
-    return bool(re.match(r"(?:https?|hf)://", text, re.IGNORECASE)) or text.startswith(
-        tuple(f"{host}/" for host in _HOSTS)
-    )
+    text = _core(text)
+    return bool(_scheme(text)) or _begins_with_host(text)
 
 
 def endpoint() -> str:
@@ -105,8 +115,38 @@ def endpoint() -> str:
     return str(constants.ENDPOINT).rstrip("/")
 
 
+def _core(text: str) -> str:
+    """Return a text without what is copied along with a name: quotes, spaces, git's own words."""
+    text = re.sub(r"^git\s+clone\s+", "", text.strip(_AROUND)).strip(_AROUND)
+    return re.sub(r"^git@([\w.-]+):", r"https://\1/", text)
+
+
+def _scheme(text: str) -> str:
+    found = _SCHEME.match(text)
+    return found["scheme"].casefold() if found else ""
+
+
+def _begins_with_host(text: str) -> bool:
+    """Return whether a text is an address without its scheme, as some browsers copy it."""
+    host, slash, _ = text.partition("/")
+    return bool(slash) and host.casefold() in (*_HOSTS, _split(endpoint()).netloc.casefold())
+
+
+def _is_revision(text: str) -> bool:
+    """Return whether git lets a branch or tag be called so, or it is a commit."""
+    return bool(re.fullmatch(r"[^\s@?#:~^\\]+", text)) and ".." not in text and text[0] not in "/.-"
+
+
 def _from_words(text: str) -> HubName | None:
+    if text.startswith(("datasets/", "spaces/")):
+        raise ArgumentError(f"{text!r} is no model: it is under {text.partition('/')[0]!r}")
     found = _WITH_REVISION.fullmatch(text)
+    wrong = _BAD_REVISION.fullmatch(text)
+    if wrong and not (found and _is_revision(unquote(found["revision"]).partition("/")[0])):
+        raise ArgumentError(
+            f"{text!r} names no revision: {wrong['said']!r} is no branch, tag or commit "
+            "(OWNER/NAME@REVISION was expected)"
+        )
     if found:  # a revision may hold slashes, as in refs/pr/3; where a file follows, it ends there
         repo, rest = found["repo"], found["revision"]
         refs = _REFS.fullmatch(rest)
@@ -124,7 +164,7 @@ def _from_address(text: str) -> HubName:
     parts = [part for part in _path_on_hub(text).split("/") if part]
     if parts and parts[0] in _OTHER_KINDS:
         raise ArgumentError(f"{_shown(text)!r} is no model's address: it is under {parts[0]!r}")
-    repo = "/".join(map(unquote, parts[:2]))
+    repo = "/".join(map(unquote, parts[:2])).removesuffix(".git")
     if not re.fullmatch(f"{_PART}/{_PART}", repo):
         raise ArgumentError(f"{_shown(text)!r} names no repository (OWNER/NAME)")
     view, *rest = parts[2:] or [""]
@@ -133,6 +173,8 @@ def _from_address(text: str) -> HubName:
     if not rest or view in _TABS:
         return HubName(repo)
     refs = _REFS.fullmatch("/".join(map(unquote, rest)))
+    if not _is_revision(unquote(rest[0])):
+        raise ArgumentError(f"{_shown(text)!r} names no branch, tag or commit: {rest[0]!r}")
     if refs:
         return HubName(repo, refs[1], _clean(refs[2] or "", text))
     inside = "" if view in ("commit", "commits") else "/".join(map(unquote, rest[1:]))
@@ -141,8 +183,12 @@ def _from_address(text: str) -> HubName:
 
 def _path_on_hub(text: str) -> str:
     """Return the path of an address, which must be one of the Hub that is asked."""
-    address, own = urlsplit(text), urlsplit(endpoint())
+    address, own = _split(text), _split(endpoint())
     host = (address.hostname or "").casefold()
+    if not host:
+        raise ArgumentError(
+            f"{_shown(text)!r} names no host (https://HOST/OWNER/NAME was expected)"
+        )
     if host in _HOSTS:
         return address.path
     if address.netloc.casefold() != own.netloc.casefold():
@@ -162,7 +208,16 @@ def _clean(path: str, text: str) -> str:
     return "/".join(parts)
 
 
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:  # brackets, say, that aren't an IPv6 address
+        raise ArgumentError(f"{text.partition('@')[2] or text!r} is no address: {error}") from None
+
+
 def _shown(text: str) -> str:
     """Return an address without what could be secret in it: a user's name, a signed query."""
-    address = urlsplit(text)
+    if not _scheme(text):
+        return text
+    address = _split(text)
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"

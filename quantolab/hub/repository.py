@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,7 +82,11 @@ def open_repository(name: HubName) -> Repository:
     except QuantolabError:
         raise
     except Exception as error:
-        raise sentence_for(error, name, _near(error, name)) from None
+        refs = _refs(error, name)
+        meant = None if refs is None else _with_slashes(name, refs)
+        if meant is None:
+            raise sentence_for(error, name, refs or ()) from None
+    return open_repository(meant)
 
 
 def fetch(repository: Repository, paths: Iterable[str], *, quiet: bool = False) -> None:
@@ -210,13 +214,16 @@ def _listing(name: HubName, commit: str, folder: Path) -> tuple[dict, dict, bool
     return {f.path: f.size for f in found}, {f.path: f.blob_id for f in found}, True
 
 
-def _near(error: BaseException, name: HubName) -> list[str]:
-    """Return which revisions there are, where the one that was named isn't."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RevisionNotFoundError
+def _refs(error: BaseException, name: HubName) -> list[str] | None:
+    """Return which branches and tags there are, where the one that was named isn't; else None."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RevisionNotFoundError, RevisionResolutionError
 
+    if isinstance(error, RevisionResolutionError) and constants.is_offline_mode():
+        known = Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}" / "refs"
+        return [p.relative_to(known).as_posix() for p in known.rglob("*") if p.is_file()]
     if not isinstance(error, RevisionNotFoundError):
-        return []
+        return None
     try:
         refs = _in_background(lambda: HfApi().list_repo_refs(name.repo))
     except QuantolabError:
@@ -224,6 +231,16 @@ def _near(error: BaseException, name: HubName) -> list[str]:
     except Exception:
         return []  # the hub said that the revision isn't there; that is enough
     return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
+def _with_slashes(name: HubName, refs: list[str]) -> HubName | None:
+    """Return a name whose revision goes on behind a slash, as branches may be called."""
+    whole = f"{name.revision}/{name.path}/"
+    found = [ref for ref in refs if "/" in ref and whole.startswith(f"{ref}/")]
+    if not found or found == [name.revision]:
+        return None
+    ref = max(found, key=len)
+    return replace(name, revision=ref, path=whole[len(ref) + 1 :].rstrip("/"))
 
 
 def _refuse_offline(repository: Repository, wanted: list[str], missing: list[str]) -> None:

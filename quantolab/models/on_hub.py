@@ -92,6 +92,7 @@ def find_file_on_hub(name: HubName) -> HubFile:
         If it isn't there, with near names of those that are.
     """
     repository = open_repository(name)
+    name = repository.name
     if name.path not in repository.files and repository.whole:
         alike = [path for path in repository.files if Path(path).suffix == Path(name.path).suffix]
         there = f"; there are: {', '.join(alike)}" if 0 < len(alike) <= 8 else ""

@@ -182,10 +182,14 @@ def find_model(
         If a folder is no model in Diffusers layout.
     """
     name = DEMO if model is None else os.fspath(model)
-    if name == DEMO:
+    if not name.strip():
+        raise ArgumentError(
+            "model is empty; a folder in Diffusers layout, a Hub id or 'demo' was expected"
+        )
+    if name.strip() == DEMO:
         from ..demo import demo_model
 
-        return _local(name, demo_model(), variant, revision)
+        return _local(DEMO, demo_model(), variant, revision)
     folder = Path() if is_address(name) else _as_path(name)
     if not is_address(name) and folder.is_dir():
         return _local(name, folder, variant, revision)
@@ -194,7 +198,7 @@ def find_model(
             f"model {name!r} is a file; a folder in Diffusers layout, a Hub id or 'demo' was "
             "expected"
         )
-    known = find_known(name)
+    known = find_known(name.strip())
     if known is not None and weights is False and variant is None and revision is None:
         return _known_source(name, known)
     asked = None if name.startswith((".", "/", "~")) else read_hub_name(name, revision)

@@ -38,6 +38,21 @@ PASTED = {
     f"{H}{FLUX}/commit/{SHA}": HubName(FLUX, SHA),
     f"http://hf.co/{FLUX}": HubName(FLUX),
     f"huggingface.co/{FLUX}/blob/main/x.safetensors": HubName(FLUX, "main", "x.safetensors"),
+    f"{FLUX}/": HubName(FLUX),
+    f"HF.co/{FLUX}": HubName(FLUX),
+    f"www.HuggingFace.co/{FLUX}": HubName(FLUX),
+    f"HTTPS://HuggingFace.co/{FLUX}": HubName(FLUX),
+    f"{H}{FLUX}.git": HubName(FLUX),
+    f"git clone {H}{FLUX}": HubName(FLUX),
+    f"git@hf.co:{FLUX}": HubName(FLUX),
+    f"hf://models/{FLUX}": HubName(FLUX),
+    f"`{FLUX}`,": HubName(FLUX),
+    f"\u201c{FLUX}\u201d": HubName(FLUX),
+    f"{FLUX}@feature%2Fx/vae": HubName(FLUX, "feature/x", "vae"),
+    f"{H}{FLUX}/tree/feature%2Fx/vae/": HubName(FLUX, "feature/x", "vae"),
+    f"{H}{FLUX}/resolve/main/x.safetensors?download=true#L1": HubName(
+        FLUX, "main", "x.safetensors"
+    ),
 }
 
 
@@ -58,6 +73,21 @@ REFUSED = {
     f"{FLUX}/../../etc/passwd": "leads out of its repository",
     "https://civitai.com/models/618692": "HF_ENDPOINT",
     "https://user:secret@example.org/a/b?token=hf_secret": "lies on 'example.org'",
+    "https://huggingface.co.example.org/a/b": r"lies on 'huggingface.co.example.org'",
+    "https://user:secret@[bad/a/b": "is no address",
+    "https://": "names no host",
+    f"ftp://huggingface.co/{FLUX}": "begins with ftp://; .* https://, http:// or hf://",
+    "file:///models/x": "begins with file://",
+    "datasets/owner/pictures": "under 'datasets'",
+    "hf://spaces/owner/app": "under 'spaces'",
+    f"{H}{FLUX}/tree/..": "names no branch",
+    f"{FLUX}@": r"names no revision: '' .*OWNER/NAME@REVISION",
+    f"{FLUX}@ main": "names no revision: ' main'",
+    f"{FLUX} @main x": "names no revision",
+    f"{FLUX}@v1@v2": "names no revision: 'v1@v2'",
+    f"{FLUX}@v1#usage": "names no revision",
+    f"{FLUX}@../x": "names no revision",
+    f"{FLUX}@-x": "names no revision",
 }
 
 
@@ -68,7 +98,21 @@ def test_an_address_of_something_else_is_refused(text):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["demo", "FLUX.1-dev", "a b/c", "", "a/", "C:\\models\\x", "/a/b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "demo",
+        "FLUX.1-dev",
+        "a b/c",
+        "",
+        "a/",
+        "C:\\models\\x",
+        "/a/b",
+        "a //b",
+        "a/b?x=1",
+        "a/b\n c/d",
+    ],
+)
 def test_what_no_hub_model_can_be_called(text):
     assert read_hub_name(text) is None
 
@@ -78,7 +122,7 @@ def test_a_revision_beside_the_name():
     assert read_hub_name(f"{FLUX}@v1", "v1") == HubName(FLUX, "v1")
     with pytest.raises(ArgumentError, match=r"two revisions are named: 'v1'.*'v2'"):
         read_hub_name(f"{FLUX}@v1", "v2")
-    for nonsense in ("", "a b", "x?y", "x:y", 3):
+    for nonsense in ("", "a b", "x?y", "x:y", "..", "/x", 3):
         with pytest.raises(ArgumentError, match=r"is no branch, tag or commit"):
             read_hub_name(FLUX, nonsense)
 

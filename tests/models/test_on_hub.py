@@ -11,6 +11,7 @@ from local_hub import local_hub, offline
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
 from quantolab.models.source import find_model
 from quantolab.run.asked import check_request
+from quantolab.single_file.facts import single_file_facts
 
 # Written down, not computed: what each layout needs, by folder.
 CONFIGS = [
@@ -201,6 +202,30 @@ def test_revisions(hub, folders):
         find_model(folders["variants"], revision="v1")
 
 
+def test_a_branch_with_slashes(hub, monkeypatch):
+    """As git allows; an address quotes them, people don't."""
+    hub.repos["owner/variants"].tags = ("v1", "feature/x")
+    hub.repos["owner/single-files"].tags = ("feature/x",)
+    for name in ("owner/variants@feature/x", "owner/variants@feature%2Fx",
+                 f"{hub.address}/owner/variants/tree/feature/x"):  # fmt: skip
+        assert find_model(name, weights=False).pipeline == "FluxPipeline"
+    assert find_model("owner/variants", weights=False, revision="feature/x").revision
+    part = find_model("owner/variants@feature/x/transformer", weights=False)
+    assert part.pipeline is None and part.denoiser == "transformer"
+    file = "owner/single-files@feature/x/tiny.safetensors"
+    facts = single_file_facts(file)
+    assert facts.problem is None and facts.file_bytes
+    with pytest.raises(
+        ModelNotFoundError, match=r"no revision 'feature'.*did you mean 'feature/x'"
+    ):
+        find_model("owner/variants@feature", weights=False)
+    with pytest.raises(ModelNotFoundError, match=r"has no folder 'y'"):
+        find_model("owner/variants@feature/x/y", weights=False)
+    offline(monkeypatch)
+    hub.forget()
+    assert find_model("owner/variants@feature/x", weights=False).pipeline and not hub.requests
+
+
 FORMS = (
     "owner/variants",
     "owner/variants@v1",
@@ -258,7 +283,6 @@ def test_near_names_from_the_cache(hub):
 
 
 def test_a_single_file(hub, folders):
-    from quantolab.single_file.facts import single_file_facts
     from quantolab.single_file.reading import load_single_file
 
     forms = ["owner/single-files/tiny.safetensors",
