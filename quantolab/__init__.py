@@ -52,6 +52,7 @@ _ROOMS = {
     "save_comparison": "report.files",
     "load_comparison": "report.files",
     "runs": "report.listing",
+    "picture_origin": "run.origin",
 }
 
 __all__ = ["__version__", *_ROOMS]
@@ -79,6 +80,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.listing import runs
     from .report.shown import Comparison, Trial
     from .report.tables import results_table
+    from .run.origin import picture_origin
     from .saved.converting import from_quanto, to_quanto
     from .saved.doors import load_saved, save
     from .saved.verifying import verify_saved

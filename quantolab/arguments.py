@@ -239,6 +239,7 @@ KINDS = {
     "None": Kind("None", lambda value: None if value is None else _NO),
     "Any": Kind("anything", lambda value: value),
     "str": Kind("text", _text),
+    "bytes": Kind("bytes", lambda value: value if isinstance(value, bytes) else _NO),
     "bool": Kind("True or False", _truth),
     "int": Kind("a whole number", _whole),
     "float": Kind("a number", _number),

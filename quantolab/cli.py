@@ -22,6 +22,7 @@ from .command_line import (
     Parser,
     listed,
     number,
+    prompts,
     recipe,
     size,
     whole,
@@ -259,6 +260,15 @@ def _add_compare(commands) -> None:
         metavar="TEXT",
         help="text to picture; may be repeated (default: four of the demo's own; of other models, "
         "one of a fox)",
+    )
+    p.add_argument(
+        "--prompts",
+        action="extend",
+        dest="prompt",
+        type=prompts,
+        metavar="FILE",
+        help="a file with a prompt a line, in UTF-8, - for the standard input; together with "
+        "--prompt, and may be repeated (default: none)",
     )
     p.add_argument(
         "--steps",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
+from pathlib import Path
 
 from .arguments import shown
 from .errors import ArgumentError, nearest
@@ -140,6 +142,37 @@ def recipe(given: str) -> Recipe:
         return Recipe.parse(text(given))
     except ArgumentError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_MOST_BYTES = 1_000_000  # of a file of prompts, ten thousand long ones
+
+
+def prompts(given: str) -> list[str]:
+    """Return the lines of a file that aren't empty, each a prompt; ``-`` is the standard input."""
+    name = "the standard input" if given == "-" else text(given)
+    try:
+        if given == "-":
+            data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        else:
+            path = Path(given).expanduser()
+            if path.exists() and not path.is_file():  # a pipe might never end
+                raise argparse.ArgumentTypeError(f"{given} is no ordinary file")
+            with path.open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{name} can't be read: {why}") from None
+    if len(data) > _MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"{name} is no list of prompts: it has over a megabyte")
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{name} isn't text in UTF-8: {error.reason}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found or any("\0" in line for line in found):
+        what = "NUL characters" if found else "no line with words"
+        raise argparse.ArgumentTypeError(f"{name} holds {what}; a prompt a line is needed")
+    return found
 
 
 def whole(given: str) -> int:

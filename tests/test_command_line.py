@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import shlex
 
@@ -124,3 +126,35 @@ def test_what_is_printed_does_nothing_to_a_terminal(sign, capsys):
     assert printed.out.endswith("b\nc é 猫\xa0😀\n")
     assert printed.err.count("\n") == 1
     assert printable("plain\ntext") == "plain\ntext"
+
+
+def test_prompts_are_read_from_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa fox, in snow \r\n\r\n# 2 foxes\n\u732b".encode())
+    read = PROGRAM.parse_args(["compare", "--prompt", "first", "--prompts", str(path)])
+    assert read.prompt == ["first", "a fox, in snow", "# 2 foxes", "\u732b"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    assert PROGRAM.parse_args(["compare", "--prompts", "-"]).prompt == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"a\xff\xfe", "isn't text in UTF-8"),
+        (b"", "holds no line with words"),
+        (b" \n\t\n", "holds no line with words"),
+        (b"a\0b", "holds NUL characters"),
+        (b"a" * 1_000_001, "over a megabyte"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_refused(data, said, tmp_path):
+    (tmp_path / "prompts").write_bytes(data)
+    with pytest.raises(ArgumentError, match=said):
+        PROGRAM.parse_args(["compare", "--prompts", str(tmp_path / "prompts")])
+
+
+def test_what_is_no_file_of_prompts_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("", "none", ".", "pipe", "~nobody-of-this-name/x"):
+        with pytest.raises(ArgumentError, match="--prompts"):
+            PROGRAM.parse_args(["compare", "--prompts", name and str(tmp_path / name)])

@@ -94,6 +94,7 @@ def _allowed(said: str, odd: str) -> bool:
         "table": ("pandas.DataFrame",),
         "function": ("a function",),
         "class": ("a function",),
+        "bytes": ("bytes",),
     }
     return any(word in said for word in words.get(odd, ()))
 

@@ -33,6 +33,7 @@ from .jobs import (
     TrialJob,
     compile_seconds,
 )
+from .origin import origin_of, write_picture
 from .reordered import sums_reordered
 from .torch_compile import use_own_cache
 
@@ -175,6 +176,7 @@ def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
     desk.stage("warming up" if asked.known else "making the pictures")
     images = desk.folder / IMAGES
     images.mkdir(exist_ok=True)
+    conditions = describe_conditions(asked.workload.device, None)
     warmup = []
     # Compiling calls nobody back, nor do some pipelines.
     quiet = asked.compiled or not maker.tells_steps
@@ -182,7 +184,10 @@ def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
         for number in range(1 if asked.known else len(asked.workload.pairs)):
             picture, seconds = maker.make(number, counted=not asked.known)
             if not asked.known:
-                picture.save(images / f"{number:03d}.png")
+                write_picture(picture, images / f"{number:03d}.png", origin_of(
+                    asked.workload, asked.recipe, asked.workload.pairs[number], conditions,
+                    compiled=asked.compiled,
+                ))  # fmt: skip
             warmup.append(seconds)
     return warmup
 

@@ -37,6 +37,7 @@ from ..units import format_list
 from . import RUNS
 from .identity import differences, other_content
 from .jobs import IMAGES
+from .origin import origin_of, write_picture
 from .sense import check_sense
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
             continue
         with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as made:
             for number, picture in enumerate(pictures):
-                picture.save(Path(made) / f"{number:03d}.png")
+                place = comparison.workload.pairs[number]
+                write_picture(picture, Path(made) / f"{number:03d}.png", origin_of(
+                    comparison.workload, trial.recipe, place, trial.conditions,
+                    compiled=trial.compiled,
+                ))  # fmt: skip
             keep_pictures(folder, trial, comparison.workload, Path(made))
     write_run(folder, comparison)
     return folder

@@ -34,6 +34,7 @@ from .background import Assistant
 from .blind import BlindTest
 from .choosing import Choice, changed, choice_of
 from .drawing import tradeoff_html
+from .dropped_picture import DroppedPicture, settings_of, taken_sentence
 from .estimating import Estimate, Estimator, estimate_html
 from .form import Form
 from .jobs import FetchJob
@@ -138,7 +139,13 @@ class Explorer(Panel):
         self.resume_button = W.Button(description="Resume", layout={"width": "auto"})
         self.resume_button.add_class("ql-resume")
         self._buttons = W.HBox(
-            (self.run_button, self.cancel_button, self.resume_button), layout=WRAP
+            (
+                self.run_button,
+                self.cancel_button,
+                self.resume_button,
+                DroppedPicture(self.guarded(self._take_picture)),
+            ),
+            layout=WRAP,
         )
         self.viewer, self.shown_table, self.blind = PictureViewer(), ResultsTable(), BlindTest()
         self.plot = W.HTML()
@@ -300,6 +307,13 @@ class Explorer(Panel):
 
     def _show_estimate(self, estimate: Estimate) -> None:
         self.estimate.value = estimate_html(estimate)
+
+    def _take_picture(self, name: str, picture: bytes) -> None:
+        """Fill in the form with what a picture was made with."""
+        self.show_error(None)
+        origin, settings = settings_of(picture)
+        self.form.show(changed(self.form.choice, **settings))
+        self.say(taken_sentence(name, origin, settings))
 
     # --- the run ---
 

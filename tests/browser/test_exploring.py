@@ -1,9 +1,13 @@
 """The explorer as a person uses it: chosen, run, watched, cancelled, looked at, taken along."""
 
+import base64
 import re
 
 import pandas as pd
 import pytest
+from PIL import Image
+
+from quantolab.run.origin import Origin, write_picture
 
 pytestmark = pytest.mark.browser
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -183,7 +187,27 @@ def test_an_earlier_run_in_the_dark(notebooks, shoot):
     expect(panel.locator(".ql-resume")).to_be_visible()
 
 
-def test_two_panels_do_not_disturb_each_other(notebooks):
+# Drops a file onto an element, as a person's hand does.
+DROP = """(element, file) => {
+    const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(new File([bytes], "fox.png", {type: "image/png"}));
+    for (const name of ["dragenter", "dragover", "drop"]) {
+        element.dispatchEvent(
+            new DragEvent(name, {dataTransfer, bubbles: true, cancelable: true})
+        );
+    }
+}"""
+
+
+def picture_file(folder):
+    """Return a PNG file that says what it was made with, in base64."""
+    origin = Origin("a fox", 7, "int8 proj_out=none", "demo", steps=3)
+    write_picture(Image.new("RGB", (64, 96)), folder / "fox.png", origin)
+    return base64.b64encode((folder / "fox.png").read_bytes()).decode()
+
+
+def test_two_panels_do_not_disturb_each_other(notebooks, tmp_path):
     other = "other = widgets.explorer('demo')\nother"
     page = notebooks.open([MADE, PANEL, other])
     panels = page.locator(".ql-panel")
@@ -195,6 +219,14 @@ def test_two_panels_do_not_disturb_each_other(notebooks):
     expect(panels.nth(1).locator(".ql-problem")).to_have_text("")
     expect(steps[1]).to_have_value("20")
     expect(panels.nth(1).locator(".ql-run")).to_be_enabled()
+
+    # The settings of a dropped picture go to the panel that it was dropped on.
+    panels.nth(1).locator(".ql-estimate").evaluate(DROP, picture_file(tmp_path))
+    expect(status(panels.nth(1))).to_contain_text("Taken from fox.png: prompt, seed, steps")
+    for label, value in {"Steps": "3", "Prompts": "a fox", "Size": "64x96", "Seeds": "7"}.items():
+        expect(panels.nth(1).get_by_label(label, exact=True)).to_have_value(value)
+    expect(steps[0]).to_have_value("none")
+    expect(panels.nth(1).locator(".ql-drop-here")).to_have_count(0)
 
 
 _SAVED = """

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, ModelNotFoundError
@@ -23,6 +24,7 @@ from quantolab.run import journal
 from quantolab.run.asked import check_request
 from quantolab.widgets import explorer, recent
 from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
+from quantolab.widgets.dropped_picture import DroppedPicture
 from quantolab.widgets.estimating import Estimate, Prospect, fit_sentence, judged_seconds
 from quantolab.widgets.tabling import ResultsTable, order
 from quantolab.widgets.take_away import EXPORTS, export, zip_run
@@ -40,6 +42,38 @@ def _own_folders(tmp_path, monkeypatch):
 def saved(comparison, tmp_path):
     """Return the folder of a run in which int2 failed."""
     return journal.save(comparison, tmp_path / "saved")
+
+
+# --- the settings of a picture -------------------------------------------------------------------
+
+
+def dropped(panel, name, data):
+    """Have the panel take a file, as its script sends it."""
+    [drop] = [part for part in panel._buttons.children if isinstance(part, DroppedPicture)]
+    drop._handle_custom_msg({"name": name}, [memoryview(data)])
+
+
+def test_a_dropped_picture_fills_in_the_form(saved, comparison):
+    trial = comparison.trials[1]
+    path = journal.picture_path(saved, trial, 0, *comparison.workload.pairs[0])
+    panel = explorer()
+    panel.set(prompts="another", steps=3)
+    dropped(panel, "fox.png", path.read_bytes())
+    choice, workload = panel.form.choice, comparison.workload
+    assert choice.recipes == (ql.Recipe("none"), trial.recipe)
+    assert (choice.prompts, choice.seeds) == ((workload.prompts[0],), (workload.seeds[0],))
+    assert "Taken from fox.png: prompt, seed" in _unescaped(panel.status.value)
+    assert panel.error.value == ""
+
+
+def test_a_picture_that_says_nothing_changes_nothing(tmp_path):
+    panel = explorer()
+    before = panel.form.choice
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for data in (b"", b"<img>", (tmp_path / "a.png").read_bytes()):
+        dropped(panel, "<b>x", data)
+        assert panel.form.choice == before
+        assert "picture" in panel.error.value and "<b>" not in panel.error.value
 
 
 # --- the form ------------------------------------------------------------------------------------
