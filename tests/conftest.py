@@ -30,6 +30,7 @@ SLOW = (
     "run/test_kills.py",
     "run/test_mutations.py",
     "experiments",
+    "card",
     "processes",
     "backends/test_compiling.py",
     "saved",
