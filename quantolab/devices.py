@@ -90,8 +90,10 @@ def synchronize(device: str) -> None:
     import torch
 
     kind = device.split(":")[0]
-    if kind != "cpu":
-        getattr(torch, kind).synchronize()
+    if kind == "mps":  # there is one
+        torch.mps.synchronize()
+    elif kind != "cpu":
+        getattr(torch, kind).synchronize(device)  # without a name, the current one
 
 
 def free_bytes(device: str) -> int | None:

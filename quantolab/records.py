@@ -155,6 +155,12 @@ class Trial:
     """Names of the pipeline's parts that were quantized, the default one too."""
     private_bytes: int | None = None
     """What its process held beyond its state before loading, libraries and mapped files apart."""
+    reserved_bytes: int | None = None
+    """What the allocator had taken from the accelerator at most while pictures were made."""
+    load_peak_bytes: int | None = None
+    """The most that tensors took on the accelerator while it was loaded and quantized."""
+    free_before_bytes: int | None = None
+    """What was free on the accelerator before it was loaded."""
     picture_size: tuple[int, int] | None = None
     """Width and height that the pictures have, whatever was asked for."""
 

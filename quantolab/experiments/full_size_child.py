@@ -145,7 +145,7 @@ class _Runner:
             first,
             tuple(samples),
             peak.bytes,
-            _reserved(self.device),
+            peak.reserved,
             others.share,
             self._kernels(),
         )
@@ -179,12 +179,6 @@ class _Runner:
         total = sum(getattr(row, name) for row in rows) or 1
         rows = sorted(rows, key=lambda row: -getattr(row, name))[:_KERNELS]
         return tuple(Kernel(row.key, getattr(row, name) / total, row.count) for row in rows)
-
-
-def _reserved(device: str) -> int | None:
-    """Return what the allocator has taken from the device at most; None on a CPU."""
-    kind = device.split(":")[0]
-    return getattr(torch, kind).max_memory_reserved() if kind in ("cuda", "xpu") else None
 
 
 def _weight_classes(denoiser) -> dict[str, int]:

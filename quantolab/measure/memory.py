@@ -41,7 +41,8 @@ class PeakMemory:
 
     On an accelerator it is the allocator's peak; on a CPU the resident peak of this process,
     which includes the libraries it has loaded. `bytes` and `method` are set when the block ends;
-    `bytes` is None where there is no way to know (MPS keeps no peak).
+    `bytes` is None where there is no way to know (MPS keeps no peak). So is `reserved`, what the
+    allocator took from an accelerator; None elsewhere.
 
     Parameters
     ----------
@@ -50,16 +51,19 @@ class PeakMemory:
     """
 
     def __init__(self, device: str) -> None:
+        self._device = device
         self._kind = device.split(":")[0]
         self._sampler: _Sampler | None = None
         self.bytes: int | None = None
+        self.reserved: int | None = None
         self.method: str | None = None
 
     def __enter__(self) -> PeakMemory:
         if self._kind in ("cuda", "xpu"):
             import torch
 
-            getattr(torch, self._kind).reset_peak_memory_stats()
+            # Without a name, libraries answer for their current device.
+            getattr(torch, self._kind).reset_peak_memory_stats(self._device)
         elif self._kind == "cpu" and not _reset_resident_peak():
             self._sampler = _Sampler()
             self._sampler.start()
@@ -69,7 +73,9 @@ class PeakMemory:
         if self._kind in ("cuda", "xpu"):
             import torch
 
-            self.bytes = getattr(torch, self._kind).max_memory_allocated()
+            library = getattr(torch, self._kind)
+            self.bytes = library.max_memory_allocated(self._device)
+            self.reserved = library.max_memory_reserved(self._device)
             self.method = ALLOCATOR
         elif self._sampler is not None:
             self.bytes, self.method = self._sampler.stop(), SAMPLED

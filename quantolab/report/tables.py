@@ -53,12 +53,14 @@ EXTRA_COLUMNS = (
     "speedup_low", "speedup_high", "more_rounds", "timed", "speed_reference",
     "psnr_low_db", "psnr_high_db", "identical_pictures", "pictures", "flip", "floor_multiple",
     "private_bytes",
+    "reserved_bytes", "load_peak_bytes", "free_before_bytes",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
 _WHOLE = {
     "weight_bytes", "predicted_weight_bytes", "file_bytes", "peak_bytes", "repeats", "steps",
     "kept_layers", "threads", "more_rounds", "identical_pictures", "pictures", "private_bytes",
+    "reserved_bytes", "load_peak_bytes", "free_before_bytes",
 }  # fmt: skip
 _REAL = {
     "load_seconds", "latency_seconds", "latency_low_seconds", "latency_high_seconds", "speedup",
@@ -172,6 +174,9 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         "file_bytes": trial.file_bytes,
         "peak_bytes": trial.peak_bytes,
         "private_bytes": trial.private_bytes,
+        "reserved_bytes": trial.reserved_bytes,
+        "load_peak_bytes": trial.load_peak_bytes,
+        "free_before_bytes": trial.free_before_bytes,
         "load_seconds": trial.load_seconds,
         "compiled": trial.compiled,
         "compile_seconds": trial.compile_seconds,

@@ -90,12 +90,13 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     """
     if asked.compiled:
         use_own_cache(desk.folder)
-    before = private_bytes()
+    before, device = private_bytes(), asked.workload.device
+    free_before = None if device == "cpu" else free_bytes(device)
     desk.stage("loading")
-    with desk.signs_of_life():
+    with desk.signs_of_life(), PeakMemory(device) as loading:
         prepared = studio.prepare(asked)
     maker = _Repeating(prepared, asked.workload, desk)
-    with PeakMemory(asked.workload.device) as peak:
+    with PeakMemory(device) as peak:
         warmup = _pictures(asked, desk, maker)
         timing, compiling = Timing((), tuple(warmup)), None
         if not asked.held:
@@ -111,10 +112,13 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
         compiling,
         timing,
         (*prepared.notes, *maker.notes()),
-        describe_conditions(asked.workload.device, peak.method),
+        describe_conditions(device, peak.method),
         max(maker.sizes),
         None if before is None or after is None else max(0, after - before),
-        free_bytes(asked.workload.device),
+        peak.reserved,
+        None if device == "cpu" else loading.bytes,
+        free_before,
+        free_bytes(device),
     )
     if asked.held:
         desk.hold(found, maker.generate, Generation)

@@ -95,6 +95,10 @@ class TrialFound:
     picture_size: tuple[int, int] | None = None
     private_bytes: int | None = None
     """What the process held beyond its state before loading; None where that can't be told."""
+    reserved_bytes: int | None = None
+    load_peak_bytes: int | None = None
+    free_before_bytes: int | None = None
+    """As `Trial` says."""
     room_bytes: int | None = None
     """What is free where it runs, with all that it holds already taken."""
 

@@ -56,6 +56,10 @@ def _figures(trials: tuple[Trial, ...]) -> Iterator[tuple[str, float | None]]:
             "predicted_weight_bytes",
             "file_bytes",
             "peak_bytes",
+            "private_bytes",
+            "reserved_bytes",
+            "load_peak_bytes",
+            "free_before_bytes",
             "load_seconds",
             "compile_seconds",
         ):
