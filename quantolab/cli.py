@@ -22,6 +22,7 @@ from .command_line import (
     Parser,
     listed,
     number,
+    place,
     prompts,
     recipe,
     size,
@@ -341,6 +342,7 @@ def _add_compare(commands) -> None:
     )
     p.add_argument(
         "--out",
+        type=place,
         metavar="FOLDER",
         help=f"where results go (default: a new folder under {RUNS}/)",
     )
@@ -444,7 +446,9 @@ def _add_plan(commands) -> None:
     p.add_argument(
         "--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ... (default: nothing)"
     )
-    p.add_argument("--csv", metavar="FILE", help="write the table to FILE (default: print it only)")
+    p.add_argument(
+        "--csv", type=place, metavar="FILE", help="write the table to FILE (default: print it only)"
+    )
     p.set_defaults(run=_plan)
 
 
@@ -483,11 +487,13 @@ def _add_runs(commands) -> None:
         "folder",
         nargs="?",
         default=".",
+        type=place,
         metavar="FOLDER",
         help="where to look, six folders deep (default: the current folder)",
     )
     p.add_argument(
         "--csv",
+        type=place,
         metavar="FILE",
         help="write the list, with all its columns, to FILE (default: print it only)",
     )
@@ -522,6 +528,7 @@ def _add_lab(commands) -> None:
         "folder",
         nargs="?",
         default=FOLDER,
+        type=place,
         metavar="FOLDER",
         help=f"where the tutorials go (default: {FOLDER})",
     )
@@ -568,6 +575,7 @@ def _add_doctor(commands) -> None:
     p.add_argument("--paths", action="store_true", help="run the path matrix")
     p.add_argument(
         "--csv",
+        type=place,
         metavar="FILE",
         help="write the matrix (without --paths, the speeds) to FILE (default: print it only)",
     )
@@ -613,9 +621,17 @@ def _write_csv(table, path: str) -> None:
     text = table.to_csv(index=False)
     if Path(path).exists() and not Path(path).is_file():  # a device or a pipe is never replaced
         try:
-            Path(path).write_text(text, encoding="utf-8")
+            _pour(text, path)
         except OSError as error:
             raise OutputError(f"{path!r} can't be written: {error.strerror or error}") from error
     else:
         write_whole(Path(path), text)
     _print(f"table   {path}")
+
+
+def _pour(text: str, path: str) -> None:
+    """Write to a device or a pipe; one that nobody reads is an error, not waited for."""
+    handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        os.set_blocking(handle, True)
+        file.write(text)

@@ -126,6 +126,17 @@ def text(given: str) -> str:
     return given
 
 
+def place(given: str) -> str:
+    """Return a path of a file or folder, as it is written."""
+    try:
+        Path(text(given)).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(
+            f"no user is known whose home {shown(given)} begins with"
+        ) from None
+    return given
+
+
 def listed(given: str) -> tuple[str, ...]:
     """Return weights words that stand between commas."""
     words = [word.strip() for word in given.split(",") if word.strip()]
@@ -151,6 +162,8 @@ def prompts(given: str) -> list[str]:
     """Return the lines of a file that aren't empty, each a prompt; ``-`` is the standard input."""
     name = "the standard input" if given == "-" else text(given)
     try:
+        if given == "-" and sys.stdin is None:
+            raise argparse.ArgumentTypeError(f"{name} is closed")
         if given == "-":
             data = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:

@@ -43,6 +43,7 @@ SLOW = (
     "run/test_pipelines.py",
     "report/test_code.py",
     "test_cli.py",
+    "test_typed_lines.py",
     "test_earlier_versions.py",
     "doctor/test_children.py",
 )

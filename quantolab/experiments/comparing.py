@@ -14,7 +14,7 @@ from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe
 from ..report.shown import Comparison
 from ..run import MOST_ROUNDS, REPEATS
-from ..run.asked import check_request
+from ..run.asked import MOST, check_request
 from ..run.engine import run_comparison
 from ..run.journal import begun
 from ..run.session import Watch
@@ -117,7 +117,7 @@ def compare(
     >>> results_table(comparison)[["recipe", "weight_bytes", "psnr_db"]]
     """
     stall_seconds = _stall_seconds(stall_seconds if stall is None else stall)
-    most_rounds = whole_number("most_rounds", most_rounds)
+    most_rounds = whole_number("most_rounds", most_rounds, most=MOST)
     if resume and out is None:
         raise ArgumentError("resume needs the folder (out) of the run to finish")
     with nullcontext() if out is None else begun(out, resume=resume):

@@ -19,7 +19,8 @@ from . import REPEATS
 
 _DEFAULT_STEPS = 28
 _GREATEST_SEED = 2**63 - 1  # that torch's generators take on every device
-_MOST = 10_000  # steps or repeats: beyond it is a slip of the finger
+MOST = 10_000
+"""Steps, repeats or rounds: beyond it is a slip of the finger."""
 _DEFAULT_PROMPT = "a photograph of a red fox in a snowy forest, detailed fur, morning light"
 
 
@@ -113,7 +114,7 @@ def check_request(
         size=_size(source, size),
         dtype=one_of("compute dtype", dtype, COMPUTE_DTYPES),
         device=device,
-        repeats=whole_number("repeats", repeats, most=_MOST),
+        repeats=whole_number("repeats", repeats, most=MOST),
         revision=source.revision,
         variant=source.asked_variant,
     )
@@ -152,7 +153,7 @@ def _steps(steps: int | None, is_demo: bool) -> int:
 
             return STEPS
         return _DEFAULT_STEPS
-    return whole_number("steps", steps, most=_MOST)
+    return whole_number("steps", steps, most=MOST)
 
 
 def _guidance(guidance: float | None) -> float | None:
