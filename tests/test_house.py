@@ -1145,6 +1145,13 @@ def test_results_open_without_torch():
     assert "torch" not in loaded_by(code)
 
 
+def test_temporary_files_are_made_in_one_place():
+    """What a killed process left is cleared away by the next, wherever it was: `files.whole`."""
+    sources = (ROOT / OURS).rglob("*.py")
+    using = [p for p in sources if re.search(r"\btempfile\b", p.read_text(encoding="utf-8"))]
+    assert using == [ROOT / OURS / "files/whole.py"]
+
+
 # --- the files agree ------------------------------------------------------------------------
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .. import __version__
 from ..errors import JobFailed, QuantolabError
+from ..files.whole import scratch_folder
 from ..processes.children import Children
 from ..text_tables import GAP, text_columns
 from ..units import ABSENT, format_bytes, format_seconds
@@ -88,11 +87,11 @@ def text_checkup(checkup: Checkup) -> str:
 
 def _examine(device: str) -> Machine:
     with (
-        tempfile.TemporaryDirectory(prefix="quantolab-doctor-") as folder,
+        scratch_folder("doctor") as folder,
         Children(fork=False) as children,
     ):
         try:
-            return children.run(EXAMINE, ExamineJob(device), folder=Path(folder))
+            return children.run(EXAMINE, ExamineJob(device), folder=folder)
         except JobFailed:
             raise
         except QuantolabError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import Seconds, public
 from ..errors import Cancelled, JobFailed, JobRaised, QuantolabError, one_of
+from ..files.whole import scratch_folder
 from ..processes.children import Children
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import COMPUTE_DTYPES, slug
@@ -150,8 +150,8 @@ def path_matrix(
         watch = bar = CellBar()
     started = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="quantolab-doctor-") as folder:
-            ward = _Ward(Path(folder), device, dtype, watch, hung_seconds)
+        with scratch_folder("doctor") as folder:
+            ward = _Ward(folder, device, dtype, watch, hung_seconds)
             done = ward.run(cells)
     finally:
         if bar is not None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, QuantolabError
 
 _AT_FDCWD, _EXCHANGE = -100, 2
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would change line ends
@@ -73,6 +73,29 @@ def scratch_folder(what: str) -> Iterator[Path]:
     prefix = f"quantolab-{what}-{_host()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Give an empty folder inside another one, to move whole things from; it goes with the block.
+
+    What a killed process left of its own is cleared away by the next.
+
+    Raises
+    ------
+    OutputError
+        If the system doesn't let us write there, or the disk is full.
+    """
+    place = _fresh(folder / "work")
+    try:
+        place.mkdir()
+        yield place
+    except OSError as error:
+        if isinstance(error, QuantolabError):
+            raise
+        raise OutputError(f"{folder} can't be written: {_said(error)}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _clear_scratch(left: Path) -> None:

@@ -7,14 +7,18 @@ part and compare its parameters with published counts. Never imports torch.
 
 from __future__ import annotations
 
+import atexit
 import json
-import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..files.whole import scratch_folder
+
 _DATA = Path(__file__).with_suffix("")  # known.py, known/
-_KEPT: list[tempfile.TemporaryDirectory] = []  # removed when Python ends
+_KEPT = ExitStack()  # folders that go when Python ends
+atexit.register(_KEPT.close)
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,9 @@ def find_known(name: str) -> KnownModel | None:
 def known_folder(model: KnownModel) -> Path:
     """Return a folder in Diffusers layout with a known model's configuration and no weights.
 
-    It is written once a process and removed when that ends.
+    It is written once a process and removed when that ends; a killed one's by the next.
     """
-    kept = tempfile.TemporaryDirectory(prefix="quantolab-known-")
-    _KEPT.append(kept)
-    folder = Path(kept.name)
+    folder = _KEPT.enter_context(scratch_folder("known"))
     index: dict = {"_class_name": model.pipeline}
     for name, part_name in model.components:
         part = known_part(part_name)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ..errors import (
     nearest,
 )
 from ..files.json_objects import check_inside, read_object
-from ..files.whole import clear_leftovers, usable_folder, write_whole
+from ..files.whole import clear_leftovers, usable_folder, workplace, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
 from ..records import FAILED, Comparison, ModelContent, PictureQuality, Trial, Workload
@@ -86,14 +85,14 @@ def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
         ]
         if any(picture is None for picture in pictures):
             continue
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".images-") as made:
+        with workplace(folder) as made:
             for number, picture in enumerate(pictures):
                 place = comparison.workload.pairs[number]
-                write_picture(picture, Path(made) / f"{number:03d}.png", origin_of(
+                write_picture(picture, made / f"{number:03d}.png", origin_of(
                     comparison.workload, trial.recipe, place, trial.conditions,
                     compiled=trial.compiled,
                 ))  # fmt: skip
-            keep_pictures(folder, trial, comparison.workload, Path(made))
+            keep_pictures(folder, trial, comparison.workload, made)
     write_run(folder, comparison)
     return folder
 

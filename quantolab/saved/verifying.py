@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from ..arguments import public
 from ..errors import ArgumentError, Cancelled, JobRaised, QuantolabError
+from ..files.whole import scratch_folder
 from ..models.source import read_source
 from ..processes.children import Children
 from ..processes.jobs import Preload
@@ -122,10 +122,10 @@ def verify_saved(
     path = _component_folder(Path(folder).expanduser(), component)
     saved = open_saved(path)
     with (
-        tempfile.TemporaryDirectory(prefix="quantolab-verify-") as place,
+        scratch_folder("verify") as place,
         Children(_preload(saved), environment={"PYTHONWARNINGS": "ignore"}) as children,
     ):
-        check = _Check(children, path.resolve(), str(device), Path(place), cancel)
+        check = _Check(children, path.resolve(), str(device), place, cancel)
         ours = check.load("quantolab")
         plain, reason = _plain(saved, check)
         original = _original(saved, model, component, folder, check)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import mimetypes
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ipywidgets as W
 
-from ..errors import ArgumentError, Cancelled, OutputError, one_of
-from ..files.whole import usable_folder, write_whole
+from ..errors import ArgumentError, Cancelled, one_of
+from ..files.whole import usable_folder, workplace, write_whole
 from ..records import Comparison
 from ..report.files import report_makers
 from ..report.markup import alert, note
@@ -90,21 +88,16 @@ def zip_run(comparison: Comparison, folder: str | Path | None = None) -> Path:
         raise ArgumentError("this comparison lies in no folder that could be packed")
     run = Path(comparison.folder).resolve()
     target = usable_folder(folder or run.parent) / f"{run.name}.zip"
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
+    with workplace(target.parent) as made:
         # Pictures and Parquet are compressed already.
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(made / target.name, "w") as archive:
             for path in sorted(run.rglob("*")):
                 inside = path.relative_to(run)
                 hidden = inside.parts[0].startswith(".")  # of a run that is under way
                 own = path.resolve() == path  # no link, nor behind one: its target isn't the run's
                 if own and path.is_file() and path != target and not hidden:
                     archive.write(path, Path(run.name) / inside)
-        Path(partial).replace(target)
-    except OSError as error:
-        raise OutputError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
+        (made / target.name).replace(target)
     return target
 
 
