@@ -38,6 +38,7 @@ SLOW = (
     "demo/test_training.py",
     "demo/test_pipeline.py",
     "demo/test_reading.py",
+    "hub/test_doors.py",
     "widgets/test_compiling.py",
     "widgets/test_exploring.py",
     "run/test_pipelines.py",
@@ -180,6 +181,27 @@ def pipeline_folder(tmp_path_factory):
         transformer=FluxTransformer2DModel(**FLUX).eval(),
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def layout_folders(pipeline_folder, tmp_path_factory):
+    """Ten repositories of the tiny pipeline, as people publish them: folders by layout."""
+    from hub_server import layouts
+
+    return layouts(pipeline_folder, tmp_path_factory.mktemp("layouts"))
+
+
+@pytest.fixture
+def layout_hub(monkeypatch, tmp_path, layout_folders):
+    """A hub on this machine with all of them, as ``owner/LAYOUT``; a token is set."""
+    from hub_server import TOKEN
+    from local_hub import local_hub
+
+    with local_hub(monkeypatch, tmp_path / "cache") as server:
+        for name, folder in layout_folders.items():
+            server.add(f"owner/{name}", folder, gated=name == "gated")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 def pytest_generate_tests(metafunc):

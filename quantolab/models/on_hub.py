@@ -22,8 +22,11 @@ def bring_model(
     weights: bool | Iterable[str | None],
     variant: str | None,
     default_parts: Callable[[Path], Iterable[str]],
-) -> tuple[Path, str]:
-    """Return the folder of a Hub model in the cache, and its commit.
+) -> tuple[Path, str, tuple[str, ...] | None]:
+    """Return the folder of a Hub model in the cache, its commit, and which files it has there.
+
+    The files are those of the hub's own list, by path inside the folder, fetched or not; None
+    where the list isn't known.
 
     Parameters
     ----------
@@ -50,7 +53,8 @@ def bring_model(
         _bring_pipeline(repository, base, weights, variant, default_parts)
     else:
         _bring_component(repository, base, weights, variant)
-    return repository.folder / base, repository.commit
+    listed = (path.removeprefix(base) for path in repository.files if path.startswith(base))
+    return repository.folder / base, repository.commit, tuple(listed) if repository.whole else None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,19 @@ class Source:
         return one_variant(_variants_of_parts(self.folder), self.model)
 
     @property
+    def variant_sentence(self) -> str | None:
+        """Which variant of the weights is read, as a sentence; None for plain files."""
+        taken = {part.variant for part in self.components}
+        notes = {part.note for part in self.components}
+        if taken == {None} and notes == {None}:
+            return None
+        if len(taken) == len(notes) == 1:
+            alone = "alone is there, and taken" if notes != {None} else "is read, as asked for"
+            return f"Of the weights the variant {taken.pop()!r} {alone}."
+        words = {p: f"variant {p.variant!r}" if p.variant else "plain" for p in self.components}
+        return f"Weights files: {', '.join(f'{p.name} {word}' for p, word in words.items())}."
+
+    @property
     def denoisers(self) -> tuple[str, ...]:
         """Names of the components that denoise: two in Wan 2.2, none where none is known.
 
@@ -239,8 +252,17 @@ def read_source(
     *,
     variant: str | None = None,
     hub: HubName | None = None,
+    files: Iterable[str] | None = None,
 ) -> Source:
     """Return what a folder holds: a pipeline (``model_index.json``) or one component.
+
+    Parameters
+    ----------
+    model, folder, revision, variant, hub
+        As `Source` says.
+    files : iterable of str, optional
+        Paths of the files that belong in the folder, there already or not; by default those that
+        are there.
 
     Raises
     ------
@@ -249,14 +271,14 @@ def read_source(
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        part = _component_folder(folder, variant)
+        part = _component_folder(folder, variant, _names_in("", files))
         return Source(model, folder, None, (part,), revision, hub, variant)
     entries = read_object(index)
     pipeline = entries.get("_class_name")
     if not isinstance(pipeline, str):
         raise BrokenModelError(f"{index} names no pipeline class (_class_name)")
     parts = tuple(
-        _component(name, entry[0], entry[1], folder / name, variant)
+        _component(name, entry[0], entry[1], folder / name, variant, _names_in(name, files))
         for name, entry in entries.items()
         if _is_quantizable(name, entry) and (folder / name / "config.json").is_file()
     )
@@ -345,7 +367,15 @@ def _is_quantizable(name: str, entry: object) -> bool:
     )
 
 
-def _component_folder(folder: Path, variant: str | None) -> Component:
+def _names_in(folder: str, files: Iterable[str] | None) -> list[str] | None:
+    """Return the names of the files right inside a folder of those that are listed."""
+    if files is None:
+        return None
+    parts = (path.rpartition("/") for path in files)
+    return [name for place, _, name in parts if place == folder]
+
+
+def _component_folder(folder: Path, variant: str | None, names: list[str] | None) -> Component:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise BrokenModelError(
@@ -361,12 +391,20 @@ def _component_folder(folder: Path, variant: str | None) -> Component:
         library, cls, name = "transformers", architectures[0], "text_encoder"
     else:
         raise BrokenModelError(f"{config_file} names no model class")
-    return _component(name, library, cls, folder, variant)
+    return _component(name, library, cls, folder, variant, names)
 
 
-def _component(name: str, library: str, cls: str, folder: Path, variant: str | None) -> Component:
+def _component(
+    name: str,
+    library: str,
+    cls: str,
+    folder: Path,
+    variant: str | None,
+    names: list[str] | None = None,
+) -> Component:
     try:
-        found = choose(file_names(folder), library, folder, variant).variant
+        beside = file_names(folder) if names is None else names
+        found = choose(beside, library, folder, variant).variant
     except BrokenModelError:
         return Component(name, library, cls, folder)  # said when its weights are read
     note = None
@@ -446,7 +484,7 @@ def _find_on_hub(
         return (read_source(str(asked), folder).denoiser,)
 
     try:
-        folder, commit = bring_model(
+        folder, commit, files = bring_model(
             asked,
             weights=weights if isinstance(weights, bool) else tuple(weights),
             variant=variant,
@@ -458,7 +496,7 @@ def _find_on_hub(
         raise ModelNotFoundError(  # a misspelt folder looks like a Hub id
             f"{name!r} is no folder here, and as a Hub model: {error}{_near(asked)}"
         ) from None
-    return read_source(str(asked), folder, commit, variant=variant, hub=asked)
+    return read_source(str(asked), folder, commit, variant=variant, hub=asked, files=files)
 
 
 def _near(asked: HubName) -> str:

@@ -89,7 +89,8 @@ def plan(
         quantized (column `quantized`), all others in the compute dtype. ``weight_bytes``;
         ``load_peak_bytes``, see Notes; ``fits``, whether `weight_bytes` are within `vram` (None
         without one); ``parameters, quantized_layers, weights, compute_dtype``.
-        ``attrs["not_counted"]`` names parts whose class is unknown here.
+        ``attrs["not_counted"]`` names parts whose class is unknown here, ``attrs["variants"]``
+        says which variant of the weights files would be read, where it isn't the plain ones.
 
     Raises
     ------
@@ -148,7 +149,12 @@ def plan(
         row["compute_dtype"] = dtype
     table = pd.DataFrame(rows, columns=_COLUMNS)
     main = (source.denoisers or meant or _names(parts[0].name))[0]
-    table.attrs = {"vram": budget, "not_counted": not_counted, "denoiser": main}
+    table.attrs = {
+        "vram": budget,
+        "not_counted": not_counted,
+        "denoiser": main,
+        "variants": source.variant_sentence,
+    }
     return table
 
 

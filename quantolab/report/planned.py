@@ -55,6 +55,8 @@ def fit_sentences(table: pandas.DataFrame) -> list[str]:
     if table.attrs["not_counted"]:
         names = ", ".join(table.attrs["not_counted"])
         sentences.append(f"Not counted either, since their class is unknown here: {names}.")
+    if table.attrs.get("variants"):
+        sentences.append(table.attrs["variants"])
     return sentences
 
 

@@ -147,6 +147,8 @@ def _run(
             content=content.content,
         )
         try:
+            said = session.request.source.variant_sentence
+            journal.notes = tuple(dict.fromkeys((*journal.notes, *([said] if said else []))))
             journal.write(session.elapsed)
             if problem is None:
                 _run_trials(session, journal, plans, content, most_rounds)

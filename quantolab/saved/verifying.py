@@ -86,6 +86,8 @@ def verify_saved(
     component: str | None = None,
     device: str = "auto",
     cancel: threading.Event | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> VerifyReport:
     """Reload a saved model in fresh processes and report how it differs from what was saved.
 
@@ -103,6 +105,8 @@ def verify_saved(
         Device on which all of them run.
     cancel : threading.Event, optional
         Set it to end the processes; then `Cancelled` is raised.
+    variant, revision : str, optional
+        Of the unquantized model, as for `load`.
 
     Returns
     -------
@@ -128,7 +132,8 @@ def verify_saved(
         check = _Check(children, path.resolve(), str(device), place, cancel)
         ours = check.load("quantolab")
         plain, reason = _plain(saved, check)
-        original = _original(saved, model, component, folder, check)
+        named = {"variant": variant, "revision": revision}
+        original = _original(saved, model, component, folder, check, named)
         difference, reference = _outputs(ours, original, plain, model)
         return VerifyReport(
             folder=str(path),
@@ -203,7 +208,12 @@ def _plain(saved: SavedFolder, check: _Check) -> tuple[LoadFound | None, str]:
 
 
 def _original(
-    saved: SavedFolder, model: Any, component: str | None, folder: Any, check: _Check
+    saved: SavedFolder,
+    model: Any,
+    component: str | None,
+    folder: Any,
+    check: _Check,
+    named: dict[str, str | None],
 ) -> LoadFound | None:
     """Return what the original gives: the module itself, or the model quantized anew."""
     if model is None:
@@ -216,7 +226,8 @@ def _original(
             "can't be quantized anew; give the module itself, or nothing"
         )
     inside = saved.folder.name if saved.folder.name != Path(folder).name else None
-    anew = Anew(os.fspath(model), component or inside, saved.record.recipe, saved.record.dtype)
+    component = component or inside
+    anew = Anew(os.fspath(model), component, saved.record.recipe, saved.record.dtype, **named)
     return check.load("anew", anew)
 
 

@@ -35,6 +35,8 @@ class Anew:
     component: str | None
     recipe: Recipe
     dtype: str
+    variant: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def describe_loaded(
 def _load(asked: LoadJob, saved: SavedFolder) -> torch.nn.Module:
     device = resolve_device(asked.device)
     if asked.anew is not None:
-        source = find_model(asked.anew.model)
-        part = source.component(asked.anew.component)
+        name = asked.anew.component
+        named = {"variant": asked.anew.variant, "revision": asked.anew.revision}
+        source = find_model(asked.anew.model, weights=(name,), **named)
+        part = source.component(name)
         share = share_of(asked.anew.recipe, source, part.name)
         options = {"dtype": asked.anew.dtype, "device": device, "strict_skip": False}
         return load_component(part, share, **options)[0]

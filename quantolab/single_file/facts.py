@@ -44,6 +44,8 @@ class SingleFileFacts:
     """The Hub id whose configuration Diffusers would take for it, where Diffusers knows one."""
     problem: QuantolabError | None
     """Why `load_single_file` would refuse it; None if it wouldn't."""
+    described_by: str | None = None
+    """The model whose configuration that is, as it was named."""
 
 
 def single_file_facts(
@@ -67,11 +69,13 @@ def single_file_facts(
     ArgumentError, ModelNotFoundError, BrokenModelError
         If the file isn't there, isn't a file that is read, or its header can't be.
     """
+    named = os.fspath(path)
     path, file_bytes, shapes, config = _opened(path, config, revision)
-    part, wanted, problem = None, None, None
+    part, wanted, problem, describing = None, None, None, None
     try:
         check_plain(path, own_dtypes(shapes))
-        part = described_by(path, config, component)[1]
+        source, part = described_by(path if path.is_file() else named, config, component)
+        describing = source.model
         module = build_skeleton(part)
         wanted = module.state_dict().keys()
         _check_layout(path, part, module, shapes)
@@ -86,6 +90,7 @@ def single_file_facts(
         part,
         _published_as(shapes),
         problem,
+        describing,
     )
 
 

@@ -155,10 +155,20 @@ def find_file(
         return check_path(path, allow_pickle), config
     try:
         file = find_file_on_hub(asked)
-        found = file.bring()
+        config = description(file, config)
+        if config is None:
+            raise no_config(str(asked))  # before it is fetched
+        return file.bring(), config
     except ModelNotFoundError as error:
         raise not_here(path, error) from None
-    return found, description(file, config)
+
+
+def no_config(file: str) -> ArgumentError:
+    """Return the error for a file beside which no configuration lies."""
+    return ArgumentError(
+        f"config is needed: nothing beside {file!r} says what model its weights are of; pass "
+        "config=<folder of the component or of the pipeline, or its Hub id>"
+    )
 
 
 def description(file: HubFile, config: str | os.PathLike | None) -> str | os.PathLike | None:
@@ -241,17 +251,18 @@ def _check_name(path: Path, shown: str, allow_pickle: bool) -> None:
 
 
 def described_by(
-    path: Path, config: str | os.PathLike | None, component: str | None
+    path: str | os.PathLike, config: str | os.PathLike | None, component: str | None
 ) -> tuple[Source, Component]:
-    """Return the model and the component that the file holds, by its configuration."""
+    """Return the model and the component that the file holds, by its configuration.
+
+    Beside a file of the Hub, named as such, nothing lies here.
+    """
     if config is None:
-        if not (path.parent / "config.json").is_file():
-            raise ArgumentError(
-                f"config is needed: nothing beside {str(path)!r} says what model its weights are "
-                "of; pass config=<folder of the component or of the pipeline, or its Hub id>"
-            )
-        config = path.parent
-    elif Path(config).name == "config.json":
+        beside = Path(path).parent
+        if is_address(str(path)) or not (beside / "config.json").is_file():
+            raise no_config(str(path))
+        config = beside
+    elif not is_address(str(config)) and Path(config).name == "config.json":
         config = Path(config).parent
     source = find_model(config, weights=False)
     part = source.component(component)

@@ -30,13 +30,17 @@ if TYPE_CHECKING:
 from ..run import REPEATS
 
 
-def compile_explorer(model=None) -> CompileExplorer:
+def compile_explorer(
+    model=None, *, variant: str | None = None, revision: str | None = None
+) -> CompileExplorer:
     """Return a panel that compiles recipes in several ways and says whether that pays.
 
     Parameters
     ----------
     model : str or path, optional
         ``"demo"``, a folder of a pipeline in Diffusers layout, or a Hub id.
+    variant, revision : str, optional
+        As for `compile_report`.
 
     Examples
     --------
@@ -44,18 +48,20 @@ def compile_explorer(model=None) -> CompileExplorer:
     >>> panel                                              # in a cell of its own
     >>> panel.report.sort_values("break_even_images")      # in the next one
     """
-    return CompileExplorer(model)
+    return CompileExplorer(model, variant=variant, revision=revision)
 
 
 class CompileExplorer(WorkingPanel):
     """`compile_report`, cell by cell; see `compile_explorer`."""
 
-    def __init__(self, model=None) -> None:
+    def __init__(
+        self, model=None, *, variant: str | None = None, revision: str | None = None
+    ) -> None:
         super().__init__("compile", "Does compiling pay?")
         self.rows: tuple[dict[str, Any], ...] = ()
         self._planned: tuple[tuple[str, str], ...] = ()
         self._running: tuple[str, str] = ("", "")
-        self._make_controls(model)
+        self._make_controls(model, variant, revision)
         self.fill(
             (
                 self.model_field,
@@ -76,8 +82,11 @@ class CompileExplorer(WorkingPanel):
         self.on_change((self.shown,), self._draw_plot)
         self._model_chosen()
 
-    def _make_controls(self, model) -> None:
-        self.model_field = ModelField(model, show_error=self.show_error, components=False)
+    def _make_controls(self, model, variant: str | None, revision: str | None) -> None:
+        self.model_field = ModelField(
+            model, show_error=self.show_error, components=False, variant=variant,
+            revision=revision, variants=True,
+        )  # fmt: skip
         self.weights = {word: _box(word, word in (REFERENCE, DEFAULT)) for word in WORDS}
         self.ways = {way: _box(way, way == "default") for way in WAYS}
         self.recipe_field = RecipeField(weights=False, assistant=Assistant())
@@ -169,12 +178,13 @@ class CompileExplorer(WorkingPanel):
             "dtype": None if dtype == COMPUTE_DTYPES[0] else dtype,
             "device": None if device == "auto" else device,
             "repeats": self.repeats.value,
+            **self.model_field.named,
         }
         return {name: value for name, value in options.items() if value is not None}
 
     def _model_chosen(self) -> None:
         if self.model_field.source is not None:
-            self.recipe_field.set_model(self.model_field.model)
+            self.recipe_field.set_model(self.model_field.pinned)
         self._draw_cost()
 
     # --- while it runs, called in its thread ---

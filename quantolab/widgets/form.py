@@ -92,8 +92,7 @@ class Form(W.VBox):
         self.repeats.tooltip = (
             "Rounds of one picture a recipe; from 6 on there are intervals and verdicts"
         )
-        self.variant = _text("Variant", self.model.variant or "", "plain files")
-        self.variant.tooltip = "Variant of the weights files, such as fp16"
+        self.variant = self.model.variant_field
         self.out = W.Text(
             description="Folder",
             placeholder=f"a new one under {RUNS}",
@@ -128,12 +127,6 @@ class Form(W.VBox):
         self.recipe.observe(lambda _: self._changed(), "state")
         self.skips.observe(lambda _: self._open_picker(), "value")
         self.model.observe(lambda _: self._take_source(), "source")
-        self.variant.observe(lambda _: self._look_again(), "value")
-
-    def _look_again(self) -> None:
-        """Find the model once more, in the variant that is typed."""
-        self.model.variant = self.variant.value.strip() or None
-        self.model.look()
 
     # --- what is chosen ---
 
@@ -313,7 +306,7 @@ class Form(W.VBox):
         names = tuple(name for name, box in self.parts.items() if box.value)
         if self.source is not None and names and self._listed != (self.source, names):
             self._listed = (self.source, names)
-            self.recipe.set_model(self.model.model, names)
+            self.recipe.set_model(self.model.pinned, names)
         self._on_change()
 
 

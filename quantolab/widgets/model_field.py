@@ -16,6 +16,8 @@ from .recent import recent_models
 LABEL = {"description_width": "90px"}
 """How wide the labels of a panel's controls are, so that they stand in one line."""
 
+_PLAIN = "plain files"
+
 WRAP = {"flex_flow": "row wrap"}
 """Layout of controls in a row, which goes on below where the page is narrow."""
 
@@ -37,6 +39,8 @@ class ModelField(W.HBox):
         The model that an empty field means; None means no model at all.
     variant, revision : str, optional
         As for `load`.
+    variants : bool
+        Whether there is a field for the variant.
     unquantized : bool
         Whether its weights are to be quantized, so that those that are already are refused at once.
     """
@@ -54,6 +58,7 @@ class ModelField(W.HBox):
         empty: str | None = DEMO,
         variant: str | None = None,
         revision: str | None = None,
+        variants: bool = False,
         unquantized: bool = True,
     ) -> None:
         self.variant, self.revision = variant, revision
@@ -73,8 +78,15 @@ class ModelField(W.HBox):
         self.component = W.Dropdown(
             description="Component", style=LABEL, layout={"width": "280px"}, disabled=True
         )
+        self.variant_field = W.Text(
+            value=variant or "", description="Variant", placeholder=_PLAIN, style=LABEL,
+            tooltip="Variant of the weights files, such as fp16", continuous_update=False,
+            layout={"width": "210px"},
+        )  # fmt: skip
         super().__init__(layout=WRAP)
-        self.children = (self.name, self.component) if components else (self.name,)
+        shown = ((self.name, True), (self.component, components), (self.variant_field, variants))
+        self.children = tuple(control for control, is_shown in shown if is_shown)
+        self.variant_field.observe(lambda _: self._take_variant(), "value")
         self.name.observe(lambda _: self.look(), "value")
         self.component.observe(lambda _: self._tell(), "value")
         self.look()
@@ -90,13 +102,26 @@ class ModelField(W.HBox):
         name = self.component.value
         return None if self.source is None or name in self.source.denoisers[:1] else name
 
+    @property
+    def pinned(self) -> str | None:
+        """The model as one name, with the revision that was asked for beside it."""
+        if self.source is not None and self.source.hub is not None and self.revision is not None:
+            return str(self.source.hub)
+        return self.model
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The variant and revision that were asked for beside the model, as calls take them."""
+        both = {"variant": self.variant, "revision": self.revision}
+        return {name: value for name, value in both.items() if value is not None}
+
     def look(self) -> None:
         """Find the model: at once if it is here, else in the background, as the Hub takes time."""
         model = self.model
         self._show_error(None)
         self.source, self.component.disabled = None, True
 
-        named = {"variant": self.variant, "revision": self.revision}
+        named = self.named
 
         def find() -> Source | None:
             source = None if model is None else find_model(model, weights=False, **named)
@@ -113,6 +138,10 @@ class ModelField(W.HBox):
         """Wait until the model is found, or can't be; return whether that came true in time."""
         return self._looking.wait(timeout)
 
+    def _take_variant(self) -> None:
+        self.variant = self.variant_field.value.strip() or None
+        self.look()
+
     def _found(self, source: Source | None) -> None:
         if source is None:
             self.chosen = ()
@@ -121,6 +150,8 @@ class ModelField(W.HBox):
         self.component.options = names  # nothing is told: the source isn't set yet
         self.component.value = before if before in names else (source.denoisers or names)[0]
         self.component.disabled = False
+        only = {part.variant for part in source.components if part.note and part.variant}
+        self.variant_field.placeholder = f"{only.pop()}, the only one" if len(only) == 1 else _PLAIN
         self.source = source
         self._tell()
 

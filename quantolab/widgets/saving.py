@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 _FILE_COLOUR, _MEMORY_COLOUR, _PLAIN_COLOUR = "#4c86c6", "#3f9b6c", "rgba(128,128,128,.8)"
 
 
-def save_panel(model=None) -> SavePanel:
+def save_panel(model=None, *, variant: str | None = None, revision: str | None = None) -> SavePanel:
     """Return a panel that saves a quantized component and shows that it comes back unchanged.
 
     Parameters
     ----------
     model : str or path, optional
         ``"demo"``, a folder in Diffusers layout, or a Hub id.
+    variant, revision : str, optional
+        As for `load`.
 
     Examples
     --------
@@ -40,7 +42,7 @@ def save_panel(model=None) -> SavePanel:
     >>> panel                                              # in a cell of its own
     >>> transformer = ql.load_saved(panel.saved)           # in the next one
     """
-    return SavePanel(model)
+    return SavePanel(model, variant=variant, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class SavedFacts:
 class SavePanel(WorkingPanel):
     """Save, verify in fresh processes, load; see `save_panel`."""
 
-    def __init__(self, model=None) -> None:
+    def __init__(
+        self, model=None, *, variant: str | None = None, revision: str | None = None
+    ) -> None:
         super().__init__("save", "Save a quantized model")
         self.saved: Path | None = None
         self.facts: SavedFacts | None = None
@@ -72,7 +76,9 @@ class SavePanel(WorkingPanel):
         self.module: torch.nn.Module | None = None
         self.load_seconds: float | None = None
         self._proposed = ""
-        self.model_field = ModelField(model, show_error=self.show_error)
+        self.model_field = ModelField(
+            model, show_error=self.show_error, variant=variant, revision=revision, variants=True
+        )
         self.recipe_field = RecipeField()
         self.folder = W.Text(
             description="Folder", style=LABEL, layout={"width": "min(720px, 100%)"},
@@ -109,6 +115,7 @@ class SavePanel(WorkingPanel):
         arguments = (
             self.model_field.model, self.recipe, self.model_field.component_name,
             self.recipe_field.dtype.value, self.recipe_field.device.value, self._target(),
+            self.model_field.named,
         )  # fmt: skip
         self.begin("Loading, quantizing and saving", lambda: _save(*arguments), self._show_saved)
         if wait:
@@ -118,12 +125,14 @@ class SavePanel(WorkingPanel):
         """Reload the folder in fresh processes and compare; then `report` is there."""
         folder, device = self._target(), self.recipe_field.device.value
         model, component = self.model_field.model, self.model_field.component_name
+        named = self.model_field.named
 
         def job() -> VerifyReport:
             from ..saved.verifying import verify_saved
 
+            cancel = self.work.cancel_asked
             return verify_saved(
-                folder, model, component=component, device=device, cancel=self.work.cancel_asked
+                folder, model, component=component, device=device, cancel=cancel, **named
             )
 
         self.begin(
@@ -162,13 +171,21 @@ class SavePanel(WorkingPanel):
         device = None if device == "auto" else device
         dtype = None if dtype == COMPUTE_DTYPES[0] else dtype
         model, folder = self.model_field.model, self.folder.value.strip() or "saved-model"
+        named = self.model_field.named
         loaded = call(
-            "ql.load", model, self.recipe, component=component, dtype=dtype, device=device
+            "ql.load", model, self.recipe, component=component, dtype=dtype, device=device, **named
         )
         return "\n".join((
             f"{name} = {loaded}",
             f"folder = {call('ql.save', Code(name), folder)}",
-            call("ql.verify_saved", Code("folder"), model, component=component, device=device),
+            call(
+                "ql.verify_saved",
+                Code("folder"),
+                model,
+                component=component,
+                device=device,
+                **named,
+            ),
             f"{name} = {call('ql.load_saved', Code('folder'), device=device)}",
         ))  # fmt: skip
 
@@ -185,7 +202,7 @@ class SavePanel(WorkingPanel):
 
     def _model_chosen(self) -> None:
         if self.model_field.source is not None:
-            self.recipe_field.set_model(self.model_field.model, self.model_field.component_name)
+            self.recipe_field.set_model(self.model_field.pinned, self.model_field.component_name)
         self._propose()
 
     def _propose(self) -> None:
@@ -227,7 +244,13 @@ class SavePanel(WorkingPanel):
 
 
 def _save(
-    model: str, recipe: Recipe, component: str | None, dtype: str, device: str, folder: Path
+    model: str,
+    recipe: Recipe,
+    component: str | None,
+    dtype: str,
+    device: str,
+    folder: Path,
+    named: dict[str, str],
 ) -> SavedFacts:
     """Load, quantize and save a component; nothing is loaded for a folder that can't be used."""
     from ..loading.component import load
@@ -240,11 +263,11 @@ def _save(
 
     check_replaceable(folder)
     started = time.perf_counter()
-    module = load(model, recipe, component, dtype=dtype, device=device)
+    module = load(model, recipe, component, dtype=dtype, device=device, **named)
     loaded = time.perf_counter()
     save(module, folder)
     saved = time.perf_counter()
-    part = find_model(model, weights=False).component(component)
+    part = find_model(model, weights=False, **named).component(component)
     return SavedFacts(
         folder=folder,
         recipe=recipe,

@@ -64,7 +64,8 @@ class SingleFileLoader(WorkingPanel):
     def _make_controls(self) -> None:
         self.path = W.Text(
             description="File",
-            placeholder=f"path of a {SUFFIXES[0]} file, or of a folder to look in",
+            placeholder=f"a {SUFFIXES[0]} file, a folder to look in, or a file of the Hub "
+            "(its address, OWNER/NAME/FILE)",
             continuous_update=False,
             style=LABEL,
             layout={"width": "min(720px, 100%)"},
@@ -147,7 +148,7 @@ class SingleFileLoader(WorkingPanel):
         if not self.file:
             self.about.value = ""
             return
-        if Path(self.file).expanduser().is_dir():
+        if _is_folder(self.file):
             self.show_folder(self.file)
             self.about.value = note(f"Folder {self.file}: choose one of its files in the list.")
             return
@@ -210,7 +211,7 @@ class SingleFileLoader(WorkingPanel):
     def _show_loaded(self, file: str, module: torch.nn.Module, seconds: float) -> None:
         self.module, self.seconds = module, seconds
         self.say(f"Loaded in {format_seconds(seconds)}; in code it is this panel's .module.")
-        self.result.value = _result_html(module, seconds, file)
+        self.result.value = _result_html(module, seconds, _file_bytes(file, self.facts))
 
 
 def _facts_html(facts: SingleFileFacts) -> str:
@@ -222,7 +223,7 @@ def _facts_html(facts: SingleFileFacts) -> str:
     ]
     if facts.component is not None:
         part = facts.component
-        rows.append(("described as", f"{part.cls}, by {part.folder}"))
+        rows.append(("described as", f"{part.cls}, by {facts.described_by}"))
     elif facts.published_as:
         hint = f"Diffusers would take the configuration of {facts.published_as}"
         rows.append(("looks like", hint))
@@ -230,13 +231,29 @@ def _facts_html(facts: SingleFileFacts) -> str:
     return pairs(rows) + wrong
 
 
-def _result_html(module: torch.nn.Module, seconds: float, file: str) -> str:
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False  # no file can be called so
+
+
+def _file_bytes(file: str, facts: SingleFileFacts | None) -> int | None:
+    """Return a file's bytes; None for one of the Hub that nobody has looked at."""
+    try:
+        return Path(file).expanduser().stat().st_size
+    except OSError:
+        return None if facts is None else facts.file_bytes
+
+
+def _result_html(module: torch.nn.Module, seconds: float, stored: int | None) -> str:
     report = module.quantize_report
-    held, stored = report.weight_bytes, Path(file).expanduser().stat().st_size
+    held = report.weight_bytes
+    ratio = f" ({format_ratio(held / stored)} the file)" if stored else ""
     parameter = next(module.parameters())
     rows = [
         ("model", f"{type(module).__name__}, {report.recipe}, on {parameter.device}"),
-        ("weights in memory", f"{format_bytes(held)} ({format_ratio(held / stored)} the file)"),
+        ("weights in memory", f"{format_bytes(held)}{ratio}"),
         ("loading took", f"{format_seconds(seconds)}, reading, converting and quantizing"),
         ("layers", f"{len(report.quantized)} quantized, {len(report.kept)} kept"),
         *(("note", text) for text in report.notes()),

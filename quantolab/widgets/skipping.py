@@ -34,13 +34,17 @@ _ROWS = {
 }
 
 
-def skip_explorer(model=None) -> SkipExplorer:
+def skip_explorer(
+    model=None, *, variant: str | None = None, revision: str | None = None
+) -> SkipExplorer:
     """Return a panel in which a skip list is put together, with its price, before any loading.
 
     Parameters
     ----------
     model : str or path, optional
         ``"demo"``, a folder in Diffusers layout, or a Hub id (configuration files only).
+    variant, revision : str, optional
+        As for `skip_report`.
 
     Examples
     --------
@@ -48,16 +52,20 @@ def skip_explorer(model=None) -> SkipExplorer:
     >>> panel                                              # in a cell of its own
     >>> ql.load("demo", panel.recipe)                      # in the next one
     """
-    return SkipExplorer(model)
+    return SkipExplorer(model, variant=variant, revision=revision)
 
 
 class SkipExplorer(Panel):
     """A skip picker and the whole report beneath it; see `skip_explorer`."""
 
-    def __init__(self, model=None) -> None:
+    def __init__(
+        self, model=None, *, variant: str | None = None, revision: str | None = None
+    ) -> None:
         super().__init__("skip-explorer", "Layers to keep unquantized")
         self._drawing = threading.RLock()  # the picker's look-up and the user's clicks both draw
-        self.model_field = ModelField(model, show_error=self.show_error)
+        self.model_field = ModelField(
+            model, show_error=self.show_error, variant=variant, revision=revision, variants=True
+        )
         self.weights = W.Dropdown(
             description="Weights", options=QUANTIZED, value=DEFAULT, style=LABEL,
             layout={"width": "190px"},
@@ -95,7 +103,7 @@ class SkipExplorer(Panel):
             self.picker.clear()  # the field says why
         else:
             name = self.model_field.component_name
-            self.picker.set_model(self.model_field.model, name, self.dtype.value)
+            self.picker.set_model(self.model_field.pinned, name, self.dtype.value)
         if wait:
             self.wait()
 
@@ -137,6 +145,7 @@ class SkipExplorer(Panel):
         options = {
             "component": self.model_field.component_name,
             "dtype": None if self.dtype.value == COMPUTE_DTYPES[0] else self.dtype.value,
+            **self.model_field.named,
         }
         skip = (list(self.skip),) if self.skip else ()
         report = call("ql.skip_report", self.model_field.model, *skip, **options)

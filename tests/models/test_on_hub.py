@@ -5,92 +5,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, layouts
-from local_hub import local_hub, offline
+from hub_needs import LAYOUTS, needed, sizes, unique
+from local_hub import offline
 
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
 from quantolab.models.source import find_model
 from quantolab.run.asked import check_request
 from quantolab.single_file.facts import single_file_facts
 
-# Written down, not computed: what each layout needs, by folder.
-CONFIGS = [
-    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
-    "text_encoder_2/config.json", "transformer/config.json", "vae/config.json",
-]  # fmt: skip
-TOKENIZERS = [
-    f"{folder}/{file}"
-    for folder in ("tokenizer", "tokenizer_2")
-    for file in ("tokenizer.json", "tokenizer_config.json")
-]
-PLAIN = {
-    "transformer": ["transformer/diffusion_pytorch_model.safetensors"],
-    "rest": [
-        "text_encoder/model.safetensors", "text_encoder_2/model.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-    ],
-}  # fmt: skip
-SHARDS = ["transformer/diffusion_pytorch_model.safetensors.index.json"]
-HALF_SHARDS = ["transformer/diffusion_pytorch_model.safetensors.index.fp16.json"]
-NEEDED = {
-    "variants": PLAIN,
-    "sharded": PLAIN | {"transformer": SHARDS},
-    "both-formats": PLAIN,
-    "extra-folders": PLAIN,
-    "fp16-only": {
-        key: [path.replace(".safetensors", ".fp16.safetensors") for path in paths]
-        for key, paths in PLAIN.items()
-    },
-    "sharded-fp16-only": {
-        "transformer": HALF_SHARDS,
-        "rest": [path.replace(".safetensors", ".fp16.safetensors") for path in PLAIN["rest"]],
-    },
-    "single-files": PLAIN,
-    "gated": PLAIN,
-    "renamed": PLAIN | {"transformer": ["transformer/tiny-denoiser.safetensors"]},
-    "two-denoisers": PLAIN,
-}
-LAYOUTS = list(NEEDED)
 
-
-@pytest.fixture(scope="module")
-def folders(pipeline_folder, tmp_path_factory):
-    return layouts(pipeline_folder, tmp_path_factory.mktemp("layouts"))
+@pytest.fixture
+def folders(layout_folders):
+    return layout_folders
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path, folders):
-    with local_hub(monkeypatch, tmp_path / "cache") as server:
-        for name, folder in folders.items():
-            server.add(f"owner/{name}", folder, gated=name == "gated")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield server
-
-
-def sizes(folder, paths):
-    """Bytes of each file; an index stands for its shards too."""
-    found = {}
-    for path in paths:
-        found[path] = (folder / path).stat().st_size
-        if "safetensors.index" in path:
-            shards = set(json.loads((folder / path).read_text())["weight_map"].values())
-            assert len(shards) > 1
-            found |= {
-                f"transformer/{s}": (folder / f"transformer/{s}").stat().st_size for s in shards
-            }
-    return found
-
-
-def needed(name, what):
-    second = ["transformer_2/config.json"] if name == "two-denoisers" else []
-    configs = [*CONFIGS, *second]
-    if what == "plan":
-        return configs
-    if what == "load":
-        return [*configs, *NEEDED[name]["transformer"]]
-    if second:
-        second = ["transformer_2/diffusion_pytorch_model.safetensors"]
-    return [*configs, *TOKENIZERS, *NEEDED[name]["transformer"], *second, *NEEDED[name]["rest"]]
+def hub(layout_hub):
+    return layout_hub
 
 
 WAYS = {
@@ -107,8 +38,7 @@ def test_the_bytes_that_are_sent_are_those_that_are_needed(hub, folders, name, w
     sent, wanted = hub.sent_of(f"owner/{name}"), sizes(folders[name], needed(name, what))
     # What lies under two names is fetched once: copies of a configuration, a second denoiser.
     assert set(sent) <= set(wanted)
-    digests = {(folders[name] / path).read_bytes(): size for path, size in wanted.items()}
-    assert sum(sent.values()) == sum(digests.values())
+    assert sum(sent.values()) == unique(folders[name], wanted)
     assert all((source.folder / path).is_file() for path in wanted)
     assert source.revision == hub.repos[f"owner/{name}"].commit
     hub.forget()
