@@ -78,7 +78,9 @@ class Order:
 class Event:
     """What a child, or the server that starts children, tells while it works."""
 
-    kind: Literal["ready", "started", "exited", "stage", "step", "picture", "held", "answer"]
+    kind: Literal[
+        "ready", "started", "exited", "stage", "step", "picture", "file", "held", "answer"
+    ]
     job: str = ""
     stage: str = ""
     """What begins now."""
@@ -88,6 +90,8 @@ class Event:
     done: int | None = None
     total: int | None = None
     """How far the stage is, where that is counted."""
+    path: Path | None = None
+    """A file that is there from now on, whole."""
     answer: dict[str, Any] | None = None
     """To a question that a job which is held was asked."""
 
@@ -183,6 +187,10 @@ class Desk:
     def picture(self) -> None:
         """Tell that one of the things that are counted is done."""
         self._tell(Event("picture", self._job))
+
+    def file(self, path: Path, number: int) -> None:
+        """Tell that a file is there, whole, and which of several it is."""
+        self._tell(Event("file", self._job, done=number, path=path))
 
 
 _BUSY = 0.05  # share of a processor that counts as work

@@ -188,10 +188,12 @@ def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
         for number in range(1 if asked.known else len(asked.workload.pairs)):
             picture, seconds = maker.make(number, counted=not asked.known)
             if not asked.known:
-                write_picture(picture, images / f"{number:03d}.png", origin_of(
+                path = images / f"{number:03d}.png"
+                write_picture(picture, path, origin_of(
                     asked.workload, asked.recipe, asked.workload.pairs[number], conditions,
                     compiled=asked.compiled,
                 ))  # fmt: skip
+                desk.file(path, number)
             warmup.append(seconds)
     return warmup
 

@@ -24,6 +24,16 @@ from .kinds import ENCODE, PLAN
 
 
 @dataclass(frozen=True)
+class MadePicture:
+    """A picture of a trial that is still under way."""
+
+    place: tuple[str, str, int]
+    """Label, prompt and seed: its key in `Comparison.images`."""
+    path: Path
+    """Where it lies for the moment: to be read within the call that tells of it."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """One event of a comparison, for whoever watches."""
 
@@ -43,6 +53,8 @@ class Progress:
     """The trial that has just ended, if one has."""
     round: tuple[int, int] | None = None
     """Which round of how many it is while trials are timed."""
+    picture: MadePicture | None = None
+    """The picture that has just been made, if one has."""
 
     @property
     def says(self) -> str:
@@ -121,7 +133,7 @@ class Session:
         """Seconds since the start."""
         return self._clock() - self._started
 
-    def tell(self, trial: Trial | None = None) -> None:
+    def tell(self, trial: Trial | None = None, picture: MadePicture | None = None) -> None:
         """Let the watcher know how things stand."""
         eta = None
         if self._since_first and self._first_picture is not None:
@@ -137,6 +149,7 @@ class Session:
                 eta,
                 trial,
                 self.round,
+                picture,
             )
         )
 
@@ -248,6 +261,7 @@ class Session:
         )
 
     def _on_event(self, event: Event) -> None:
+        made = None
         if event.kind == "stage":
             self.stage = event.stage
         elif event.kind == "picture":
@@ -256,4 +270,7 @@ class Session:
                 self._first_picture = self._clock()
             else:
                 self._since_first += 1
-        self.tell()
+        elif event.kind == "file" and self.label and event.path and event.done is not None:
+            pair = self.request.workload.pairs[event.done]
+            made = MadePicture((self.label, *pair), event.path)
+        self.tell(picture=made)

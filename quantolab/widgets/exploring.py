@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from ..run.journal import (
     read_run,
     with_pictures,
 )
-from ..run.session import Progress
+from ..run.session import MadePicture, Progress
 from ..units import format_roughly
 from .background import Assistant
 from .blind import BlindTest
@@ -50,6 +51,10 @@ from .working_panel import run_button
 
 if TYPE_CHECKING:
     import pandas
+    from PIL import Image
+
+_MAKING = "making the pictures"  # the stage in which a trial's pictures come
+_LIVE_SECONDS = 0.5  # between two looks at what has been made
 
 TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away")
 
@@ -98,9 +103,13 @@ class Explorer(Panel):
         self.comparison: Comparison | None = None
         """What has been measured by now; None before the first trial has ended."""
         self._asked: tuple[Trial, ...] = ()  # all that the shown run asks for
+        self._shown: Comparison | None = None  # what of it is shown, perhaps before any trial ended
         self._ran: Choice | None = None  # what it was begun with; `out` is its folder
         self._problem: BaseException | None = None
         self._running = self._displayed = False
+        self._live: dict[tuple[str, str, int], Image.Image] = {}  # of trials that haven't ended
+        self._live_shown = -math.inf  # when
+        self._running_label: str | None = None  # of the trial whose pictures are being made
         self._own_folder = False  # whether the run's folder was made for it here
         self._assistant = Assistant()
         self._estimator = Estimator(self._assistant)
@@ -324,6 +333,7 @@ class Explorer(Panel):
     def _begin(self, *, resume: bool) -> None:
         self._estimator.stop()  # the processors are needed
         self._running = True
+        self._live, self._running_label = {}, None
         self._show_buttons()
         self.show_error(None)
         self.say("Starting: a process imports torch and Diffusers…")
@@ -365,12 +375,38 @@ class Explorer(Panel):
 
     def _hear(self, progress: Progress) -> None:
         """Show one event; called in the thread of the run."""
+        self._running_label = progress.label if progress.stage == _MAKING else None
         if progress.trial is not None:
             self._take_in()
+        if progress.picture is not None:
+            self._take_live(progress.picture)
         if self.work.cancel_asked.is_set():
             return
         self.say(_progress_words(progress))
         self.show_progress(progress.done, progress.total, _counted(progress))
+
+    def _take_live(self, made: MadePicture) -> None:
+        """Show a picture before its trial has ended."""
+        from PIL import Image
+
+        with Image.open(made.path) as picture:
+            self._live[made.place] = picture.convert("RGB")
+        # Not each of many small ones: the whole grid is sent, while the next one is being made.
+        if time.monotonic() - self._live_shown > _LIVE_SECONDS:
+            self._live_shown = time.monotonic()
+            self._show_pictures()
+
+    def _show_pictures(self, *, ended: bool = False) -> None:
+        """Show what is there by now, and what is still to come."""
+        known = self._shown
+        done = {trial.label for trial in known.trials}
+        self._live = {key: picture for key, picture in self._live.items() if key[0] not in done}
+        self.viewer.update(
+            dataclasses.replace(known, images={**known.images, **self._live}),
+            [trial for trial in self._asked if trial.label not in done],
+            None if ended else self._running_label,
+            ended=ended,
+        )
 
     def _take_in(self) -> None:
         """Read what the run's folder holds by now."""
@@ -411,7 +447,11 @@ class Explorer(Panel):
         else:
             if self._own_folder:
                 _discard(Path(self._ran.out))
-            self.results.value, self.tabs.layout.display = "", "none"
+            self.results.value = ""
+            if self._live:  # they were made, if only to be looked at
+                self._show_pictures(ended=True)
+            else:
+                self.tabs.layout.display = "none"
         self.refresh_static()
 
     def _free(self) -> None:
@@ -454,10 +494,9 @@ class Explorer(Panel):
 
     def _show_results(self, comparison: Comparison, *, ended: bool = False) -> None:
         """Show a comparison in every tab; one that has no trial yet as an empty grid."""
-        done = {trial.label for trial in comparison.trials}
-        waiting = [] if ended else [t for t in self._asked if t.label not in done]
+        self._shown = comparison
         self.results.value = note(f"Results in {_shortest(comparison.folder)}")
-        self.viewer.update(comparison, waiting=waiting)
+        self._show_pictures(ended=ended)
         self.shown_table.update(results_table(comparison))
         self.take_away.update(comparison, choice_of(comparison, self._asked))
         self._draw_plot(now=True)

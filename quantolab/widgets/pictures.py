@@ -128,7 +128,14 @@ class PictureViewer(anywidget.AnyWidget):
         if comparison is not None:
             self.update(comparison)
 
-    def update(self, comparison: Comparison, waiting: Iterable[Trial] = ()) -> None:
+    def update(
+        self,
+        comparison: Comparison,
+        waiting: Iterable[Trial] = (),
+        running: str | None = None,
+        *,
+        ended: bool = False,
+    ) -> None:
         """Show a comparison, or how far one has come; what the user chose stays as it is.
 
         Parameters
@@ -137,10 +144,14 @@ class PictureViewer(anywidget.AnyWidget):
             Its trials have ended; among its images there may be some of a trial under way.
         waiting : iterable of Trial
             Those that are still to come.
+        running : str, optional
+            Label of the one whose pictures are being made.
+        ended : bool
+            Whether nothing is being made any more.
         """
         self._pictures.take(comparison.images)
         self.comparison = comparison
-        self._words = make_sheet(comparison, self._pictures, waiting)
+        self._words = make_sheet(comparison, self._pictures, waiting, running, ended=ended)
         with self.hold_sync():
             self._small = dict(self._pictures.small)
             self._sheet = self._words.plain()

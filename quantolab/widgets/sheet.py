@@ -18,7 +18,7 @@ from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_gri
 from ..report.markup import Raw, escaped, table_cell, table_of, table_row
 from ..report.tables import split_label
 
-WAITING = "waiting"
+WAITING, MAKING, MISSING = "waiting", "being made", "not made yet"
 _LONGEST = 160  # pixels of a small picture's longer side
 _LOSSY = 82  # WebP quality of reduced pictures; those that are small already stay exact
 
@@ -128,7 +128,14 @@ def png_file(picture: Image.Image, *, level: int = 1) -> bytes:
 # --- words and places -------------------------------------------------------------------------
 
 
-def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[Trial] = ()) -> Sheet:
+def make_sheet(
+    comparison: Comparison,
+    pictures: Pictures,
+    waiting: Iterable[Trial] = (),
+    running: str | None = None,
+    *,
+    ended: bool = False,
+) -> Sheet:
     """Return the sheet of a comparison.
 
     Parameters
@@ -139,6 +146,10 @@ def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[Tri
         Holding its images.
     waiting : iterable of Trial
         Those that are still to come.
+    running : str, optional
+        Label of the one whose pictures are being made.
+    ended : bool
+        Whether nothing is being made any more: what is still to come waits for a resume.
     """
     known = {trial.label for trial in comparison.trials}
     trials = (*comparison.trials, *(trial for trial in waiting if trial.label not in known))
@@ -147,18 +158,34 @@ def make_sheet(comparison: Comparison, pictures: Pictures, waiting: Iterable[Tri
     content = grid_content(comparison) if known else _nothing_yet(comparison)
     there = {column.label: column for column in content.columns}
     # In the grid's order, so that a trial that ends doesn't move its column.
-    columns = tuple(there.get(t.label) or _waiting_column(t.label) for t in in_grid_order(trials))
-    cells = tuple(
-        tuple(_cell(column, row, content, pictures) for column in columns) for row in content.rows
+    word = MISSING if ended else WAITING
+    columns = tuple(
+        there.get(t.label) or _coming(t.label, MAKING if t.label == running else word)
+        for t in in_grid_order(trials)
     )
+    cells = [
+        [_cell(column, row, content, pictures, word) for column in columns] for row in content.rows
+    ]
+    if running is not None:
+        _mark_next(cells, columns, running)
     first = next(iter(comparison.images.values()), None)
     size = comparison.workload.size if first is None else first.size
-    return Sheet(columns, content.rows, cells, content.footer, tuple(size))
+    return Sheet(columns, content.rows, tuple(map(tuple, cells)), content.footer, tuple(size))
 
 
-def is_waiting(column: GridColumn) -> bool:
+def _is_coming(column: GridColumn) -> bool:
     """Whether a column's trial has not ended yet."""
-    return column.facts == (WAITING,)
+    return column.facts in ((WAITING,), (MAKING,), (MISSING,))
+
+
+def _mark_next(cells: list[list[Cell]], columns: tuple[GridColumn, ...], running: str) -> None:
+    """Mark the first cell of a column that has no picture yet."""
+    for c, column in enumerate(columns):
+        if column.label == running and _is_coming(column):
+            for row in cells:
+                if row[c].key is None:
+                    row[c] = Cell(None, "", MAKING)
+                    return
 
 
 def _nothing_yet(comparison: Comparison) -> GridContent:
@@ -167,16 +194,18 @@ def _nothing_yet(comparison: Comparison) -> GridContent:
     return GridContent((), rows, {}, "")
 
 
-def _waiting_column(label: str) -> GridColumn:
-    return GridColumn(label, *split_label(label), facts=(WAITING,))
+def _coming(label: str, word: str) -> GridColumn:
+    return GridColumn(label, *split_label(label), facts=(word,))
 
 
-def _cell(column: GridColumn, row: GridRow, content: GridContent, pictures: Pictures) -> Cell:
+def _cell(
+    column: GridColumn, row: GridRow, content: GridContent, pictures: Pictures, word: str
+) -> Cell:
     place = (column.label, row.prompt, row.seed)
     key = pictures.key(*place)
     if key is not None:
         return Cell(key, content.captions.get(place, ""), "")
-    return Cell(None, "", WAITING if is_waiting(column) else "no picture")
+    return Cell(None, "", word if _is_coming(column) else "no picture")
 
 
 # --- where no kernel is alive -----------------------------------------------------------------

@@ -37,7 +37,8 @@ WATCH_GRID = """() => {
         const grid = document.querySelector(".ql-grid");
         if (!grid) return;
         const pictures = grid.querySelectorAll(".ql-cell img").length;
-        const state = `${pictures}${grid.textContent.includes("waiting") ? " and waiting" : ""}`;
+        const coming = /waiting|being made/.test(grid.textContent);
+        const state = `${pictures}${coming ? " and waiting" : ""}`;
         if (window.gridStates.at(-1) !== state) window.gridStates.push(state);
     }).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""

@@ -22,7 +22,7 @@ from quantolab.report.files import load_comparison
 from quantolab.report.tables import read_table, results_table
 from quantolab.run import journal
 from quantolab.run.asked import check_request
-from quantolab.widgets import explorer, recent
+from quantolab.widgets import explorer, exploring, recent
 from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
 from quantolab.widgets.dropped_picture import DroppedPicture
 from quantolab.widgets.estimating import Estimate, Prospect, fit_sentence, judged_seconds
@@ -277,6 +277,32 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     panel.resume_button.click()
     assert "there is no run to resume" in panel.error.value
     assert [free for button, free in allowed if button] == [True, True]
+
+
+def test_pictures_show_as_they_are_made_and_stay_when_cancelled(pipeline_folder, monkeypatch):
+    monkeypatch.setattr(exploring, "_LIVE_SECONDS", 0)
+    panel = explorer(pipeline_folder)
+    panel.set(recipes=["none", "int8"], prompts=[f"cat {i}" for i in range(8)], steps=20, repeats=1)
+    seen = []  # of each state of the grid: notes of the cells, column by column
+
+    def look(change):
+        columns = zip(*change["new"]["cells"], strict=True)
+        seen.append([[cell["note"] for cell in column] for column in columns])
+        if seen[-1][1:] and seen[-1][1].count("") == 2:
+            panel.cancel()
+
+    panel.viewer.observe(look, "_sheet")
+    panel.run(wait=True)
+    assert [trial.label for trial in panel.comparison.trials] == ["none"]
+    making = [notes for notes, _ in seen if "being made" in notes]
+    assert making[0] == ["", "being made", *["waiting"] * 6]
+    assert [notes.count("") for notes in making] == sorted({n.count("") for n in making})
+    assert len(making) > 3
+    kept, cancelled = seen[-1]
+    assert kept == [""] * 8
+    made = cancelled.count("")
+    assert 2 <= made < 8 and cancelled[made:] == ["not made yet"] * (8 - made)
+    assert "1 of 2 trials are kept" in panel.status.value
 
 
 def test_nothing_is_left_of_a_run_that_is_cancelled_at_once(pipeline_folder, tmp_path, servers):
