@@ -75,7 +75,8 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     page.locator(".ql-run").press("Enter")
     expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
     expect(status(page)).to_contain_text("Done: 2 trials")
-    assert page.evaluate("window.gridStates")[-2:] == ["1 and waiting", "2"]
+    states = page.evaluate("window.gridStates")
+    assert "1 and waiting" in states and states[-1] == "2"
     shoot(page, "explorer-grid-light")
 
     # The table sorts by mouse and by keyboard.
