@@ -21,8 +21,14 @@ function render({ model, el }) {
     model.save_changes();
   }
 
+  let drawn = "";
+
+  // Rows come while a run goes on: headings that are the same stay, and so does the focus in them.
   function drawHead() {
     const { headers, numbers } = model.get("content");
+    const wanted = JSON.stringify([headers, numbers]);
+    if (wanted === drawn) return;
+    drawn = wanted;
     const cells = headers.map((header, i) => make(
       "th", { scope: "col", class: numbers[i] ? "ql-number" : null },
       make("button", { type: "button", title: `Sort by ${header}`, onclick: () => sortBy(header) },
@@ -32,7 +38,6 @@ function render({ model, el }) {
     markHead();
   }
 
-  // Headings stay the same elements, so that the keyboard's place isn't lost.
   function markHead() {
     const { headers } = model.get("content");
     headers.forEach((header, i) => {
