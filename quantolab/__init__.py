@@ -96,4 +96,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_ROOMS))
+    return sorted(__all__)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
 
 from tqdm.auto import tqdm
 
 from .measure.quality import mean_decibels
 from .run.session import Progress
+from .telling import has_bars, say_line
 from .units import format_bytes, format_decibels, format_seconds
 
 
@@ -23,7 +23,7 @@ class ProgressBar:
 
     def __init__(self, unit: str = "pictures") -> None:
         self._unit = unit
-        self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._plain = not has_bars()
         self._bar: tqdm | None = None
         self._silent = False
 
@@ -38,7 +38,7 @@ class ProgressBar:
         if self._silent:
             return
         if progress.trial is not None:
-            self._say(_trial_line(progress.trial))
+            say_line(_trial_line(progress.trial), self._bar)
         if self._plain:
             return
         if self._bar is None:
@@ -59,13 +59,6 @@ class ProgressBar:
                 self._bar.close()
         except OSError:
             pass
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
 
 
 _BAR = "{desc:<32.32} |{bar}| {n_fmt}/{total_fmt} UNIT  {postfix}"

@@ -36,7 +36,7 @@ OURS = "quantolab"
 # other. `demo/making`, which makes the demo model, is imported by nothing.
 ORDER = (
     "errors",
-    "units text_tables arguments",
+    "units text_tables arguments telling",
     "weights shapes plain_values",
     "devices recipes",
     "records command_line",

@@ -225,3 +225,7 @@ def test_what_the_system_refuses_is_said_in_one_sentence():
 
     with pytest.raises(StorageError, match="File name too long"):
         look(LONG)
+
+
+def test_only_public_names_are_offered():
+    assert dir(ql) == sorted(ql.__all__)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
+
+from ..telling import has_bars, say_line
 
 if TYPE_CHECKING:
     from .outcomes import Cell
@@ -15,15 +16,14 @@ class CellBar:
     """Shows each cell that it is called with, on standard error."""
 
     def __init__(self) -> None:
-        self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._plain = not has_bars()
         self._bar: tqdm | None = None
 
     def __call__(self, cell: Cell, done: int, total: int) -> None:
         """Show one finished cell."""
         line = f"{cell.path}, {cell.weights}, {cell.via}: {cell.outcome}"
         if self._plain:
-            sys.stderr.write(f"{done:>3} of {total}  {line}\n")
-            sys.stderr.flush()
+            say_line(f"{done:>3} of {total}  {line}")
             return
         if self._bar is None:
             self._bar = tqdm(total=total, unit="cell", leave=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..report.advised import Advice, AdviceReport, LayerAdvice
 from ..run.asked import check_request
 from ..run.session import Watch
 from ..shapes import Layer
+from ..telling import say_line
 from ..units import format_bytes, format_count, format_list, parse_bytes
 from ..weights import QUANTIZED, REFERENCE, WORDS
 from .choosing_words import (
@@ -188,7 +188,7 @@ def advise(
         chosen = min(choice.candidates(), key=choice.predicted)
         return _given(choice, chosen, [], is_default, name)
     if watch is None and table is None:
-        sys.stderr.write(work_text(shapes, groups, measuring) + "\n")
+        say_line(work_text(shapes, groups, measuring))
     with _measuring(model, shapes, measuring, common) as session:
         place = None if out is None else Path(out)
         if table is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+from ..telling import has_bars, say_line
 from ..units import format_bytes
 
 
@@ -85,20 +85,20 @@ class _Bar:
     """One bar over all files; where there is no terminal, a line that says what comes."""
 
     def __init__(self) -> None:
-        self._plain = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        self._plain = not has_bars()
         self._bar: tqdm | None = None
         self._said: set[str] = set()
 
     def __call__(self, now: Fetching) -> None:
         if now.note and now.note not in self._said:
             self._said.add(now.note)
-            self._say(str(now))
+            say_line(str(now), self._bar)
         if self._plain:
             if "" not in self._said and now.total > now.done:
                 self._said.add("")
                 rest = format_bytes(now.total - now.done)
                 here = f"; {format_bytes(now.done)} are here already" if now.done else ""
-                self._say(f"fetching {now.what}: {rest} in {now.files} files{here}")
+                say_line(f"fetching {now.what}: {rest} in {now.files} files{here}")
             return
         if self._bar is None:
             self._bar = tqdm(
@@ -111,10 +111,3 @@ class _Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
