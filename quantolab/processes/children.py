@@ -35,6 +35,7 @@ from .jobs import (
     Question,
     read_result,
 )
+from .spare import Circumstances, Spare, circumstances
 
 Answer = TypeVar("Answer")
 
@@ -42,6 +43,10 @@ _POLL_SECONDS = 0.1  # how soon Ctrl-C and cancel are heard
 _FORK_SECONDS = 5.0  # what a server needs at most to begin a job, which takes milliseconds
 STALL_SECONDS = 1800.0
 """A job that shows no sign of life for so long is taken for hung."""
+_REST_SECONDS = 5.0  # what a server needs at most to hear that the last of its jobs was ended
+
+SPARE = Spare()
+"""Where a server waits for the next `Children` of this process that `keep` theirs."""
 
 
 class Children:
@@ -57,6 +62,9 @@ class Children:
         Whether to fork children from one server; by default on Linux only.
     environment : mapping of str to str, optional
         Environment variables of the children, over those of this process.
+    keep : bool
+        Whether to take over a server that waits in `SPARE`, and to leave it there if all went
+        well, so that who comes next needn't wait for its imports.
     """
 
     def __init__(
@@ -64,10 +72,12 @@ class Children:
         preload: Preload = Preload(),  # noqa: B008 - frozen
         fork: bool | None = None,
         environment: Mapping[str, str] | None = None,
+        keep: bool = False,
     ) -> None:
         self._preload = preload
         self._fork = sys.platform == "linux" if fork is None else fork
         self._environment = dict(environment or {})
+        self._keep = keep
         self._server: _Server | None = None
         self._serving = threading.Lock()
         self._left = False
@@ -81,7 +91,11 @@ class Children:
     def __exit__(self, *error: object) -> None:
         with self._serving:
             server, self._server, self._left = self._server, None, True
-        if server is not None:
+        if server is None:
+            return
+        if self._keep and not any(error) and server.rests():
+            SPARE.put(server.had, server)
+        else:
             server.close()
 
     def run(
@@ -188,8 +202,13 @@ class Children:
                 self._server.close()
                 self._server = None
             if self._server is None:
-                self._server = _Server(self._preload, self._environment)
+                self._server = self._another_server()
             return self._server
+
+    def _another_server(self) -> _Server:
+        wanted = circumstances(self._preload, self._environment)
+        waiting = SPARE.take(wanted) if self._keep else None
+        return waiting if isinstance(waiting, _Server) else _Server(wanted, self._environment)
 
 
 class Held(Generic[Found]):
@@ -327,12 +346,15 @@ class _Server:
 
     Parameters
     ----------
-    preload, environment
+    had : Circumstances
+        Those of now, with what it is to import ahead.
+    environment
         As for `Children`.
     """
 
-    def __init__(self, preload: Preload, environment: Mapping[str, str]) -> None:
-        self._process = _start([json.dumps(to_dict(preload))], environment)
+    def __init__(self, had: Circumstances, environment: Mapping[str, str]) -> None:
+        self.had = had
+        self._process = _start([json.dumps(to_dict(had.preload))], environment)
         self._requests, self._told = _pipes(self._process)
         self._ready = threading.Event()
         self._jobs: dict[str, _Job] = {}
@@ -368,6 +390,20 @@ class _Server:
         with self._writing:
             self._requests.write(json.dumps(to_dict(request)) + "\n")
             self._requests.flush()
+
+    def rests(self) -> bool:
+        """Return whether it waits for jobs, once those that were ended are gone."""
+        end = time.monotonic() + _REST_SECONDS
+        while self._jobs and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._ready.is_set() and not self._jobs and not self.gone
+
+    def let_go(self) -> None:
+        """Let go of its pipes in a process that was forked off, or it wouldn't hear of our end."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for pipe in (self._requests, self._told):
+            os.dup2(nowhere, pipe.fileno())
+        os.close(nowhere)
 
     def close(self) -> None:
         """End it and its children."""

@@ -118,7 +118,7 @@ class Session:
         self._started = clock()
         self._first_picture: float | None = None
         self._since_first = 0
-        self._children = Children(preload_of(request.source))
+        self._children = Children(preload_of(request.source), keep=True)
 
     def __enter__(self) -> Session:
         self.tell()

@@ -17,7 +17,7 @@ from child_jobs import BEGIN, ENVIRONMENT, PRELOAD, Begin
 
 from quantolab.errors import BrokenModelError, Cancelled, JobFailed, JobRaised
 from quantolab.models.source import read_source
-from quantolab.processes.children import Children
+from quantolab.processes.children import SPARE, Children
 from quantolab.processes.jobs import JobKind, Preload
 from quantolab.recipes import Recipe
 from quantolab.records import Workload
@@ -261,6 +261,7 @@ def test_children_die_with_their_parent(pipeline_folder, tmp_path):
 @pytest.fixture
 def servers():
     """Return the function that lists the servers started by this test."""
+    SPARE.close()  # one that an earlier run left would be taken over, and not be seen
     known = {p.pid for p in _servers()}
     return lambda: [p for p in _servers() if p.pid not in known]
 

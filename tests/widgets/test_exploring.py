@@ -17,6 +17,7 @@ from PIL import Image
 import quantolab as ql
 from quantolab.errors import ArgumentError, ModelNotFoundError
 from quantolab.plain_values import to_dict
+from quantolab.processes.children import SPARE
 from quantolab.records import Timing
 from quantolab.report.files import load_comparison
 from quantolab.report.tables import read_table, results_table
@@ -236,6 +237,7 @@ def servers():
             process for process in own if "quantolab.processes.server" in str(process.cmdline())
         }
 
+    SPARE.close()  # one that an earlier run left would be taken over, and not be seen
     before = running()
     return lambda: running() - before
 
