@@ -36,6 +36,11 @@ ALONE: Timed = "alone"
 """How a trial was timed: in rounds with all others, in rounds with the reference alone, or by
 itself, which shows no difference."""
 
+WhenEncoded = Literal["ahead", "trial"]
+AHEAD: WhenEncoded = "ahead"
+IN_TRIAL: WhenEncoded = "trial"
+"""When a trial's prompts were encoded: once for all trials, or by itself."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -163,6 +168,8 @@ class Trial:
     """What was free on the accelerator before it was loaded."""
     picture_size: tuple[int, int] | None = None
     """Width and height that the pictures have, whatever was asked for."""
+    encoded: WhenEncoded | None = None
+    """None in runs of before this was kept."""
 
     @property
     def label(self) -> str:

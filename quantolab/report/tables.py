@@ -53,7 +53,7 @@ EXTRA_COLUMNS = (
     "speedup_low", "speedup_high", "more_rounds", "timed", "speed_reference",
     "psnr_low_db", "psnr_high_db", "identical_pictures", "pictures", "flip", "floor_multiple",
     "private_bytes",
-    "reserved_bytes", "load_peak_bytes", "free_before_bytes",
+    "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -90,7 +90,8 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     beyond 1 %, ``no difference`` where it lies within, else ``not decided``, with about how many
     more rounds would (`more_rounds`). What was timed `alone` has the ratio of two medians and no
     verdict, and so have fewer than six rounds. `other_load`, the share of the processors' time
-    that others took, withholds nothing: within a round it hits all alike.
+    that others took, withholds nothing: within a round it hits all alike. `encoded` says whether
+    the prompts were encoded ``ahead``, once for all trials, or within the ``trial``.
 
     Parameters
     ----------
@@ -180,6 +181,7 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         "load_seconds": trial.load_seconds,
         "compiled": trial.compiled,
         "compile_seconds": trial.compile_seconds,
+        "encoded": trial.encoded,
         "kept_layers": len(trial.kept_layers) if trial.ok else None,
         "notes": "; ".join(trial.notes),
         **_latency_cells(trial, reference),

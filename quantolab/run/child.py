@@ -119,6 +119,7 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
         None if device == "cpu" else loading.bytes,
         free_before,
         free_bytes(device),
+        prepared.when_encoded,
     )
     if asked.held:
         desk.hold(found, maker.generate, Generation)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..models.source import Source
 from ..recipes import Recipe
-from ..records import Conditions, PictureQuality, Timing, Workload
+from ..records import Conditions, PictureQuality, Timing, WhenEncoded, Workload
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class TrialFound:
     """As `Trial` says."""
     room_bytes: int | None = None
     """What is free where it runs, with all that it holds already taken."""
+    encoded: WhenEncoded | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..models.resolving import reference_share, shares_in
 from ..models.skeleton import quiet_libraries
 from ..models.source import Source
 from ..processes.jobs import Desk
-from ..records import Workload
+from ..records import AHEAD, IN_TRIAL, WhenEncoded, Workload
 from ..saved.pieces import file_bytes
 from .jobs import TrialJob
 
@@ -67,6 +67,7 @@ class Prepared:
     file_bytes: int
     load_seconds: float
     notes: tuple[str, ...]
+    when_encoded: WhenEncoded
 
 
 def prepare(asked: TrialJob) -> Prepared:
@@ -102,6 +103,7 @@ def prepare(asked: TrialJob) -> Prepared:
         sum(file_bytes(module) for module in parts.values()),
         load_seconds,
         tuple(notes),
+        IN_TRIAL if file is None else AHEAD,
     )
 
 

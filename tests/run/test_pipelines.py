@@ -180,6 +180,7 @@ def test_reference_pictures_are_plain_diffusers(make, tmp_path):
     assert width == height == (256 if make is pixart_sigma else SIZE)
     table = ql.results_table(result)
     assert (table.weight_bytes == table.predicted_weight_bytes).all()
+    assert table["encoded"].tolist() == ["ahead", "ahead"]
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     length = {} if make is stable_diffusion_xl else {"max_sequence_length": 20}
