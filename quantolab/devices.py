@@ -113,6 +113,23 @@ def free_bytes(device: str) -> int | None:
     return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else None
 
 
+def held_bytes(device: str) -> tuple[int, int] | None:
+    """Return what everybody holds of an accelerator's memory, and what this process allocated.
+
+    None where the device doesn't say, and for a CPU, whose other work is seen by its processors.
+    """
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        return None
+    import torch
+
+    module = getattr(torch, kind)
+    if not hasattr(module, "mem_get_info") or not hasattr(module, "memory_reserved"):
+        return None
+    free, total = module.mem_get_info(device)
+    return int(total - free), int(module.memory_reserved(device))
+
+
 def allowed_processors() -> tuple[int, ...]:
     """Return the numbers of the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

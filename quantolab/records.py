@@ -56,6 +56,9 @@ class Timing:
     """Number of the round in which each sample was taken: what stands in the same round was taken
     within moments. Below 0, or missing, where it was taken in none."""
     timed: Timed = ALONE
+    other_bytes: int | None = None
+    """Of the accelerator's memory what other programs held meanwhile, at the most; None where
+    the device doesn't say."""
 
     @property
     def total(self) -> float:

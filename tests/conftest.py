@@ -27,6 +27,7 @@ SLOW = (
     "doctor/test_matrix.py",
     "run/test_engine.py",
     "run/test_guards.py",
+    "run/test_rounds.py",
     "run/test_kills.py",
     "run/test_mutations.py",
     "experiments",

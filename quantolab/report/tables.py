@@ -54,13 +54,14 @@ EXTRA_COLUMNS = (
     "psnr_low_db", "psnr_high_db", "identical_pictures", "pictures", "flip", "floor_multiple",
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
+    "other_bytes",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
 _WHOLE = {
     "weight_bytes", "predicted_weight_bytes", "file_bytes", "peak_bytes", "repeats", "steps",
     "kept_layers", "threads", "more_rounds", "identical_pictures", "pictures", "private_bytes",
-    "reserved_bytes", "load_peak_bytes", "free_before_bytes",
+    "reserved_bytes", "load_peak_bytes", "free_before_bytes", "other_bytes",
 }  # fmt: skip
 _REAL = {
     "load_seconds", "latency_seconds", "latency_low_seconds", "latency_high_seconds", "speedup",
@@ -90,8 +91,9 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     beyond 1 %, ``no difference`` where it lies within, else ``not decided``, with about how many
     more rounds would (`more_rounds`). What was timed `alone` has the ratio of two medians and no
     verdict, and so have fewer than six rounds. `other_load`, the share of the processors' time
-    that others took, withholds nothing: within a round it hits all alike. `encoded` says whether
-    the prompts were encoded ``ahead``, once for all trials, or within the ``trial``.
+    that others took, and `other_bytes`, what other programs held at least of an accelerator's
+    memory, withhold nothing: within a round they hit all alike. `encoded` says whether the prompts
+    were encoded ``ahead``, once for all trials, or within the ``trial``.
 
     Parameters
     ----------
@@ -203,6 +205,7 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
         "latency_high_seconds": high,
         "repeats": len(samples),
         "other_load": trial.timing.other_load,
+        "other_bytes": trial.timing.other_bytes,
         "timed": trial.timing.timed,
     }
     if reference is None or reference.timing is None or not reference.timing.samples:
@@ -492,7 +495,15 @@ def speed_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None)
     if busy > BUSY:
         share = units.format_percent(busy, 0, "")
         notes.append(f"Other work took up to {share} of the processors' time.")
+    held = max((record.get("other_bytes") or 0 for record in records), default=0)
+    if held:
+        size = units.format_bytes(held)
+        notes.append(f"Other programs held {size} or more of the {_accelerator(records)}'s memory.")
     return notes
+
+
+def _accelerator(records: list[dict[str, Any]]) -> str:
+    return next(r["device_name"] or r["device"] for r in records if r.get("other_bytes"))
 
 
 def _memory_notes(records: list[dict[str, Any]]) -> list[str]:

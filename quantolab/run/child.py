@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..devices import free_bytes, resolve_device
+from ..devices import free_bytes, held_bytes, resolve_device
 from ..measure.conditions import describe_conditions
 from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
@@ -151,7 +151,13 @@ class _Repeating:
             return self._reordered(asked.number)
         with OtherLoad() as others:
             _, seconds = self.make(asked.number)
-        return Generated(seconds, self._same, others.seconds, others.room)
+        return Generated(
+            seconds,
+            self._same,
+            others.seconds,
+            others.room,
+            device_bytes=held_bytes(self._workload.device),
+        )
 
     def _reordered(self, number: int) -> Generated:
         from PIL import Image

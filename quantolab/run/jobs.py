@@ -127,6 +127,8 @@ class Generated:
     """Processor seconds that there were."""
     quality: PictureQuality | None = None
     """Of a picture with reordered sums; None where there is nothing to reorder."""
+    device_bytes: tuple[int, int] | None = None
+    """Of an accelerator's memory: what everybody held, and what this process did."""
 
 
 NOT_REPEATABLE = "the same prompt and seed did not give the same pixels every time"

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import Cancelled, QuantolabError
 from ..measure.other_load import share_of
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from ..processes.children import Held
     from .session import Session
 
+Figure = TypeVar("Figure", int, float)
+
 NO_ROUND = -1
 """Number of the round of a sample that was taken in none."""
 
+_CONTEXT_BYTES = 1 << 30  # of an accelerator's memory what a process takes beside what it allocates
 _SPARE = 0.9  # of what is free: loading takes more for a moment than what it leaves
 _SAME_MACHINE = ("device_name", "threads", "torch")
 
@@ -61,6 +64,29 @@ def way_of_timing(
     return PAIRS if against_first and max(needed) <= room else ALONE
 
 
+def bytes_of_others(answers: Sequence[Generated], alive: int) -> int | None:
+    """Return what other programs held of an accelerator's memory in a round, at the least.
+
+    Parameters
+    ----------
+    answers : sequence of Generated
+        Of the round.
+    alive : int
+        How many processes of ours hold something there, those that gave no answer too.
+
+    Returns
+    -------
+    int or None
+        What everybody held without what ours allocated and may have taken beside it; None where
+        the device doesn't say, or not all that are alive have answered.
+    """
+    told = [answer.device_bytes for answer in answers if answer.device_bytes is not None]
+    if not told or len(told) < alive:
+        return None
+    ours = sum(own for _, own in told) + alive * _CONTEXT_BYTES
+    return max(0, min(everybody for everybody, _ in told) - ours)
+
+
 @dataclass
 class _Alive:
     """A trial whose process waits, and what it has given since it does."""
@@ -69,6 +95,7 @@ class _Alive:
     held: Held[TrialFound]
     timed: Timed = ALONE
     answers: list[tuple[int, Generated]] = field(default_factory=list)
+    other_bytes: int | None = None
 
     def timed_trial(self) -> Trial:
         """Return the trial with all of its rounds, those of an earlier run first."""
@@ -80,6 +107,7 @@ class _Alive:
             rounds=(*numbers, *(number for number, _ in self.answers)),
             other_load=self._other_load(before),
             timed=self.timed,
+            other_bytes=most_of(before.other_bytes, self.other_bytes),
         )
         notes = self.trial.notes
         if not all(answer.same for _, answer in self.answers):
@@ -94,7 +122,12 @@ class _Alive:
         if not taken:
             return before.other_load
         now = share_of(math.fsum(taken), math.fsum(a.room_seconds for _, a in self.answers))
-        return max((share for share in (now, before.other_load) if share is not None), default=None)
+        return most_of(now, before.other_load)
+
+
+def most_of(*figures: Figure | None) -> Figure | None:
+    """Return the largest of what is known; None if nothing is."""
+    return max((figure for figure in figures if figure is not None), default=None)
 
 
 class Lineup:
@@ -194,8 +227,10 @@ class Lineup:
             if kept is None or not kept.ok:  # its pictures have gone meanwhile
                 del answers[label]
                 self._end(label)
+        others = bytes_of_others(list(answers.values()), len(self._alive))
         for label, answer in answers.items():
             alive = self._alive[label]
+            alive.other_bytes = most_of(alive.other_bytes, others)
             alive.answers.append((NO_ROUND if alive.timed == ALONE else number, answer))
         self._journal.put(
             [self._alive[label].timed_trial() for label in answers], self._session.elapsed

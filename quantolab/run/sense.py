@@ -67,5 +67,6 @@ def _figures(trials: tuple[Trial, ...]) -> Iterator[tuple[str, float | None]]:
         timing = trial.timing
         if timing is not None:
             yield f"{trial.label}: timing.other_load", timing.other_load
+            yield f"{trial.label}: timing.other_bytes", timing.other_bytes
             for seconds in (*timing.samples, *timing.warmup):
                 yield f"{trial.label}: a timing", seconds

@@ -69,7 +69,7 @@ def cells(comparison, position):
 SHARED = {
     "other_load": None, "private_bytes": None, "flip": None, "floor_multiple": None, "name": None,
     "encoded": None, "psnr_low_db": None, "psnr_high_db": None, "more_rounds": None,
-    "reserved_bytes": None, "load_peak_bytes": None, "free_before_bytes": None,
+    "reserved_bytes": None, "load_peak_bytes": None, "free_before_bytes": None, "other_bytes": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
     "size": "128x96", "compiled": False, "guidance": None, "prompts": "a red circle",
     "revision": None, "compile_seconds": None, "peak_method": None,

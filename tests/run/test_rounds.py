@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import quantolab as ql
+from quantolab.devices import held_bytes
 from quantolab.recipes import Recipe
 from quantolab.records import ALONE, PAIRS, ROUNDS, Conditions, Timing, Trial
+from quantolab.report.tables import readable
 from quantolab.run import rounds
-from quantolab.run.jobs import TrialFound
-from quantolab.run.rounds import is_open, way_of_timing
+from quantolab.run.jobs import Generated, TrialFound
+from quantolab.run.rounds import bytes_of_others, is_open, way_of_timing
+from quantolab.run.session import Session
 
 CONDITIONS = Conditions("a processor", 2, "Linux", "3", "2", "0", "5", "0")
 FAST = {"steps": 2, "watch": lambda progress: None}
@@ -62,6 +67,56 @@ def test_a_verdict_is_open_until_it_stands_or_the_limit_is_reached():
     assert not is_open(swinging, reference, 8)
     assert not is_open(numbered([2.0] * 8, range(8)), reference, 99)
     assert is_open(numbered([2.0] * 5, range(5)), reference, 99)
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("told", "alive", "others"),
+    [
+        ([], 0, None),
+        ([None, None], 2, None),  # the device doesn't say
+        ([(40 * GIB, 5 * GIB)], 2, None),  # one of ours gave no answer: what it holds isn't known
+        ([(40 * GIB, 5 * GIB), (40 * GIB, 9 * GIB)], 2, 24 * GIB),
+        ([(41 * GIB, 5 * GIB), (40 * GIB, 9 * GIB)], 2, 24 * GIB),
+        ([(15 * GIB, 5 * GIB), (15 * GIB, 9 * GIB)], 2, 0),  # what drivers take is nobody else's
+    ],
+)
+def test_what_others_hold_of_an_accelerator_is_what_ours_do_not(told, alive, others):
+    answers = [Generated(1.0, True, None, 0.0, device_bytes=bytes) for bytes in told]
+    assert bytes_of_others(answers, alive) == others
+
+
+def test_other_programs_on_the_accelerator_are_told_and_withhold_nothing(
+    pipeline_folder, monkeypatch
+):
+    """As where the device tells what everybody holds of it; a processor doesn't."""
+    ask = Session.ask
+
+    def beside_others(self, held, asks, answer):
+        found = ask(self, held, asks, answer)
+        return dataclasses.replace(found, device_bytes=(12 * GIB, 2 * GIB))
+
+    monkeypatch.setattr(Session, "ask", beside_others)
+    run = ql.compare(pipeline_folder, ["none", "int8"], "a fox", repeats=6, **FAST)
+    table = ql.results_table(run)
+    assert table.other_bytes.tolist() == [6 * GIB] * 2
+    assert table.verdict[1] is not None
+    said = [note for note in readable(table).notes if note.startswith("Other programs held")]
+    (note,) = said
+    assert note.startswith("Other programs held 6.44 GB or more of the ")
+    assert "Other programs held" in run._repr_html_()
+
+
+def test_held_bytes_are_asked_for_where_a_device_tells(monkeypatch):
+    import torch
+
+    assert held_bytes("cpu") is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GIB)
+    assert held_bytes("cuda:1") == (50 * GIB, 3 * GIB)
+    assert held_bytes("mps") is None  # it doesn't say what others hold
 
 
 @pytest.fixture(scope="module")
