@@ -92,12 +92,19 @@ def payback_words(row: Row) -> str:
         return "never: it isn't faster"
     if not pays(row):
         return "not shown to"
-    count = row["break_even_images"]
+    low, high = payback_range(row)
+    if low < high:
+        return f"after {low} to {format_count(high, 'picture')}"
+    seconds = row["compile_seconds"] + row["break_even_images"] * row["compiled_seconds"]
+    return f"after {format_count(low, 'picture')} ({format_seconds(seconds)})"
+
+
+def payback_range(row: Row) -> tuple[int, int]:
+    """Return after how many pictures compiling that `pays` has paid, at the least and the most."""
     low, high = break_even_range(_ratio(row), row["compile_seconds"], row["eager_samples"])
-    if low is not None and high is not None and low < high:
-        return f"after {round(low)} to {format_count(round(high), 'picture')}"
-    seconds = row["compile_seconds"] + count * row["compiled_seconds"]
-    return f"after {format_count(round(count), 'picture')} ({format_seconds(seconds)})"
+    if low is None or high is None or not low < high:
+        low = high = row["break_even_images"]
+    return round(low), round(high)
 
 
 def break_even(compile_seconds: float, eager_seconds: float, compiled_seconds: float) -> float:

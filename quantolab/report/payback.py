@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import units
-from .compiled import name, never_pays, pays
+from .compiled import name, never_pays, payback_range, pays
 from .lettering import ShownAxes, ShownFigure, wrapped
 
 EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
 _ON_DARK = {EAGER_COLOUR: "#E69F00", COMPILED_COLOUR: "#56B4E9"}
 _BEYOND = 2.0  # the plot ends after so many times the break-even
+_BEYOND_RANGE = 1.1  # and after so many times the upper end of its range, if that is more
 _LEAST, _WITHOUT = 4, 50  # pictures on the axis: at least, and where nothing is ever paid back
 
 _TITLE_SIZE, _TITLE_WIDTH = 9.5, 5.5  # points, inches
@@ -33,6 +34,9 @@ class Payback:
     compiled_seconds: float
     break_even: int | None
     """After how many pictures compiling has paid for itself; None if it isn't shown to."""
+    low: int | None
+    high: int | None
+    """The same at both ends of the interval of its gain: equal where that has no width."""
     says: str
     """When it has, in words."""
     pictures: int
@@ -54,24 +58,35 @@ def payback(row: Mapping[str, Any]) -> Payback:
     --------
     >>> row = compile_report("demo", ["int8"], ways=["fullgraph"]).to_dict("records")[0]
     >>> payback(row).says
-    'paid back after 38 pictures'
+    'paid back after 36 to 41 pictures'
     """
+    break_even = low = high = None
     if never_pays(row):
-        break_even, says = None, "never paid back, compiled isn't faster"
+        says = "never paid back, compiled isn't faster"
     elif not pays(row):
-        break_even, says = None, "not shown to be paid back by these repeats"
+        says = "not shown to be paid back by these repeats"
     else:
-        break_even = int(row["break_even_images"])
-        says = f"paid back after {break_even} picture{'' if break_even == 1 else 's'}"
+        break_even, (low, high) = int(row["break_even_images"]), payback_range(row)
+        ends = f"{low} to " if low < high else ""
+        says = f"paid back after {ends}{units.format_count(high, 'picture')}"
     return Payback(
         title=name(row),
         compile_seconds=row["compile_seconds"],
         eager_seconds=row["eager_seconds"],
         compiled_seconds=row["compiled_seconds"],
         break_even=break_even,
+        low=low,
+        high=high,
         says=says,
-        pictures=_WITHOUT if break_even is None else max(_LEAST, math.ceil(_BEYOND * break_even)),
+        pictures=_axis_end(break_even, high),
     )
+
+
+def _axis_end(break_even: int | None, high: int | None) -> int:
+    """Return how many pictures to show: well beyond the crossing, and all of its range."""
+    if break_even is None or high is None:
+        return _WITHOUT
+    return max(_LEAST, math.ceil(_BEYOND * break_even), math.ceil(_BEYOND_RANGE * high))
 
 
 def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False) -> Axes:
@@ -115,6 +130,8 @@ def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False)
 
 def _draw_crossing(ax: Axes, values: Payback) -> None:
     ink = ax.xaxis.label.get_color()
+    if values.low is not None and values.high is not None and values.low < values.high:
+        ax.axvspan(values.low, values.high, color=ink, alpha=0.12, linewidth=0, zorder=0)
     if values.break_even is not None:
         # Where the lines meet, which may lie between two whole pictures.
         meet = values.compile_seconds / (values.eager_seconds - values.compiled_seconds)

@@ -40,7 +40,8 @@ def main():
     print(
         f"{chosen.weights}: compiling {row.compile_seconds:.1f} s, a picture "
         f"{row.eager_seconds:.3f} s eager and {row.compiled_seconds:.3f} s compiled; "
-        f"break-even after {row.break_even_images} pictures",
+        f"break-even after {row.break_even_images} pictures "
+        f"({row.break_even_low_images} to {row.break_even_high_images})",
         flush=True,
     )
     if math.isinf(row.break_even_images):

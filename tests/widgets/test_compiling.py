@@ -58,7 +58,29 @@ def test_the_lines_cross_where_the_report_says():
     assert crossing.get_xydata().tolist() == [[30.0, 60.0]]
     assert payback(SLOWER).break_even is None
     assert payback(UNCLEAR).break_even is None
+    assert not axes.patches  # an interval without width has no band
     assert "never paid back" in plot_payback(payback(SLOWER), dark=True).get_title("left")
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
+def test_the_break_even_is_a_range_wherever_it_is_said(spread):
+    """As in a report: medians, and samples whose ratios differ from pair to pair."""
+    row = {**ROW, "compiled_samples": (1 - spread, 1.0, 1 + spread) * 4,
+           "eager_samples": (1.9, 2.0, 2.1) * 4}  # fmt: skip
+    low, high = compiled.payback_range(row)
+    assert low < high and low <= 30 <= high
+    said = f"{low} to {high} pictures"
+    assert compiled.cells(row)[-1] == f"after {said}"
+    values = payback(row)
+    assert values.says == f"paid back after {said}"
+    axes = plot_payback(values)
+    assert said in axes.get_title("left")
+    (band,) = axes.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == (low, high)
+    assert axes.get_xlim()[1] > high
+    panel = compile_explorer("demo")
+    panel.rows = (row,)
+    assert said in panel._advice()
 
 
 @pytest.fixture(scope="module")
