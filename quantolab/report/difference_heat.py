@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -13,7 +14,10 @@ from ..units import format_digits
 COLOUR_MAP = "inferno"
 """Even in brightness, so it reads in grey and to the colour-blind; black is no difference."""
 
-_STEPS = (8, 16, 32, 64, 128, 255)  # few, so that maps of different pairs often share a scale
+# Few, so that maps of different pairs often share a scale.
+LEVEL_STEPS = (8, 16, 32, 64, 128, 255)
+ERROR_STEPS = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Ends that a scale of FLIP's errors can have."""
 _LEFT_OUT = 0.01  # share of pixels that may lie above the scale: one hard edge hides no haze
 
 
@@ -21,25 +25,27 @@ _LEFT_OUT = 0.01  # share of pixels that may lie above the scale: one hard edge 
 class HeatScale:
     """What the brightest colour stands for."""
 
-    maximum: int
-    """8-bit levels."""
+    maximum: float
+    """8-bit levels, or an error from 0 to 1."""
     exceeded: bool
     """Whether some pixels differ by more, and are drawn in the brightest colour too."""
 
     @property
     def ticks(self) -> tuple[str, ...]:
         """What stands at the start, the middle and the end of the colour bar."""
-        end = f"{self.maximum} or more" if self.exceeded else f"{self.maximum}"
-        return "0", format_digits(self.maximum / 2, 6), end
+        middle, end = format_digits(self.maximum / 2, 6), format_digits(self.maximum, 6)
+        return "0", middle, f"{end} or more" if self.exceeded else end
 
 
-def heat_scale(levels: np.ndarray) -> HeatScale:
+def heat_scale(levels: np.ndarray, steps: Sequence[float] = LEVEL_STEPS) -> HeatScale:
     """Return the smallest of a few round scales that hold 99 % of the pixels.
 
     Parameters
     ----------
     levels : numpy.ndarray
-        Differences in 8-bit levels, from `quantolab.measure.quality.difference_map`.
+        Differences in 8-bit levels, from `quantolab.measure.quality.difference_map`, or others.
+    steps : sequence of float
+        Ends that the scale can have; nothing lies beyond the last.
 
     Examples
     --------
@@ -47,7 +53,8 @@ def heat_scale(levels: np.ndarray) -> HeatScale:
     HeatScale(maximum=16, exceeded=False)
     """
     most = _LEFT_OUT * levels.size
-    maximum = next(step for step in _STEPS if np.count_nonzero(levels > step) <= most)
+    holding = (step for step in steps if np.count_nonzero(levels > step) <= most)
+    maximum = next(holding, steps[-1])
     return HeatScale(maximum, exceeded=bool(levels.max() > maximum))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..arguments import public
 from ..errors import ArgumentError, one_of
 from ..records import Comparison, Trial
 from ..weights import WORDS
+from .error_maps import error_maps
 from .lettering import POINTS, ShownFigure, lettering, wrapped
 from .tables import (
     is_doubtful,
@@ -27,6 +29,9 @@ from .tables import (
     speed_words,
     split_label,
 )
+
+VIEWS = ("pictures", "errors")
+"""What a grid can show of each picture."""
 
 # --- what the grid says -----------------------------------------------------------------------
 
@@ -293,7 +298,12 @@ def _height(count: int, size: float) -> float:
 
 
 @public
-def image_grid(comparison: Comparison, *, prompts: Iterable[str] | str | None = None) -> Figure:
+def image_grid(
+    comparison: Comparison,
+    *,
+    prompts: Iterable[str] | str | None = None,
+    view: str = "pictures",
+) -> Figure:
     """Return a figure of every picture: a row a prompt and seed, a column a recipe.
 
     Over each column stand the recipe, its bytes, seconds a picture and mean quality, under each
@@ -307,6 +317,9 @@ def image_grid(comparison: Comparison, *, prompts: Iterable[str] | str | None = 
         What `compare` returned or `load_comparison` read.
     prompts : str or iterable of str, optional
         Which prompts to show, in this order; all of them by default.
+    view : str
+        ``"pictures"``, or ``"errors"`` for what FLIP says of each against the reference's, whose
+        own pictures stay.
 
     Returns
     -------
@@ -316,13 +329,18 @@ def image_grid(comparison: Comparison, *, prompts: Iterable[str] | str | None = 
     Raises
     ------
     ArgumentError
-        If a prompt is no prompt of the comparison, or nothing is left to show.
+        If a prompt is no prompt of the comparison, nothing is left to show, or errors are asked
+        for and there is no reference.
+    UnsupportedError
+        If errors are asked for and flip-evaluator isn't installed.
 
     Examples
     --------
     >>> image_grid(comparison, prompts="a red circle")          # doctest: +SKIP
     """
     content = grid_content(comparison, prompts=prompts)
+    if one_of("view", view, VIEWS) == VIEWS[1]:
+        content, comparison = _with_errors(content, comparison)
     first = next(iter(comparison.images.values()), None)
     scale = picture_scale(comparison.workload.size if first is None else first.size)
     layout = _Layout(content, scale)
@@ -337,6 +355,15 @@ def image_grid(comparison: Comparison, *, prompts: Iterable[str] | str | None = 
             _draw_cell(sheet, layout, comparison, column, row, x, y)
     sheet.lines(_MARGIN, layout.bottom + 0.12, layout.footer, _SMALL, colour=_QUIET)
     return sheet.figure
+
+
+def _with_errors(content: GridContent, comparison: Comparison) -> tuple[GridContent, Comparison]:
+    """Return the same grid with error maps in place of pictures, where there are any."""
+    maps = error_maps(comparison, {})
+    content = dataclasses.replace(
+        content, captions=maps.captions, footer=f"{content.footer} · {maps.says}"
+    )
+    return content, dataclasses.replace(comparison, images={**comparison.images, **maps.images})
 
 
 class _Layout:

@@ -79,6 +79,21 @@ class Store {
   }
 }
 
+/** What the grid shows of a cell: the error map where there is one, else the picture. */
+function shownOf(cell) {
+  return cell.map ? { ...cell, key: cell.map, caption: cell.map_caption } : cell;
+}
+
+/** A colour scale with its ticks, and what it means. */
+function scaleOf(model, ticks, map) {
+  const colours = model.get("_colours").join(", ");
+  return [
+    make("div", { class: "ql-ramp", style: `background: linear-gradient(to right, ${colours})` }),
+    make("div", { class: "ql-ticks" }, ...ticks.map((tick) => make("span", {}, tick))),
+    make("div", { class: "ql-quiet" }, model.get("_what")[map]),
+  ];
+}
+
 function placeName(row) {
   return `${row.prompt} · seed ${row.seed}`;
 }
@@ -101,10 +116,27 @@ class Grid {
     this.focused = { row: 0, column: 0 };
     this.scroller = make("div", { class: "ql-scroller" });
     this.footer = make("p", { class: "ql-footer" });
-    this.element = make("div", { class: "ql-sheet" }, this.scroller, this.footer);
+    this.views = { pictures: "Pictures", errors: "Errors (FLIP)" };
+    this.view = make("select", { class: "ql-view", "aria-label": "What the grid shows", onchange: () => this.choose() });
+    fill(this.view, Object.values(this.views), null);
+    this.legend = make("div", { class: "ql-legend" });
+    const reason = viewer.model.get("_no_flip");
+    this.tools = make("div", { class: "ql-tools" }, reason ? make("span", { class: "ql-quiet" }, reason) : this.view, this.legend);
+    this.element = make("div", { class: "ql-sheet" }, this.tools, this.scroller, this.footer);
+  }
+
+  choose() {
+    this.viewer.set({ view: Object.keys(this.views)[this.view.selectedIndex] });
+  }
+
+  drawLegend(sheet) {
+    this.view.value = this.views[this.viewer.model.get("view")];
+    this.legend.hidden = !sheet.ticks.length;
+    this.legend.replaceChildren(...scaleOf(this.viewer.model, sheet.ticks, "flip"));
   }
 
   draw(sheet) {
+    this.drawLegend(sheet);
     const hadFocus = this.scroller.contains(document.activeElement);
     const kept = this.keptFocus(sheet);
     this.sheet = sheet;
@@ -160,7 +192,7 @@ class Grid {
   }
 
   drawCell(column, row, r, c) {
-    const { key, caption, note } = this.sheet.cells[r][c];
+    const { key, caption, note } = shownOf(this.sheet.cells[r][c]);
     const [width, height] = this.sheet.small;
     if (!key) {
       return make("td", { role: "gridcell", tabindex: -1, class: "ql-empty", "data-note": note },
@@ -248,7 +280,7 @@ class Full {
     this.row = row;
     this.column = column;
     const shown = sheet.columns[column];
-    const cell = sheet.cells[row][column];
+    const cell = shownOf(sheet.cells[row][column]);
     const [name, ...facts] = headingLines(shown);
     this.heading.replaceChildren(name, ...facts.filter(Boolean));
     this.place.textContent = placeName(sheet.rows[row]) + (cell.caption ? ` · ${cell.caption}` : "");
@@ -268,7 +300,7 @@ class Full {
     await swap(this.image, whole.address);
     this.state.textContent = "";
     for (const next of [this.next(0, -1), this.next(0, 1)]) {
-      if (next) store.ask({ ask: "picture", key: sheet.cells[next.row][next.column].key });
+      if (next) store.ask({ ask: "picture", key: shownOf(sheet.cells[next.row][next.column]).key });
     }
   }
 
@@ -342,12 +374,23 @@ class Compare {
       make("span", { class: "ql-group" }, button("ql-before", "Previous prompt or seed", step(-1), "‹"), this.place,
         button("ql-after", "Next prompt or seed", step(1), "›")),
       this.worst,
-      make("label", {}, this.toggle, "Difference"));
+      make("label", {}, this.toggle, "Difference"), this.chosenMap());
     this.buildStage();
     this.buildHeat();
     this.said = make("p", { class: "ql-said", role: "status" });
     this.stages = make("div", { class: "ql-stages" }, this.slider, this.heat);
     this.element = make("div", { class: "ql-compare" }, tools, this.said, this.stages);
+  }
+
+  /** Which map the difference is; nothing to choose where FLIP isn't there, which is said. */
+  chosenMap() {
+    const { viewer } = this;
+    const reason = viewer.model.get("_no_flip");
+    this.maps = { levels: "8-bit levels", flip: "FLIP" };
+    this.map = make("select", { class: "ql-map", "aria-label": "What the difference shows",
+      onchange: () => viewer.set({ map: Object.keys(this.maps)[this.map.selectedIndex] }) });
+    fill(this.map, Object.values(this.maps), null);
+    return reason ? make("span", { class: "ql-quiet" }, reason) : this.map;
   }
 
   buildStage() {
@@ -382,14 +425,11 @@ class Compare {
   buildHeat() {
     this.heatImage = make("img", { draggable: "false", class: "ql-heat-image" });
     this.heatHead = make("div", { class: "ql-heading" });
-    this.ticks = make("div", { class: "ql-ticks" });
-    const colours = this.viewer.model.get("_colours");
-    const ramp = make("div", { class: "ql-ramp", style: `background: linear-gradient(to right, ${colours.join(", ")})` });
+    this.scale = make("figcaption", {});
     this.heat = make("figure", { class: "ql-heat" },
       make("div", { class: "ql-heads" }, this.heatHead),
       make("div", { class: "ql-stage" }, this.heatImage),
-      make("figcaption", {}, ramp, this.ticks,
-        make("div", { class: "ql-quiet" }, "8-bit levels: at each pixel the largest absolute difference of red, green, blue")));
+      this.scale);
   }
 
   choose() {
@@ -439,6 +479,8 @@ class Compare {
     this.place.selectedIndex = row;
     this.toggle.checked = this.viewer.model.get("difference");
     this.heat.hidden = !this.toggle.checked;
+    this.map.disabled = !this.toggle.checked;
+    this.map.value = this.maps[this.viewer.model.get("map")];
   }
 
   async draw(sheet) {
@@ -456,10 +498,11 @@ class Compare {
     this.under.alt = `${pair[0]}: ${placeName(row)}`;
     this.over.alt = `${pair[1]}: ${placeName(row)}`;
     const [left, right] = cells.map((cell) => cell.key);
-    this.wanted = `${left} ${right}`;
+    const map = this.viewer.model.get("map");
+    this.wanted = `${left} ${right} ${map}`;
     this.say("");
-    await this.drawPictures(left, right);
-    if (this.viewer.model.get("difference")) await this.drawHeat(left, right);
+    await this.drawPictures(left, right, this.wanted);
+    if (this.viewer.model.get("difference")) await this.drawHeat(left, right, map, this.wanted);
   }
 
   say(text) {
@@ -467,27 +510,27 @@ class Compare {
     this.stages.hidden = text !== "";
   }
 
-  async drawPictures(left, right) {
+  async drawPictures(left, right, wanted) {
     const { store } = this.viewer;
     const whole = (key) => store.ask({ ask: "picture", key });
     this.stage.classList.add("ql-loading");
     const found = await Promise.all([whole(left), whole(right)]);
-    if (this.wanted !== `${left} ${right}`) return;
+    if (this.wanted !== wanted) return;
     await Promise.all([swap(this.under, found[0].address), swap(this.over, found[1].address)]);
     this.stage.classList.remove("ql-loading");
     this.fit();
   }
 
-  async drawHeat(left, right) {
+  async drawHeat(left, right, map, wanted) {
     this.heat.classList.add("ql-loading");
-    const found = await this.viewer.store.ask({ ask: "pair", left, right });
-    if (this.wanted !== `${left} ${right}`) return;
+    const found = await this.viewer.store.ask({ ask: "pair", left, right, map });
+    if (this.wanted !== wanted) return;
     await swap(this.heatImage, found.address);
     this.heat.classList.remove("ql-loading");
     this.heatImage.alt = `Difference between ${this.under.alt} and ${this.over.alt}`;
     this.heatHead.replaceChildren(make("div", { class: "ql-name" }, "Difference of these two pictures"),
       ...found.lines.map((line) => make("div", { class: "ql-fact" }, line)));
-    this.ticks.replaceChildren(...found.ticks.map((tick) => make("span", {}, tick)));
+    this.scale.replaceChildren(...scaleOf(this.viewer.model, found.ticks, map));
     this.fit();
   }
 
@@ -558,6 +601,7 @@ class Viewer {
       "change:_sheet": () => this.later(), "change:_small": () => this.later(),
       "change:mode": () => this.later(), "change:pair": () => this.later(),
       "change:_row": () => this.later(), "change:difference": () => this.later(),
+      "change:map": () => this.later(),
       "change:position": () => this.compare.drawPosition(),
     };
     for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);

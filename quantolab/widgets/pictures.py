@@ -12,14 +12,27 @@ import traitlets
 from PIL import Image
 
 from .. import units
-from ..errors import ArgumentError, QuantolabError, one_of
-from ..measure.quality import difference_map, picture_psnr, picture_quality
+from ..errors import ArgumentError, QuantolabError, UnsupportedError, one_of
+from ..measure.quality import difference_map, flip_map, picture_psnr, picture_quality
 from ..records import Comparison, Trial
-from ..report.difference_heat import HeatScale, heat_colours, heat_picture, heat_scale
+from ..report.difference_heat import (
+    ERROR_STEPS,
+    HeatScale,
+    heat_colours,
+    heat_picture,
+    heat_scale,
+)
+from ..report.error_maps import WHAT, ErrorMaps, error_maps, why_no_flip
+from ..report.grid import VIEWS
 from .assets import asset
-from .sheet import Pictures, Sheet, make_sheet, png_file, sheet_html
+from .sheet import Pictures, Sheet, make_sheet, map_place, png_file, sheet_html
 
 MODES = ("grid", "compare")
+MAPS = ("levels", "flip")
+_WHAT = {
+    "levels": "8-bit levels: at each pixel the largest absolute difference of red, green, blue",
+    "flip": WHAT,
+}
 
 
 # --- two pictures against each other ----------------------------------------------------------
@@ -34,30 +47,50 @@ class PairFigures:
     ssim: float
     scale: HeatScale
     heat: Image.Image
-    """The difference map in colours."""
+    """The map in colours."""
+    flip: float | None = None
+    """Mean of FLIP's map; None where another one was asked for."""
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The figures as text."""
         if math.isinf(self.psnr_db):
             return ("identical pictures",)
-        return (
+        lines = (
             f"PSNR {units.format_decibels(self.psnr_db)}",
             f"SSIM {units.format_similarity(self.ssim)}",
         )
+        more = () if self.flip is None else (f"FLIP {units.format_similarity(self.flip)}",)
+        return lines + more
 
 
-def pair_figures(one: Image.Image, other: Image.Image) -> PairFigures:
+def pair_figures(one: Image.Image, other: Image.Image, kind: str = MAPS[0]) -> PairFigures:
     """Return figures and difference of two pictures.
+
+    Parameters
+    ----------
+    one, other : PIL.Image.Image
+        Two pictures of the same size.
+    kind : str
+        Which map: ``"levels"``, the difference in 8-bit levels, or ``"flip"``, FLIP's errors.
 
     Raises
     ------
     ArgumentError
         If the sizes differ.
+    UnsupportedError
+        If FLIP is asked for and flip-evaluator isn't installed.
     """
-    levels = difference_map(one, other)
-    scale = heat_scale(levels)
-    return PairFigures(*picture_quality(one, other), scale, heat_picture(levels, scale))
+    figures = picture_quality(one, other)
+    if one_of("map", kind, MAPS) == "levels":
+        levels = difference_map(one, other)
+        scale = heat_scale(levels)
+        return PairFigures(*figures, scale, heat_picture(levels, scale))
+    errors = flip_map(other, one)
+    if errors is None:
+        raise UnsupportedError(why_no_flip() or "FLIP can't be computed here")
+    scale = heat_scale(errors, ERROR_STEPS)
+    return PairFigures(*figures, scale, heat_picture(errors, scale), float(errors.mean()))
 
 
 def worst_place(comparison: Comparison, pair: tuple[str, str]) -> tuple[str, int]:
@@ -111,18 +144,28 @@ class PictureViewer(anywidget.AnyWidget):
     """Share of the width that the left picture has."""
     difference = traitlets.Bool(True).tag(sync=True)
     """Whether the difference is shown beside the two."""
+    map = traitlets.Enum(MAPS, MAPS[0]).tag(sync=True)
+    """What the difference shows: 8-bit levels, or FLIP's errors."""
+    view = traitlets.Enum(VIEWS, VIEWS[0]).tag(sync=True)
+    """What the grid shows: pictures, or FLIP's errors against the reference's."""
 
     _row = traitlets.Int(0, min=0).tag(sync=True)  # the place: seeds are too long for JavaScript
     _sheet = traitlets.Dict().tag(sync=True)
     _small = traitlets.Dict().tag(sync=True)
     _colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    _what = traitlets.Dict().tag(sync=True)  # what the colours of each map mean
+    _no_flip = traitlets.Unicode("").tag(sync=True)  # why there are no errors to show
 
     def __init__(self, comparison: Comparison | None = None) -> None:
         self.comparison: Comparison | None = None
         self._words = Sheet()
         self._pictures = Pictures()
+        self._waiting: tuple[Trial, ...] = ()
+        self._running: str | None = None
+        self._over = False
+        self._errors: dict = {}  # known already, by place
         self._offered = ("", "")
-        super().__init__(_colours=list(heat_colours()))
+        super().__init__(_colours=list(heat_colours()), _what=_WHAT, _no_flip=why_no_flip() or "")
         self.add_class("ql-grid")
         self.on_msg(self._hear)
         if comparison is not None:
@@ -149,13 +192,34 @@ class PictureViewer(anywidget.AnyWidget):
         ended : bool
             Whether nothing is being made any more.
         """
-        self._pictures.take(comparison.images)
-        self.comparison = comparison
-        self._words = make_sheet(comparison, self._pictures, waiting, running, ended=ended)
+        self.comparison, self._waiting = comparison, tuple(waiting)
+        self._running, self._over = running, ended
+        self._fill()
+
+    def _fill(self) -> None:
+        comparison, maps = self.comparison, self._maps()
+        images = dict(comparison.images)
+        if maps is not None:
+            images |= {map_place(*place): picture for place, picture in maps.images.items()}
+        self._pictures.take(images)
+        self._words = make_sheet(
+            comparison, self._pictures, self._waiting, self._running, ended=self._over, maps=maps
+        )
         with self.hold_sync():
             self._small = dict(self._pictures.small)
             self._sheet = self._words.plain()
             self._keep_choices()
+
+    def _maps(self) -> ErrorMaps | None:
+        """Return the error maps, where they are to be shown and there is something to judge by."""
+        if self.view == VIEWS[0] or self._no_flip or self.comparison.reference is None:
+            return None
+        return error_maps(self.comparison, self._errors)
+
+    @traitlets.observe("view")
+    def _view_chosen(self, change: dict) -> None:
+        if self.comparison is not None:
+            self._fill()
 
     def show_worst(self) -> None:
         """Go to the prompt and seed at which the two recipes' pictures are least alike.
@@ -174,7 +238,7 @@ class PictureViewer(anywidget.AnyWidget):
         if self.comparison is None:
             return None
         pictures = [self.comparison.images.get((label, *self.place)) for label in self.pair]
-        return None if None in pictures else pair_figures(*pictures)
+        return None if None in pictures else pair_figures(*pictures, self.map)
 
     def static_html(self) -> str:
         """Return the grid for places without a kernel: one piece of HTML, well under 1 MB."""
@@ -241,7 +305,7 @@ class PictureViewer(anywidget.AnyWidget):
         elif content["ask"] == "pair":
             pictures = [self._pictures.get(content[side]) for side in ("left", "right")]
             if None not in pictures:
-                found = pair_figures(*pictures)
+                found = pair_figures(*pictures, content.get("map", MAPS[0]))
                 answer = {"lines": found.lines, "ticks": found.scale.ticks}
                 self.send({"answer": "pair", "to": content, **answer}, [png_file(found.heat)])
 

@@ -14,6 +14,7 @@ import xxhash
 from PIL import Image
 
 from ..records import Comparison, Trial
+from ..report.error_maps import WHAT, ErrorMaps
 from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_grid_order
 from ..report.markup import Raw, escaped, table_cell, table_of, table_row
 from ..report.tables import split_label
@@ -33,6 +34,9 @@ class Cell:
     """The picture's own PSNR."""
     note: str
     """Said in place of a picture."""
+    map: str | None = None
+    """Digest of the picture's error map, where the sheet has those."""
+    map_caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Sheet:
     footer: str = ""
     size: tuple[int, int] = (1, 1)
     """Width and height of the pictures in pixels."""
+    ticks: tuple[str, ...] = ()
+    """Of the scale of the error maps, where the sheet has those."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -66,6 +72,7 @@ class Sheet:
             "footer": self.footer,
             "size": list(self.size),
             "small": list(small_size(self.size)),
+            "ticks": list(self.ticks),
         }
 
 
@@ -135,6 +142,7 @@ def make_sheet(
     running: str | None = None,
     *,
     ended: bool = False,
+    maps: ErrorMaps | None = None,
 ) -> Sheet:
     """Return the sheet of a comparison.
 
@@ -143,13 +151,15 @@ def make_sheet(
     comparison : Comparison
         Finished trials; pictures of a trial under way may be among its images.
     pictures : Pictures
-        Holding its images.
+        Holding its images, and those of the maps.
     waiting : iterable of Trial
         Those that are still to come.
     running : str, optional
         Label of the one whose pictures are being made.
     ended : bool
         Whether nothing is being made any more: what is still to come waits for a resume.
+    maps : ErrorMaps, optional
+        To be shown in place of the pictures when that is asked for.
     """
     known = {trial.label for trial in comparison.trials}
     trials = (*comparison.trials, *(trial for trial in waiting if trial.label not in known))
@@ -164,13 +174,21 @@ def make_sheet(
         for t in in_grid_order(trials)
     )
     cells = [
-        [_cell(column, row, content, pictures, word) for column in columns] for row in content.rows
+        [_cell(column, row, content, pictures, word, maps) for column in columns]
+        for row in content.rows
     ]
     if running is not None:
         _mark_next(cells, columns, running)
     first = next(iter(comparison.images.values()), None)
     size = comparison.workload.size if first is None else first.size
-    return Sheet(columns, content.rows, tuple(map(tuple, cells)), content.footer, tuple(size))
+    ticks = () if maps is None else maps.scale.ticks
+    shown = tuple(map(tuple, cells))
+    return Sheet(columns, content.rows, shown, content.footer, tuple(size), ticks)
+
+
+def map_place(label: str, prompt: str, seed: int) -> tuple[str, str, int]:
+    """Return where `Pictures` hold the error map of a picture."""
+    return f"{label}, {WHAT}", prompt, seed
 
 
 def _is_coming(column: GridColumn) -> bool:
@@ -199,12 +217,20 @@ def _coming(label: str, word: str) -> GridColumn:
 
 
 def _cell(
-    column: GridColumn, row: GridRow, content: GridContent, pictures: Pictures, word: str
+    column: GridColumn,
+    row: GridRow,
+    content: GridContent,
+    pictures: Pictures,
+    word: str,
+    maps: ErrorMaps | None,
 ) -> Cell:
     place = (column.label, row.prompt, row.seed)
     key = pictures.key(*place)
     if key is not None:
-        return Cell(key, content.captions.get(place, ""), "")
+        caption = content.captions.get(place, "")
+        if maps is None or place not in maps.images:
+            return Cell(key, caption, "")
+        return Cell(key, caption, "", pictures.key(*map_place(*place)), maps.captions[place])
     return Cell(None, "", word if _is_coming(column) else "no picture")
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from quantolab.report.error_maps import why_no_flip
+
 pytestmark = pytest.mark.browser
 
 MADE = f"""
@@ -47,7 +49,13 @@ def all_drawn(page, selector, count):
     )
 
 
-def test_the_grid(notebooks, shoot):
+@pytest.fixture
+def flip_is_here():
+    """Whether flip-evaluator is there; else its views are absent, with a line."""
+    return why_no_flip() is None
+
+
+def test_the_grid(notebooks, shoot, flip_is_here):
     page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")])
     grid = page.locator(".ql-grid")
     all_drawn(page, ".ql-cell img", 20)
@@ -57,6 +65,19 @@ def test_the_grid(notebooks, shoot):
     expect(grid.locator(".ql-reason")).to_have_text("its process was killed for using 16.2 GB")
     expect(grid.locator(".ql-caption").nth(4)).to_have_text(re.compile(r"^\d\d\.\d dB$"))
     shoot(page, "grid-light")
+
+    # FLIP's errors instead, the reference's own pictures staying; then the pictures again.
+    if flip_is_here:
+        look = grid.get_by_label("What the grid shows")
+        look.select_option("Errors (FLIP)")
+        expect(grid.locator(".ql-caption").nth(4)).to_have_text(re.compile(r"^FLIP 0\.\d{3}$"))
+        expect(grid.locator(".ql-legend .ql-ticks span").first).to_have_text("0")
+        all_drawn(page, ".ql-cell img", 20)
+        shoot(page, "errors-light")
+        look.select_option("Pictures")
+        expect(grid.locator(".ql-caption").nth(4)).to_have_text(re.compile(r"^\d\d\.\d dB$"))
+        expect(grid.locator(".ql-legend")).to_be_hidden()
+        all_drawn(page, ".ql-cell img", 20)
 
     # By mouse: a click shows the whole picture, a click beside it closes it.
     dialog = grid.locator("dialog")
@@ -89,7 +110,7 @@ def test_the_grid(notebooks, shoot):
     assert page.locator(".jp-Cell").count() == cells
 
 
-def test_compare(notebooks, shoot):
+def test_compare(notebooks, shoot, flip_is_here):
     page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")])
     grid = page.locator(".ql-grid")
     grid.get_by_role("tab", name="Grid").press("ArrowRight")
@@ -120,6 +141,13 @@ def test_compare(notebooks, shoot):
     expect(heat.locator(".ql-fact").first).to_have_text(re.compile(r"^PSNR \d\d\.\d dB$"))
     expect(heat.locator(".ql-ticks span")).to_have_text(["0", "16", "32 or more"])
     shoot(page, "compare-light")
+    if flip_is_here:
+        grid.get_by_label("What the difference shows").select_option("FLIP")
+        expect(heat.locator(".ql-fact").nth(2)).to_have_text(re.compile(r"^FLIP 0\.\d{3}$"))
+        expect(heat.locator("figcaption")).to_contain_text("if the two pictures took turns")
+        shoot(page, "compare-flip-light")
+        grid.get_by_label("What the difference shows").select_option("8-bit levels")
+        expect(heat.locator(".ql-fact")).to_have_count(2)
     grid.get_by_label("Left recipe").select_option("float8")
     expect(state_of(page)).to_have_text(re.compile(r"'float8', 'int4'"))
     before = heat.locator(".ql-fact").first.inner_text()
@@ -157,7 +185,7 @@ W.VBox([more, viewer, state])
 """
 
 
-def test_trials_arrive(notebooks, shoot):
+def test_trials_arrive(notebooks, shoot, flip_is_here):
     page = notebooks.open([MADE, ARRIVING], theme="dark", touch=True)
     grid = page.locator(".ql-grid")
     more = page.locator(".t-more")
@@ -190,7 +218,17 @@ def test_trials_arrive(notebooks, shoot):
     expect(grid.get_by_role("slider")).to_have_attribute("aria-valuenow", "75")
     expect(grid.locator(".ql-heat .ql-name")).to_have_text("Difference of these two pictures")
     shoot(page, "compare-dark")
+    if flip_is_here:
+        grid.get_by_label("What the difference shows").select_option("FLIP")
+        expect(grid.locator(".ql-heat .ql-fact")).to_have_count(3)
+        shoot(page, "compare-flip-dark")
     grid.get_by_role("tab", name="Grid").tap()
+    if flip_is_here:
+        grid.get_by_label("What the grid shows").select_option(index=1)
+        expect(grid.locator(".ql-legend")).to_be_visible()
+        all_drawn(page, ".ql-cell img", 8)
+        shoot(page, "errors-dark")
+        grid.get_by_label("What the grid shows").select_option(index=0)
     all_drawn(page, ".ql-cell img", 8)
     grid.locator(".ql-cell").nth(3).tap()
     expect(grid.locator("dialog").get_by_role("status")).to_have_text("")

@@ -22,7 +22,10 @@ FAST = {"steps": 2, "watch": lambda progress: None}
 
 def found(room, *, private=150, peak=1000):
     """Return what a reference of 100 bytes found, with so many bytes free."""
-    return TrialFound(100, 100, peak, 0.1, None, Timing(()), (), CONDITIONS, (8, 8), private, room)
+    return TrialFound(
+        100, 100, peak, 0.1, None, Timing(()), (), CONDITIONS,
+        private_bytes=private, room_bytes=room,
+    )  # fmt: skip
 
 
 def waiting(*predicted):

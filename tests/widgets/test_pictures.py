@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from PIL import Image
 
 from quantolab.errors import ArgumentError
-from quantolab.measure.quality import difference_map, picture_quality
+from quantolab.measure.quality import difference_map, flip_map, picture_quality
 from quantolab.recipes import Recipe
 from quantolab.report.difference_heat import heat_picture, heat_scale
+from quantolab.report.error_maps import error_maps
 from quantolab.report.grid import grid_content
 from quantolab.widgets import sheet as sheets
 from quantolab.widgets.pictures import PictureViewer
@@ -241,6 +243,57 @@ def test_the_difference_of_a_pair(comparison):
     assert content["ticks"] == figures.scale.ticks
     expected = np.asarray(heat_picture(levels, figures.scale))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+
+
+def test_flips_map_of_a_pair(comparison):
+    pytest.importorskip("flip_evaluator")
+    viewer = PictureViewer(comparison)
+    viewer.pair, viewer.place, viewer.map = ("none", "int4"), (YELLOW, 1), "flip"
+    errors = flip_map(comparison.images["int4", YELLOW, 1], comparison.images["none", YELLOW, 1])
+    figures = viewer.figures()
+    assert figures.flip == pytest.approx(errors.mean())
+    cells = viewer._sheet["cells"][3]
+    question = {"ask": "pair", "left": cells[0]["key"], "right": cells[4]["key"], "map": "flip"}
+    [(content, [data])] = asked(viewer, **question)
+    assert content["lines"][2] == f"FLIP {errors.mean():.3f}"
+    assert content["ticks"] == figures.scale.ticks
+    expected = np.asarray(heat_picture(errors, figures.scale))
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+
+
+def test_the_grid_shows_errors_when_it_is_asked_to_and_pictures_again(comparison):
+    pytest.importorskip("flip_evaluator")
+    viewer = PictureViewer()
+    viewer.view = "errors"  # before there is anything, too
+    viewer.update(partly(comparison, 0), waiting=comparison.trials)
+    assert viewer._sheet["ticks"] == []
+    viewer.update(comparison)
+    maps = error_maps(comparison, {})
+    assert viewer._sheet["ticks"] == list(maps.scale.ticks)
+    for row in viewer._sheet["cells"]:
+        assert row[0]["map"] is None and row[0]["key"]
+        for cell in row[1:5]:
+            assert cell["map"] in viewer._small and cell["map"] != cell["key"]
+            assert cell["map_caption"].startswith("FLIP 0.")
+    key = viewer._sheet["cells"][0][4]["map"]
+    [(_, [data])] = asked(viewer, ask="picture", key=key)
+    expected = np.asarray(maps.images["int4", RED, 0])
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+    viewer.view = "pictures"
+    assert {cell["map"] for row in viewer._sheet["cells"] for cell in row} == {None}
+    assert len(viewer._small) == len({c["key"] for r in viewer._sheet["cells"] for c in r[:5]})
+
+
+def test_without_flip_the_viewer_says_so_and_shows_pictures(comparison, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    viewer = PictureViewer(comparison)
+    assert viewer._no_flip.startswith("Error maps need the package flip-evaluator")
+    viewer.view = "errors"  # by a script
+    assert viewer._sheet["ticks"] == [] and viewer._sheet["cells"][0][1]["key"]
+    cells = viewer._sheet["cells"][0]
+    question = {"ask": "pair", "left": cells[0]["key"], "right": cells[1]["key"], "map": "flip"}
+    [(content, _)] = asked(viewer, **question)
+    assert content["text"] == viewer._no_flip
 
 
 def test_the_same_picture_twice(comparison):
