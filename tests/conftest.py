@@ -47,6 +47,7 @@ SLOW = (
     "test_cli.py",
     "test_typed_lines.py",
     "test_earlier_versions.py",
+    "test_docs.py",
     "doctor/test_children.py",
 )
 
