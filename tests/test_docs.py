@@ -39,7 +39,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 
 def test_every_column_is_told():
-    assert [*COLUMN_WORDS] == [*COLUMNS, *EXTRA_COLUMNS]
+    assert {*COLUMN_WORDS} == {*COLUMNS, *EXTRA_COLUMNS}
     assert all(said.endswith(".") for said in COLUMN_WORDS.values())
 
 

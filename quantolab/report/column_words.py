@@ -67,5 +67,7 @@ COLUMN_WORDS = {
     "reserved_bytes": "Highest memory that the accelerator's allocator had reserved.",
     "load_peak_bytes": "Highest memory on the accelerator while loading.",
     "free_before_bytes": "What was free on the accelerator before loading.",
+    "encoded": "`ahead`: prompts were encoded once for all recipes; `trial`: within each.",
+    "other_bytes": "What other programs held of the accelerator's memory.",
 }
 """Column to sentence, for documentation and tooltips. Absent values are empty, never 0."""
