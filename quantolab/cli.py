@@ -169,8 +169,9 @@ def _add_weights(p: argparse.ArgumentParser) -> None:
         action="extend",
         type=listed,
         metavar="LIST",
-        help="weights dtypes, comma-separated; may be repeated "
-        f"(default: {','.join(WORDS)}; with --recipe: none)",
+        help="weights words, comma-separated; may be repeated "
+        f"(default: {','.join(WORDS)}; with --recipe: none); those of other backends carry their "
+        "name: sdnq:uint4-g128, torchao:int8",
     )
     p.add_argument(
         "--recipe",

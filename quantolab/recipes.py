@@ -11,7 +11,15 @@ from typing import Any, NamedTuple, NoReturn
 from .errors import ArgumentError, one_of
 from .plain_values import LATER
 from .units import format_list
-from .weights import ACTIVATIONS, COMPUTE_BYTES, DEFAULT, REFERENCE, WORDS, known_word
+from .weights import (
+    ACTIVATIONS,
+    COMPUTE_BYTES,
+    DEFAULT,
+    REFERENCE,
+    WORDS,
+    in_order,
+    known_word,
+)
 
 COMPUTE_DTYPES = tuple(COMPUTE_BYTES)
 
@@ -61,7 +69,8 @@ class Recipe:
     ----------
     weights : str or mapping of str to str
         Weights dtype: ``"float8"``, ``"int8"``, ``"int4"``, ``"int2"``, or ``"none"`` for
-        unquantized weights. Or one for each of some components, ``{"transformer": "int8",
+        unquantized weights; those of other backends carry their name, ``"sdnq:uint4-g128"`` or
+        ``"torchao:int8"``. Or one for each of some components, ``{"transformer": "int8",
         "text_encoder_2": "int4"}``; all others then stay as they are.
     skip : tuple of str
         Patterns of Linear layers that keep their weights as they are. Each is a leaf name
@@ -224,8 +233,8 @@ class Recipe:
     @property
     def words(self) -> tuple[str, ...]:
         """Every word that it quantizes to, from the most precise; none for the reference."""
-        used = {self.base, *(term.word for term in self.terms)} - {REFERENCE}
-        return tuple(word for word in WORDS if word in used)
+        used = {self.base or REFERENCE, *(term.word for term in self.terms)}
+        return in_order(used - {REFERENCE})
 
     @property
     def weights_label(self) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ArgumentError, QuantolabError, UnsupportedError, with_kind
+from .plain_values import LATER
 from .recipes import Recipe
 from .units import format_count, format_list
 
@@ -173,6 +174,10 @@ class Trial:
     """Width and height that the pictures have, whatever was asked for."""
     encoded: WhenEncoded | None = None
     """None in runs of before this was kept."""
+    backend_version: str | None = field(default=None, metadata=LATER)
+    """Of the library whose code quantized it; several where components have several."""
+    kernel: str | None = field(default=None, metadata=LATER)
+    """What multiplies by the quantized weights, in words."""
 
     @property
     def label(self) -> str:

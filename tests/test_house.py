@@ -36,7 +36,7 @@ OURS = "quantolab"
 # other. `demo/making`, which makes the demo model, is imported by nothing.
 ORDER = (
     "errors",
-    "units text_tables arguments telling",
+    "units text_tables arguments telling quietly",
     "weights shapes plain_values",
     "devices recipes",
     "records command_line",
@@ -62,7 +62,9 @@ RANKS = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms.split(
 STRANGERS = {"models", "backends", "measure"}
 
 # A backend's folder, and the library that nobody else imports.
-BACKEND_LIBRARIES = {"quanto": "optimum", "sdnq": "sdnq", "torchao": "torchao"}
+BACKEND_LIBRARIES = {
+    "quanto": "optimum", "sdnq": "sdnq", "torchao": "torchao", "bitsandbytes": "bitsandbytes",
+}  # fmt: skip
 
 # Libraries that take a second or more to import.
 TORCH = {"torch", "diffusers", "transformers", "accelerate", *BACKEND_LIBRARIES.values()}
@@ -70,9 +72,9 @@ HEAVY = TORCH | {"ipywidgets", "pandas", "matplotlib"}
 
 # Rooms that load without torch: they run in the notebook's or the terminal's process.
 WITHOUT_TORCH = {
-    "errors", "units", "text_tables", "arguments", "weights", "shapes", "plain_values", "devices",
-    "recipes", "records", "hub", "processes", "demo", "progress", "report", "experiments",
-    "full_size", "tutorials", "widgets", "command_line", "cli", "__main__",
+    "errors", "units", "text_tables", "arguments", "quietly", "weights", "shapes", "plain_values",
+    "devices", "recipes", "records", "hub", "processes", "demo", "progress", "report",
+    "experiments", "full_size", "tutorials", "widgets", "command_line", "cli", "__main__",
 }  # fmt: skip
 NEVER_TORCH = {"report"}  # it opens results and draws; no late import of torch either
 
@@ -87,8 +89,8 @@ EXCEPTIONS = {
         "models/skeleton.py": "the library of a component's class, from the model's own files",
         "processes/jobs.py": "finds the job that a JobKind names; names count where they stand",
         "processes/server.py": "what a Preload names; names count where they stand",
-        "run/session.py": "preloads the layers of every backend",
-        "saved/verifying.py": "preloads the layers of every backend",
+        "run/session.py": "preloads the layers of the backend that is always there",
+        "saved/verifying.py": "preloads the layers of the backend that is always there",
     },
     "past_the_door": {
         "doctor/": "examines Quanto as it is shipped, without our cures",

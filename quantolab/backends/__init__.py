@@ -1,19 +1,24 @@
 """The one way from a weights word to code that quantizes: a folder a backend, the same doors.
 
-``bytes`` (formulae, without torch), ``layers`` (a Linear layer quantized, or waiting for its
-tensors), ``stored_form`` (its tensors as files hold them), ``diffusers_form`` and ``config_note``
-(how a model says that it is quantized). Only a backend's own folder imports its library.
+``bytes`` (formulae and what can't be, without torch), ``layers`` (a Linear layer quantized, or
+waiting for its tensors), ``stored_form`` (its tensors as files hold them), ``diffusers_form`` and
+``config_note`` (how a model says that it is quantized). Only a backend's own folder imports its
+library, and that of a backend beside Quanto is imported only where its words are used.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Iterable
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UnsupportedError
+from ..quietly import quiet_imports
 from ..shapes import Layer
-from ..weights import BACKENDS, COMPUTE_BYTES, REFERENCE, weights_of
+from ..weights import BACKENDS, COMPUTE_BYTES, HOME, REFERENCE, backends_of, weights_of
 from .forms import DiffusersForm
 
 if TYPE_CHECKING:
@@ -29,8 +34,67 @@ def door(word: str, name: str) -> Any:
         A word that quantizes.
     name : str
         ``"bytes"``, ``"layers"``, ...; importing all but the first imports torch.
+
+    Raises
+    ------
+    UnsupportedError
+        If the backend's library is needed and isn't installed.
     """
-    return importlib.import_module(f"{__name__}.{weights_of(word).backend}.{name}")
+    backend = weights_of(word).backend
+    if name != "bytes":
+        check_installed((word,))
+    return _room(backend, name)
+
+
+def _room(backend: str, name: str) -> Any:
+    with quiet_imports():
+        return importlib.import_module(f"{__name__}.{backend}.{name}")
+
+
+def _about(backend: str) -> Any:
+    return importlib.import_module(f"{__name__}.{backend}")
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether a backend's library is there, without importing it."""
+    return backend == HOME or importlib.util.find_spec(_about(backend).LIBRARY) is not None
+
+
+def check_installed(words: Iterable[str]) -> None:
+    """Make sure that the libraries are there which some weights words need. Never imports torch.
+
+    Raises
+    ------
+    UnsupportedError
+        With what to install.
+    """
+    for word in words:
+        backend = weights_of(word).backend
+        if backend and not is_installed(backend):
+            raise UnsupportedError(
+                f"the weights word {word!r} needs {_about(backend).TITLE}, which isn't installed: "
+                f"pip install 'quantolab[{backend}]'"
+            )
+
+
+def import_layers(words: Iterable[str]) -> None:
+    """Import what quantizes to some weights words, which takes seconds."""
+    for word in words:
+        door(word, "layers")
+
+
+def package_versions(words: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of the backends of some words, by their packages."""
+    names = [_about(backend).PACKAGE for backend in backends_of(words)]
+    return {name: metadata.version(name) for name in names}
+
+
+def kernels(module: torch.nn.Module) -> str | None:
+    """Return what multiplies by the weights of a module's quantized layers; None without any."""
+    found: dict[str, None] = {}
+    for path, word in quantized_layers(module).items():
+        found[door(word, "layers").kernel_of(module.get_submodule(path))] = None
+    return ", ".join(sorted(found)) or None
 
 
 def layer_bytes(layer: Layer, word: str, dtype: str) -> int:
@@ -50,6 +114,35 @@ def layer_bytes(layer: Layer, word: str, dtype: str) -> int:
     return door(word, "bytes").layer_bytes(layer, word, dtype)
 
 
+def unsupported(layer: Layer, word: str, dtype: str, device: str = "") -> str:
+    """Return why a layer can't have a word, with what it is asked for; empty if it can.
+
+    Parameters
+    ----------
+    layer, word, dtype
+        As for `layer_bytes`.
+    device : str
+        Where it will run; empty where that isn't known yet.
+    """
+    reason = (
+        "" if word == REFERENCE else door(word, "bytes").unsupported(layer, word, dtype, device)
+    )
+    return f"layer {layer.path!r} can't be {word}: {reason}" if reason else ""
+
+
+def check_supported(words: Iterable[tuple[Layer, str]], dtype: str, device: str = "") -> None:
+    """Make sure that layers can have their words, before any weight is read.
+
+    Raises
+    ------
+    UnsupportedError
+        For the first that can't, with the reason.
+    """
+    for layer, word in words:
+        if reason := unsupported(layer, word, dtype, device):
+            raise UnsupportedError(reason)
+
+
 def quantizing_bytes(layer: Layer, word: str, dtype: str) -> int:
     """Return the most that quantizing one layer takes on a CPU, its result included."""
     return door(word, "bytes").quantizing_bytes(layer, word, dtype)
@@ -57,18 +150,34 @@ def quantizing_bytes(layer: Layer, word: str, dtype: str) -> int:
 
 def stored_form(backend: str) -> Any:
     """Return the ``stored_form`` of a backend by its name."""
-    return importlib.import_module(f"{__name__}.{backend}.stored_form")
+    return _room(backend, "stored_form")
 
 
 def stored_form_of(part: torch.nn.Module) -> Any:
     """Return the ``stored_form`` of the backend that made a layer; None for ordinary modules."""
     for backend in BACKENDS:
         # Where its library wasn't imported, no layer can be its.
-        if importlib.import_module(f"{__name__}.{backend}").LIBRARY in sys.modules:
+        about = _about(backend)
+        if getattr(about, "SIGN", about.LIBRARY) in sys.modules:
             form = stored_form(backend)
             if form.owns(part):
                 return form
     return None
+
+
+def computes_in(part: torch.nn.Module) -> torch.dtype | None:
+    """Return what a layer computes in, if it is quantized so that its tensors don't tell."""
+    form = stored_form_of(part)
+    return form.computes_in(part) if hasattr(form, "computes_in") else None
+
+
+def header_notes(module: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return what the headers of a module's files say beside its tensors, whose names are given."""
+    for part in module.modules():
+        form = stored_form_of(part)
+        if form is not None:
+            return form.header_notes(module, names) if hasattr(form, "header_notes") else {}
+    return {}
 
 
 def quantized_layers(module: torch.nn.Module) -> dict[str, str]:

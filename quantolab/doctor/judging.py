@@ -10,7 +10,7 @@ import torch
 
 from ..backends import quantized_layers
 from ..units import format_percent, format_places
-from ..weights import WORDS, weights_of
+from ..weights import place_of, weights_of
 
 WORKS, FAILS, MISLEADS, UNSUPPORTED = "works", "fails", "misleads", "unsupported"
 OUTCOMES = (WORKS, FAILS, MISLEADS, UNSUPPORTED)
@@ -76,7 +76,7 @@ def judge_quantized(
         )
     if found != wanted:
         return Finding(MISLEADS, f"other layers than asked for are quantized: {sorted(found)}")
-    coarsest = max(set(wanted.values()), key=WORDS.index)
+    coarsest = max(set(wanted.values()), key=place_of)
     return _judge_near(coarsest, output, reference, f"{len(found)} layers quantized")
 
 

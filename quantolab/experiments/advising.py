@@ -27,7 +27,7 @@ from ..run.session import Watch
 from ..shapes import Layer
 from ..telling import say_line
 from ..units import format_bytes, format_count, format_list, parse_bytes
-from ..weights import QUANTIZED, REFERENCE, WORDS
+from ..weights import QUANTIZED, REFERENCE, in_order
 from .choosing_words import (
     Group,
     Option,
@@ -431,7 +431,7 @@ class _Choice:
 
     def candidates(self) -> list[Words]:
         """Return the words to try, all of which fit."""
-        words = sorted({o.word for g in self.groups for o in g.options}, key=WORDS.index)
+        words = in_order(o.word for g in self.groups for o in g.options)
         quantized = [word for word in words if word != REFERENCE]
         least = sum(min(option.bytes for option in group.options) for group in self.groups)
         most = sum(group.option(REFERENCE).bytes for group in self.groups)

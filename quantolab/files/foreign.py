@@ -61,6 +61,8 @@ KINDS = (
     Kind("compressed-tensors", ("compressed-tensors",), (".weight_packed",)),
 )
 
+_READ = ("SDNQ", "torchao")
+
 _SMALL = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -186,7 +188,11 @@ def foreign(where: Path | str, kind: str, sign: str) -> ForeignModelError:
     sign : str
         What tells so.
     """
+    if kind in _READ:
+        unread = "in a form that load_saved alone reads, where weights words describe it"
+    else:
+        unread = "with scales that quantolab doesn't read"
     return ForeignModelError(
-        f"{where} is quantized already, by {kind} ({sign}), with scales that quantolab doesn't "
-        "read: the unquantized model that it was made from is needed"
+        f"{where} is quantized already, by {kind} ({sign}), {unread}: the unquantized model that "
+        "it was made from is needed"
     )

@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,8 @@ class FileLayout:
     """In the order of their bytes, fillers among them."""
     header_bytes: int
     """From the file's start to the payload's."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """What the header says beside the tensors, by name."""
 
     @property
     def nbytes(self) -> int:
@@ -129,7 +131,10 @@ def specs_of(parts: Iterable[Piece]) -> list[Spec]:
 
 
 def plan_files(
-    specs: Iterable[Spec], stem: str, max_shard_size: int | str | None = None
+    specs: Iterable[Spec],
+    stem: str,
+    max_shard_size: int | str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[FileLayout]:
     """Return where each tensor will lie: one file, or shards with Diffusers' names.
 
@@ -142,6 +147,8 @@ def plan_files(
     max_shard_size : int or str, optional
         Bytes of payload that a shard may have, ``"5GB"`` for example; one tensor that is
         larger gets a shard of its own. None writes one file.
+    notes : mapping of str to str, optional
+        What each file's header says beside its tensors.
 
     Raises
     ------
@@ -165,7 +172,8 @@ def plan_files(
     else:
         count = len(shards)
         names = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    return [_layout(name, shard) for name, shard in zip(names, shards, strict=True)]
+    said = tuple((notes or {}).items())
+    return [_layout(name, shard, said) for name, shard in zip(names, shards, strict=True)]
 
 
 def index_text(layouts: list[FileLayout]) -> str | None:
@@ -212,9 +220,9 @@ def read_layout(path: Path) -> FileLayout:
     return FileLayout(path.name, tuple(entries), header_bytes)
 
 
-def _layout(name: str, specs: list[Spec]) -> FileLayout:
-    layout = FileLayout(name, tuple(_placed(specs)), 0)
-    return FileLayout(name, layout.entries, len(header_bytes_of(layout)))
+def _layout(name: str, specs: list[Spec], notes: tuple[tuple[str, str], ...]) -> FileLayout:
+    layout = FileLayout(name, tuple(_placed(specs)), 0, notes)
+    return FileLayout(name, layout.entries, len(header_bytes_of(layout)), notes)
 
 
 def _placed(specs: list[Spec]) -> list[Entry]:
@@ -263,7 +271,7 @@ def _step(spec: Spec) -> int:
 
 def header_bytes_of(layout: FileLayout) -> bytes:
     """Return length and header, padded so that the payload starts on a boundary."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **dict(layout.notes)}}
     for entry in layout.entries:
         header[entry.spec.name] = {
             "dtype": _DTYPE_NAMES[entry.spec.dtype],

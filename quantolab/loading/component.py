@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..arguments import public
+from ..backends import check_installed, check_supported
 from ..devices import resolve_device
 from ..errors import BrokenModelError, first_line, is_out_of_memory, one_of
 from ..files.choosing import weight_files
@@ -85,6 +86,7 @@ def load(
     ...                                     dtype=torch.bfloat16)
     """
     recipe = as_recipe(recipe)
+    check_installed(recipe.words)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     source = find_model(model, weights=(component,), variant=variant, revision=revision)
@@ -128,6 +130,7 @@ def load_component(
     """
     check_configured(part)
     share = as_share(recipe, part.name)
+    check_installed(share.recipe.words)
     files = weight_files(part.folder, part.library, variant=part.variant)
     tensors = MappedWeights(files.paths)
     check_plain(part.folder, {name: tensors.spec(name).dtype for name in tensors})
@@ -139,6 +142,7 @@ def load_component(
     del tensors  # its own library reads them anew
     module = _read_whole(part, dtype).to(device)
     resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
+    check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
     if share.is_reference:
         report = finish(module, share.recipe, resolved, ())
     else:

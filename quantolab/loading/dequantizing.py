@@ -84,7 +84,8 @@ def _plain(layer: torch.nn.Linear) -> torch.nn.Linear:
 
 def _forget(module: torch.nn.Module) -> None:
     """Take the word about quantization out of a model's configuration and attributes."""
-    module.__dict__.pop("quantize_report", None)
+    for name in ("quantize_report", "quantolab_dtype"):
+        module.__dict__.pop(name, None)
     config = getattr(module, "config", None)
     if hasattr(module, "_internal_dict"):
         kept = {k: v for k, v in module._internal_dict.items() if k != "quantization_config"}

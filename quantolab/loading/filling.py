@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..backends import door
+from ..backends import check_supported, door
 from ..errors import BrokenModelError
 from ..models.layers import kept_in_float32
 from ..models.resolving import Resolved, Share, as_share, resolve
@@ -45,9 +45,12 @@ def fill_skeleton(
         If a skip pattern matches no layer.
     BrokenModelError
         If a weight holds NaN or infinity.
+    UnsupportedError
+        If a layer can't have its word, before any weight is read.
     """
     share = as_share(recipe, component)
     resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
+    check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
     applied = _fill(module, tensors, resolved, dtype, device, release)
     place_buffers(module, device)  # those that no file holds
     release_memory()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..arguments import public
-from ..backends import door, is_quantized
+from ..backends import check_installed, check_supported, door, is_quantized
 from ..errors import ArgumentError, BrokenModelError, one_of
 from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
@@ -76,6 +76,7 @@ def quantize(
     ('0',)
     """
     recipe = as_recipe(recipe)
+    check_installed(recipe.words)
     if not isinstance(module, torch.nn.Module):
         return module, _quantize_parts(module, recipe)
     return _quantize_module(module, share_of_module(recipe, component))
@@ -144,6 +145,8 @@ def quantize_resolved(
             f"{type(module).__name__} has {len(resolved.layers)} Linear layers and the recipe "
             f"'{recipe}' keeps all of them: nothing to quantize"
         )
+    dtype, device = _compute_dtype(module), _device(module)
+    check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
     for choice in resolved.quantized:  # before anything changes
         _check_finite(module.get_submodule(choice.layer.path).weight, choice.layer.path)
     applied = []
@@ -157,6 +160,10 @@ def quantize_resolved(
         applied += [(path, cure) for cure in cures]
         module = put_module(module, path, quantized)
     return module, finish(module, recipe, resolved, applied)
+
+
+def _device(module: torch.nn.Module) -> str:
+    return next((p.device.type for p in module.parameters()), "cpu")
 
 
 def _compute_dtype(module: torch.nn.Module) -> str:

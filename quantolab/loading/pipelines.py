@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..arguments import public
+from ..backends import check_installed
 from ..devices import resolve_device
 from ..errors import BrokenModelError, UnsupportedError, first_line, is_out_of_memory, one_of
 from ..models.resolving import reference_share
@@ -65,6 +66,7 @@ def load_pipeline(
     >>> pipe = load_pipeline("demo", "transformer=int8 text_encoder_2=int4")
     """
     recipe = as_recipe(recipe)
+    check_installed(recipe.words)
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     device = resolve_device(device)
     source = find_model(model, variant=variant, revision=revision)

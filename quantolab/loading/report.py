@@ -12,6 +12,7 @@ from ..measure.held_bytes import weight_bytes
 from ..models.resolving import Resolved
 from ..recipes import Recipe
 from .dequantizing import let_libraries_dequantize
+from .telling_dtype import let_libraries_tell_dtype
 
 
 @dataclass(frozen=True)
@@ -88,4 +89,5 @@ def note_config(module: torch.nn.Module, words: dict[str, str], kept: Iterable[s
     """
     if words:
         let_libraries_dequantize(module)
+        let_libraries_tell_dtype(module)
         door(next(iter(words.values())), "config_note").declare(module, words, kept)

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipes import Recipe, Term
 from ..shapes import Layer
 from ..units import format_list
-from ..weights import REFERENCE
+from ..weights import REFERENCE, backends_of
 from .layers import (
     KEEP_ADAPTER,
     KEEP_FP32,
@@ -267,7 +267,7 @@ def resolve(
     ArgumentError
         If `strict` and a pattern hits nothing, or no layer is left to quantize.
     UnsupportedError
-        If the recipe quantizes activations.
+        If the recipe quantizes activations, or the component with several backends.
     """
     share = as_share(recipe, component)
     if share.recipe.activations is not None:
@@ -277,10 +277,20 @@ def resolve(
     layers = linear_layers(module)
     hits = _hits(share, layers)
     found = Resolved(tuple(_choice(module, share, layer, hits, dtype) for layer in layers))
+    _check_one_backend(share, found, module)
     if strict and not share.is_reference:
         name = share.component or type(module).__name__
         check_recipe(share.recipe, {name: (share, found)})
     return found
+
+
+def _check_one_backend(share: Share, found: Resolved, module: torch.nn.Module) -> None:
+    used = backends_of(found.words.values())
+    if len(used) > 1:
+        raise UnsupportedError(
+            f"the recipe '{share.recipe}' quantizes {share.component or type(module).__name__} "
+            f"with {format_list(list(used))}: a component is quantized by one backend"
+        )
 
 
 def check_recipe(recipe: Recipe, found: Mapping[str, tuple[Share, Resolved]]) -> None:

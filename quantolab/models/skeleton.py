@@ -12,6 +12,7 @@ import torch
 
 from ..errors import BrokenModelError, QuantolabError, UnsupportedError, first_line
 from ..files.json_objects import read_object
+from ..quietly import quiet_imports
 from ..units import format_bytes
 from .source import LIBRARIES, Component
 
@@ -40,8 +41,9 @@ def component_class(component: Component) -> type:
             f"{component.folder} asks for a class of {component.library!r}; only those of "
             f"{' and '.join(LIBRARIES)} are ever imported"
         )
-    library = importlib.import_module(component.library)
-    cls = getattr(library, component.cls, None)
+    with quiet_imports():  # both import what is installed for quantizing, which has things to say
+        library = importlib.import_module(component.library)
+        cls = getattr(library, component.cls, None)
     if not isinstance(cls, type):
         raise UnsupportedError(
             f"{component.library} {library.__version__} has no class {component.cls!r}, which "

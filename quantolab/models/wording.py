@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from ..recipes import Recipe
 from ..shapes import Layer
-from ..weights import REFERENCE, WORDS
+from ..weights import REFERENCE, in_order
 from .layers import match_layers
 
 
@@ -137,7 +137,7 @@ def _kind(path: str) -> str:
 
 
 def _most(count: Counter[str]) -> str:
-    return max(count, key=lambda word: (count[word], -WORDS.index(word)))
+    return max(in_order(count), key=lambda word: count[word])  # of equals the most precise
 
 
 @dataclass
@@ -166,7 +166,7 @@ class _Node:
 
     def labelled(self) -> tuple[str, list[tuple[str, str]]]:
         """Return the word for all, and terms for containers and layers, outer ones first."""
-        options = sorted({word for word in self._words()}, key=WORDS.index)
+        options = in_order(self._words())
         costs = self.costs(options)
         base = min(options, key=lambda word: (costs[word], word == REFERENCE))
         terms: list[tuple[str, str]] = []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..arguments import public
-from ..backends import layer_bytes, quantizing_bytes
+from ..backends import check_supported, layer_bytes, quantizing_bytes
 from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
 from ..files.json_objects import read_object
 from ..models.layers import linear_layers
@@ -139,7 +139,8 @@ def plan(
     for part in parts:
         for entry in asked:
             if entry.recipe.is_reference or (part.quantizable and part.name in entry.shown):
-                rows.append(_row(source, part, entry, dtype))
+                row = _row(source, part, entry, dtype)
+                rows += [] if row is None else [row]
     for entry in asked:
         _check(entry, parts, dtype)
     if source.pipeline is not None:
@@ -257,9 +258,16 @@ def _check(asked: _Asked, parts: list[_Part], dtype: str) -> None:
         return
 
 
-def _row(source: Source, part: _Part, asked: _Asked, dtype: str) -> dict:
+def _row(source: Source, part: _Part, asked: _Asked, dtype: str) -> dict | None:
+    """Return the row of a part under a recipe; None if it isn't asked for, and can't be."""
     share = asked.shown.get(part.name, reference_share(part.name))
-    resolved = resolve(part.module, share, dtype=dtype, strict=False)
+    try:
+        resolved = resolve(part.module, share, dtype=dtype, strict=False)
+        check_supported(((c.layer, c.word) for c in resolved.quantized), dtype)
+    except UnsupportedError:
+        if part.name in asked.quantized:
+            raise
+        return None
     held = predict_weight_bytes(part.module, resolved.words, dtype)
     return {
         "model": source.model,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..arguments import public
-from ..backends import layer_bytes
+from ..backends import check_supported, layer_bytes
 from ..errors import ArgumentError, one_of
 from ..models.layers import KEEP_FP32, check_patterns, kept_in_float32, linear_layers, match_layers
 from ..models.resolving import check_recipe, reference_share, resolve, share_of, shares_in
@@ -120,10 +120,11 @@ def _with_words(
         for name, share in shares.items()
     }
     check_recipe(recipe, found)
-    rows = []
+    rows, others = [], [word for word in recipe.words if word not in WORDS]
     for name, (_, resolved) in found.items():
+        check_supported(((c.layer, c.word) for c in resolved.quantized), dtype)
         for choice in resolved:
-            row = _row(name, modules[name], choice.layer, dtype)
+            row = _row(name, modules[name], choice.layer, dtype, others)
             row["skipped"] = choice.word == REFERENCE
             row["pattern"] = (choice.term or choice.why or None) if row["skipped"] else None
             said = {"word": choice.word, "term": choice.term or choice.why}
@@ -175,7 +176,7 @@ def layers_of(report: pandas.DataFrame) -> dict[str, tuple[Layer, ...]]:
     return {name: tuple(layers) for name, layers in found.items()}
 
 
-def _row(name: str, module, layer: Layer, dtype: str) -> dict:
+def _row(name: str, module, layer: Layer, dtype: str, others: Iterable[str] = ()) -> dict:
     in_float32 = kept_in_float32(module, layer.path, dtype)
     # What Diffusers compares: the leaf name with the list, and with the model's own names.
     own = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
@@ -188,8 +189,8 @@ def _row(name: str, module, layer: Layer, dtype: str) -> dict:
         "pattern": KEEP_FP32 if in_float32 else None,
         "diffusers_skips": layer.leaf in own,
     }
-    for weights in WORDS:
-        kept_dtype = "float32" if in_float32 else dtype
+    kept_dtype = "float32" if in_float32 else dtype
+    for weights in (*WORDS, *others):
         row[f"bytes_{weights}"] = layer_bytes(layer, weights, kept_dtype)
     return row
 

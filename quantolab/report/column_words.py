@@ -69,5 +69,8 @@ COLUMN_WORDS = {
     "free_before_bytes": "What was free on the accelerator before loading.",
     "encoded": "`ahead`: prompts were encoded once for all recipes; `trial`: within each.",
     "other_bytes": "What other programs held of the accelerator's memory.",
+    "backend": "Whose code quantizes: `quanto`, `sdnq`, `torchao` or `bitsandbytes`.",
+    "backend_version": "Its version, where it was kept.",
+    "kernel": "What multiplies by the quantized weights, in words, where it was kept.",
 }
 """Column to sentence, for documentation and tooltips. Absent values are empty, never 0."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ from .. import units
 from ..arguments import public
 from ..errors import ArgumentError, one_of
 from ..records import Comparison, Trial
-from ..weights import WORDS
+from ..weights import place_of
 from .error_maps import error_maps
 from .lettering import POINTS, ShownFigure, lettering, wrapped
 from .tables import (
@@ -123,8 +124,8 @@ def in_grid_order(trials: Iterable[Trial]) -> tuple[Trial, ...]:
     trials = tuple(trials)
     first = {trial.recipe: place for place, trial in reversed(list(enumerate(trials)))}
 
-    def place(trial: Trial) -> tuple[list[int], int, bool]:
-        words = [WORDS.index(word) for word in trial.recipe.words]
+    def place(trial: Trial) -> tuple[list[Any], int, bool]:
+        words = [place_of(word) for word in trial.recipe.words]
         return words, first[trial.recipe], trial.compiled
 
     return tuple(sorted(trials, key=place))

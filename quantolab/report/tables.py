@@ -34,7 +34,7 @@ from ..measure.ratios import (
 from ..measure.statistics import LEAST_SAMPLES, median_interval
 from ..records import ALONE, OK, PAIRS, Comparison, PictureQuality, Trial, Workload
 from ..text_tables import GAP, column_widths, markdown_columns, table_width, text_line
-from ..weights import REFERENCE, WORDS
+from ..weights import HOME, REFERENCE, backends_of, in_order, is_word
 
 COLUMNS = (
     "recipe", "weights", "skip", "components", "status", "reason",
@@ -54,7 +54,7 @@ EXTRA_COLUMNS = (
     "psnr_low_db", "psnr_high_db", "identical_pictures", "pictures", "flip", "floor_multiple",
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
-    "other_bytes",
+    "other_bytes", "backend", "backend_version", "kernel",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -170,6 +170,9 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         "weights": trial.recipe.weights_label,
         "skip": ", ".join(trial.recipe.kept),
         "components": ", ".join(trial.components or trial.recipe.named_components),
+        "backend": ", ".join(backends_of(trial.recipe.words)) or None,
+        "backend_version": _backend_version(trial),
+        "kernel": trial.kernel,
         "status": trial.status,
         "reason": trial.reason,
         "weight_bytes": trial.weight_bytes,
@@ -191,6 +194,13 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         **_workload_cells(comparison.workload, trial),
         **_condition_cells(trial),
     }
+
+
+def _backend_version(trial: Trial) -> str | None:
+    """Return the version of what quantized; earlier runs kept only Quanto's, for all trials."""
+    if trial.backend_version or backends_of(trial.recipe.words) != (HOME,):
+        return trial.backend_version
+    return trial.conditions.quanto if trial.conditions is not None else None
 
 
 def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
@@ -547,7 +557,7 @@ def split_label(label: str, name: str | None = None) -> tuple[str, str]:
     word, _, rest = core.partition(" ")
     if "=" in word:
         words = {term.rpartition("=")[2] for term in core.split()} - {REFERENCE}
-        word, rest = "+".join(w for w in WORDS if w in words), core
+        word, rest = "+".join(in_order(filter(is_word, words))), core
     return word + label[len(core) :], rest
 
 

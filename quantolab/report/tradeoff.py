@@ -17,7 +17,7 @@ from .. import units
 from ..arguments import public
 from ..errors import one_of
 from ..records import OK, Comparison
-from ..weights import MIXED_COLOUR, QUANTIZED, REFERENCE, WORDS, weights_of
+from ..weights import MIXED_COLOUR, QUANTIZED, REFERENCE, is_word, weights_of
 from .labels import Box, Spot, place_labels
 from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
 from .tables import (
@@ -315,7 +315,7 @@ def _colour(ax: Axes, weights: str) -> Any:
         return ax.xaxis.label.get_color()
     if "+" in weights:
         return MIXED_COLOUR
-    row = weights_of(weights) if weights in WORDS else _NEUTRAL
+    row = weights_of(weights) if is_word(weights) else _NEUTRAL
     return row.colour_on_dark if _is_dark(ax) else row.colour
 
 

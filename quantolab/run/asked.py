@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..backends import check_installed
 from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..models.resolving import components_of
@@ -104,6 +105,7 @@ def check_request(
         raise ArgumentError(f"the recipe '{twice[0]}' is asked for more than once")
     for recipe in chosen:
         components_of(recipe, source)  # refuses names that the model hasn't
+        check_installed(recipe.words)
     is_demo = source.model == "demo"
     workload = Workload(
         model=source.model,

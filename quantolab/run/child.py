@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..backends import check_supported, import_layers, package_versions
 from ..devices import free_bytes, held_bytes, resolve_device
+from ..errors import UnsupportedError
 from ..measure.conditions import describe_conditions
 from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
@@ -54,15 +56,24 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
             name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
             for name in asked.components
         }
-        return Planned(device, tuple(_plan(asked, recipe, parts) for recipe in asked.recipes))
+        return Planned(
+            device, tuple(_plan(asked, device, recipe, parts) for recipe in asked.recipes)
+        )
 
 
-def _plan(asked: PlanJob, recipe: Recipe, skeletons: dict[str, torch.nn.Module]) -> RecipePlan:
+def _plan(
+    asked: PlanJob, device: str, recipe: Recipe, skeletons: dict[str, torch.nn.Module]
+) -> RecipePlan:
     shares = shares_in(recipe, asked.source)
     total, kept, found = 0, [], {}
     for name, module in skeletons.items():
         share = shares.get(name, reference_share(name))
-        resolved = resolve(module, share, dtype=asked.dtype, strict=False)
+        try:
+            resolved = resolve(module, share, dtype=asked.dtype, strict=False)
+            layers = ((choice.layer, choice.word) for choice in resolved.quantized)
+            check_supported(layers, asked.dtype, device)
+        except UnsupportedError as error:
+            return RecipePlan(None, (), tuple(shares), str(error))
         total += predict_weight_bytes(module, resolved.words, asked.dtype)
         if name in shares:
             found[name] = (share, resolved)
@@ -90,9 +101,11 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     """
     if asked.compiled:
         use_own_cache(desk.folder)
+    desk.stage("loading")
+    with desk.signs_of_life():
+        import_layers(asked.recipe.words)  # of other backends: neither timed nor counted
     before, device = private_bytes(), asked.workload.device
     free_before = None if device == "cpu" else free_bytes(device)
-    desk.stage("loading")
     with desk.signs_of_life(), PeakMemory(device) as loading:
         prepared = studio.prepare(asked)
     maker = _Repeating(prepared, asked.workload, desk)
@@ -120,6 +133,8 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
         free_before,
         free_bytes(device),
         prepared.when_encoded,
+        ", ".join(package_versions(asked.recipe.words).values()) or None,
+        prepared.kernel,
     )
     if asked.held:
         desk.hold(found, maker.generate, Generation)

@@ -18,6 +18,7 @@ from ..errors import (
     Cancelled,
     JobFailed,
     QuantolabError,
+    UnsupportedError,
 )
 from ..files.whole import scratch_folder
 from ..measure.quality import picture_flip, picture_quality
@@ -188,7 +189,14 @@ def _run_trials(
     content: ContentWatch,
     most_rounds: int | None,
 ) -> None:
-    waiting = [_planned(trial, plans[trial.recipe.label]) for trial in _waiting(session, journal)]
+    waiting = []
+    for trial in _waiting(session, journal):
+        plan = plans[trial.recipe.label]
+        planned = _planned(trial, plan)
+        if plan.unsupported:  # known before anything is loaded
+            _give_up(session, journal, [planned], "", UnsupportedError(plan.unsupported))
+        else:
+            waiting.append(planned)
     again = _to_time_again(session, journal, waiting, most_rounds)
     _count(session, len(waiting), len(again))
     if not waiting and not again:

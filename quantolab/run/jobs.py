@@ -27,11 +27,14 @@ class PlanJob:
 class RecipePlan:
     """What a recipe will do."""
 
-    predicted_weight_bytes: int
+    predicted_weight_bytes: int | None
+    """None where the recipe can't be."""
     kept_layers: tuple[str, ...]
     """Full paths, component first."""
     components: tuple[str, ...]
     """Those that it quantizes."""
+    unsupported: str = ""
+    """Why it can't be run, known before anything is loaded; empty if it can."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class TrialFound:
     """What a trial found; its pictures lie in ``images`` in the job's folder."""
 
     weight_bytes: int
-    file_bytes: int
+    file_bytes: int | None
     peak_bytes: int | None
     load_seconds: float
     compile_seconds: float | None
@@ -102,6 +105,9 @@ class TrialFound:
     room_bytes: int | None = None
     """What is free where it runs, with all that it holds already taken."""
     encoded: WhenEncoded | None = None
+    backend_version: str | None = None
+    kernel: str | None = None
+    """What multiplies by the quantized weights, in words."""
 
 
 @dataclass(frozen=True)

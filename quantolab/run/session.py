@@ -17,7 +17,7 @@ from ..processes.children import Answer, Children, Held
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import Recipe
 from ..records import Trial
-from ..weights import BACKENDS
+from ..weights import HOME
 from .asked import Request
 from .jobs import EncodeJob, PlanJob, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
@@ -72,7 +72,8 @@ def preload_of(source: Source) -> Preload:
     classes = tuple((part.library, part.cls) for part in source.components)
     if source.pipeline:
         classes = (("diffusers", source.pipeline), *classes)
-    backends = tuple(f"quantolab.backends.{backend}.layers" for backend in BACKENDS)
+    # What another backend's words need is imported in the children that use them, by themselves.
+    backends = (f"quantolab.backends.{HOME}.layers",)
     return Preload(classes, ("quantolab.run.child",), backends)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..backends import kernels
 from ..devices import synchronize
 from ..errors import UnsupportedError
 from ..loading.component import load_component
@@ -64,10 +65,13 @@ class Prepared:
     encoded: dict[str, dict[str, torch.Tensor]] | None
     """By prompt, keyword arguments for the pipeline; None if it takes the text itself."""
     weight_bytes: int
-    file_bytes: int
+    file_bytes: int | None
+    """None where what is held can't be saved."""
     load_seconds: float
     notes: tuple[str, ...]
     when_encoded: WhenEncoded
+    kernel: str | None = None
+    """What multiplies by the quantized weights, in words."""
 
 
 def prepare(asked: TrialJob) -> Prepared:
@@ -100,11 +104,19 @@ def prepare(asked: TrialJob) -> Prepared:
         getattr(pipe, source.denoiser),
         encoded,
         sum(weight_bytes(module) for module in parts.values()),
-        sum(file_bytes(module) for module in parts.values()),
+        _file_bytes(parts.values()),
         load_seconds,
         tuple(notes),
         IN_TRIAL if file is None else AHEAD,
+        ", ".join(sorted({k for module in parts.values() if (k := kernels(module))})) or None,
     )
+
+
+def _file_bytes(parts: Iterable[torch.nn.Module]) -> int | None:
+    try:
+        return sum(file_bytes(module) for module in parts)
+    except UnsupportedError:
+        return None
 
 
 _OTHER_INPUTS = {"image", "images", "video", "control_image", "mask_image", "audio"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..backends import stored_form
+from ..backends import check_installed, stored_form
 from ..backends.forms import MARK
 from ..errors import (
     BrokenModelError,
@@ -20,11 +20,11 @@ from ..errors import (
 from ..files.choosing import WeightFiles, weight_files, weight_map
 from ..files.foreign import check_foreign, foreign_method, method_in
 from ..files.json_objects import check_inside, read_object
-from ..files.layout import FILLER, Entry, FileLayout, read_layout
+from ..files.layout import FILLER, Entry, FileLayout, Spec, read_layout
 from ..files.writing import DIGEST, digest_of
 from ..models.skeleton import build_skeleton, check_counts
 from ..models.source import Component, find_model
-from ..weights import BACKENDS, QUANTIZED, words_of
+from ..weights import FAMILIES, HOME, QUANTIZED, backends_of, words_of
 from .record import RECORD, Record, read_record
 
 QMAP = "quanto_qmap.json"
@@ -108,19 +108,49 @@ def layer_words(saved: SavedFolder) -> dict[str, str]:
     The files decide which layers those are; what kind they are follows from the types of their
     tensors, and for int4 and int2, which look alike, from what the folder declares.
     """
-    declared = _declared_word(saved.folder, saved.config)
     specs = {name: entry.spec for name, entry in saved.entries.items()}
-    words: dict[str, str] = {}
-    for backend in BACKENDS:
-        form = stored_form(backend)
+    other = _other_backend(saved)
+    declared = None if other else _declared_word(saved.folder, saved.config)
+    if other:
+        words = _words_of_other(saved, other, specs)
+    else:
         try:
-            found = form.words_in(specs)
+            found = stored_form(HOME).words_in(specs)
         except BrokenModelError as error:
             raise BrokenModelError(f"{saved.folder}: {error}") from None
-        words |= {path: _one_word(saved, path, known, declared) for path, known in found.items()}
+        words = {path: _one_word(saved, path, known, declared) for path, known in found.items()}
     specs = {name: spec for name, spec in specs.items() if not _is_inside(name, words)}
     check_foreign(saved.folder, {name: spec.dtype for name, spec in specs.items()})
     _check_declared(saved, words, declared)
+    return words
+
+
+def _other_backend(saved: SavedFolder) -> str | None:
+    """Return the backend beside Quanto whose layers a folder says that it holds, if it does."""
+    if saved.record is not None:
+        used = backends_of(saved.record.quantized_layers.values())
+        if len(used) > 1:
+            raise BrokenModelError(
+                f"{saved.folder / RECORD} names layers of {' and '.join(used)}, and a component "
+                "is quantized by one backend"
+            )
+        return used[0] if used and used[0] != HOME else None
+    method = method_in(saved.folder, saved.config)
+    return method if method in [family.backend for family in FAMILIES] else None
+
+
+def _words_of_other(saved: SavedFolder, backend: str, specs: dict[str, Spec]) -> dict[str, str]:
+    """Return the words of a folder's layers that a backend beside Quanto quantized."""
+    family = next(family for family in FAMILIES if family.backend == backend)
+    check_installed(family.examples[:1])
+    form = stored_form(backend)
+    paths = form.layers_in(specs)
+    if saved.record is not None:
+        listed = saved.record.quantized_layers
+        return {path: listed.get(path, listed[next(iter(listed))]) for path in paths}
+    if not paths:
+        raise foreign_method(saved.folder, backend)
+    words: dict[str, str] = form.declared(saved.config["quantization_config"], paths)
     return words
 
 
@@ -209,7 +239,7 @@ def _declared_word(folder: Path, config: dict[str, Any]) -> str | None:
     if not isinstance(said, dict):
         raise BrokenModelError("config.json has a 'quantization_config' that is no object")
     method = method_in(folder, config)
-    if method is not None and method not in (*BACKENDS, MARK):
+    if method is not None and method not in (HOME, MARK):
         raise foreign_method(folder, method)
     # transformers calls it `weights`.
     word = said.get("weights_dtype", said.get("weights"))

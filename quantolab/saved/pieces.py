@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backends import stored_form_of
+from ..backends import header_notes, stored_form_of
 from ..errors import ArgumentError
 from ..files.layout import Piece, Spec, plan_files, specs_of
 
@@ -73,4 +73,6 @@ def file_bytes(module: torch.nn.Module) -> int:
 
     Counted from shapes alone: nothing is converted or written.
     """
-    return sum(layout.nbytes for layout in plan_files(specs_of(pieces(module)), "model"))
+    specs = specs_of(pieces(module))
+    notes = header_notes(module, [spec.name for spec in specs])
+    return sum(layout.nbytes for layout in plan_files(specs, "model", notes=notes))

@@ -11,7 +11,7 @@ from ..files.json_objects import read_object
 from ..files.writing import DIGEST
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe
-from ..weights import QUANTIZED
+from ..weights import REFERENCE, is_word
 
 RECORD = "quantolab.json"
 FORMAT = 1
@@ -87,8 +87,9 @@ def read_record(folder: Path) -> Record | None:
         )
     try:
         record = from_dict(Record, {**values, "cls": values.get("class")})
-        if bad := set(record.quantized_layers.values()) - set(QUANTIZED):
-            raise ValueError(f"weights dtype {sorted(bad)[0]!r} is not known")
+        words = set(record.quantized_layers.values())
+        if bad := [word for word in sorted(words) if not is_word(word) or word == REFERENCE]:
+            raise ValueError(f"weights dtype {bad[0]!r} is not known")
         if record.digest.algorithm != DIGEST:
             raise ValueError(f"digest algorithm {record.digest.algorithm!r}; known: {DIGEST}")
     except ValueError as error:

@@ -31,7 +31,7 @@ def load_saved_component(
     target = None if dtype is None else getattr(torch, dtype)
     try:
         with _reading(saved, words, device, target, check) as reading:
-            module, layers, kept = waiting_module(saved, words)
+            module, layers, kept = waiting_module(saved, words, target)
             ties = ties_of(module, saved)
             found = _fill(module, saved, layers, reading, device, target)
     except RuntimeError as error:
@@ -61,9 +61,18 @@ def _reading(
 
 
 def waiting_module(
-    saved: SavedFolder, words: dict[str, str]
+    saved: SavedFolder, words: dict[str, str], target: torch.dtype | None = None
 ) -> tuple[torch.nn.Module, dict[str, Layer | None], list[str]]:
     """Return a folder's component, quantized layers in place and checked, without its tensors.
+
+    Parameters
+    ----------
+    saved : SavedFolder
+        From `open_saved`.
+    words : dict
+        From `layer_words`.
+    target : torch.dtype, optional
+        What it will compute in; by default what it was saved in.
 
     Returns
     -------
@@ -86,8 +95,11 @@ def waiting_module(
     entries = saved.entries
     for path, word in words.items():
         form = door(word, "stored_form")
-        scale = entries.get(_join(path, form.SCALE))
-        dtype = torch.float32 if scale is None else scale.spec.dtype
+        if form.SCALE is None:
+            dtype = target or _computed_in(saved)
+        else:
+            scale = entries.get(_join(path, form.SCALE))
+            dtype = torch.float32 if scale is None else scale.spec.dtype
         if not dtype.is_floating_point:
             raise BrokenModelError(f"{saved.folder}: the scale of layer {path!r} is {dtype}")
         old = modules.get(path)
@@ -104,6 +116,15 @@ def waiting_module(
         module = put_module(module, path, new.eval())
     _check_tensors(module, saved, words)
     return module, layers, [path for path in by_path if path not in words]
+
+
+def _computed_in(saved: SavedFolder) -> torch.dtype:
+    """Return what a folder's model computes in, where none of its layers' tensors tells."""
+    if saved.record is not None:
+        return getattr(torch, saved.record.dtype)
+    kinds = [e.spec.dtype for n, e in saved.entries.items() if n.endswith((".bias", ".weight"))]
+    kinds = [kind for kind in kinds if kind.is_floating_point and kind.itemsize > 1]
+    return max(set(kinds), key=kinds.count) if kinds else torch.bfloat16
 
 
 def _check_tensors(module: torch.nn.Module, saved: SavedFolder, words: dict[str, str]) -> None:
@@ -174,8 +195,11 @@ def _fill(
     found = {}
     for name, value in reading:
         in_float32 = dtype is not None and kept_in_float32(module, name)
-        placed = _placed(value, device, torch.float32 if in_float32 else dtype)
         owner = owners.get(name)
+        kind = torch.float32 if in_float32 else dtype
+        if owner is not None and _stays(modules[owner], name.removeprefix(_join(owner, ""))):
+            kind = None
+        placed = _placed(value, device, kind)
         if owner is None:
             own = placed is value and not reading.lasting
             put_tensor(modules, name, placed.clone() if own else placed)
@@ -191,6 +215,12 @@ def _fill(
                 own=not reading.lasting and device == "cpu",
             )
     return found
+
+
+def _stays(part: torch.nn.Module, name: str) -> bool:
+    """Return whether a tensor of a layer's weight keeps its dtype, whatever is computed in."""
+    stays = getattr(_form(part), "kept_dtype", None)
+    return stays is not None and bool(stays(name))
 
 
 def _form(part: torch.nn.Module) -> Any:

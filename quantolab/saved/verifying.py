@@ -19,7 +19,7 @@ from ..processes.children import Children
 from ..processes.jobs import Preload
 from ..text_tables import text_columns
 from ..units import format_bytes, format_digits, format_seconds
-from ..weights import BACKENDS
+from ..weights import HOME
 from . import verifying_child
 from .folder import SavedFolder, layer_words, open_saved
 from .verifying_child import LOAD, Anew, LoadFound, LoadJob, describe_loaded
@@ -180,7 +180,8 @@ class _Check:
 def _preload(saved: SavedFolder) -> Preload:
     """Return what is imported before anything is timed."""
     part = saved.component
-    backends = tuple(f"quantolab.backends.{backend}.layers" for backend in BACKENDS)
+    # What another backend's words need is imported in the children that use them, by themselves.
+    backends = (f"quantolab.backends.{HOME}.layers",)
     return Preload(((part.library, part.cls),), (verifying_child.__name__,), backends)
 
 
@@ -203,7 +204,8 @@ def _plain(saved: SavedFolder, check: _Check) -> tuple[LoadFound | None, str]:
         text = f"{error}, while it loaded and ran the model with plain Diffusers"
         return None, f"{text}{'; ' + reason if reason else ''}"
     if found.difference > 0:
-        return None, f"its weights differ by {format_digits(found.difference)}"
+        text = f"its weights differ by {format_digits(found.difference)}"
+        return None, f"{text}{'; ' + reason if reason else ''}"
     return found, reason
 
 

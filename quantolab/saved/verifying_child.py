@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..backends import import_layers
 from ..devices import resolve_device
 from ..files.writing import raw_bytes
 from ..loading.component import load_component
@@ -21,7 +22,7 @@ from ..models.skeleton import component_class, dtype_keyword, quiet_libraries
 from ..models.source import find_model
 from ..processes.jobs import Desk, JobKind
 from ..recipes import Recipe
-from .folder import SavedFolder, open_saved
+from .folder import SavedFolder, layer_words, open_saved
 from .pieces import pieces
 from .restoring import load_saved_component
 from .writing import dtype_name
@@ -111,6 +112,7 @@ def _load(asked: LoadJob, saved: SavedFolder) -> torch.nn.Module:
         return load_component(part, share, **options)[0]
     if asked.way == "quantolab":
         return load_saved_component(saved, device=device)
+    import_layers(set(layer_words(saved).values()))  # without what else importing them does
     cls = component_class(saved.component)
     name = dtype_keyword(saved.component.library)
     with quiet_libraries():

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from .. import __version__
-from ..backends import diffusers_form, quantized_layers
+from ..backends import computes_in, diffusers_form, header_notes, package_versions, quantized_layers
 from ..errors import ArgumentError, OutputError
 from ..files.choosing import INDEX, STEMS, SUFFIX
 from ..files.layout import FileLayout, Piece, index_text, plan_files, specs_of
@@ -60,10 +60,11 @@ def write_component(
         tied=tied_names(module),
         buffers=_loose_buffers(module),
         plain_diffusers=PlainDiffusers(form.loads, form.reason),
-        versions=versions(),
+        versions=versions(quantized.values()),
         digest=Digests(DIGEST, {}),
     )
-    write_folder(folder, parts, config, record, max_shard_size)
+    notes = header_notes(module, [spec.name for spec in specs_of(parts)])
+    write_folder(folder, parts, config, record, max_shard_size, notes)
     return record
 
 
@@ -93,7 +94,10 @@ def _check_rebuilt(
             "(unfuse_qkv_projections, unload_lora_weights)"
         )
     for path in quantized:
-        shapes[f"{path}.weight".removeprefix(".")] = module.get_submodule(path).weight.shape
+        part: Any = module.get_submodule(path)
+        is_linear = isinstance(part, torch.nn.Linear)  # whose weight may be packed
+        shape = (part.out_features, part.in_features) if is_linear else tuple(part.weight.shape)
+        shapes[f"{path}.weight".removeprefix(".")] = shape
     for name in sorted(asked & shapes.keys()):
         if tuple(shapes[name]) != tuple(skeleton[name].shape):
             raise ArgumentError(
@@ -105,10 +109,10 @@ def _check_rebuilt(
 
 def _owner(name: str, quantized: dict[str, str]) -> str | None:
     """Return the quantized layer of whose weight or scales a tensor is a part."""
-    for leaf in ("weight._data._data", "weight._data", "weight._scale", "weight._shift",
-                 "input_scale", "output_scale"):  # fmt: skip
-        path = name.removesuffix(leaf).removesuffix(".")
-        if name.endswith(leaf) and path in quantized:
+    parts = name.split(".")
+    for count in range(len(parts)):
+        path = ".".join(parts[:count])
+        if path in quantized and parts[count:] != ["bias"]:
             return path
     return None
 
@@ -123,6 +127,7 @@ def write_folder(
     config: dict[str, Any],
     record: Record,
     max_shard_size: int | str | None = None,
+    notes: dict[str, str] | None = None,
 ) -> list[FileLayout]:
     """Write weights, index, ``config.json`` and `quantolab.json` into an empty folder.
 
@@ -138,9 +143,11 @@ def write_folder(
         What goes into `quantolab.json`, digests apart, which are found while writing.
     max_shard_size : int or str, optional
         As for `save`.
+    notes : dict, optional
+        What the files' headers say beside their tensors.
     """
     stem = STEMS[record.library]
-    layouts = plan_files(specs_of(parts), stem, max_shard_size)
+    layouts = plan_files(specs_of(parts), stem, max_shard_size, notes)
     digests = write_files(parts, layouts, folder)
     if text := index_text(layouts):
         write_whole(folder / (stem + INDEX), text + "\n")
@@ -152,12 +159,18 @@ def write_folder(
     return layouts
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that decide what a saved model means, quantolab's own first."""
+def versions(words: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions that decide what a saved model means, quantolab's own first.
+
+    Parameters
+    ----------
+    words : iterable of str
+        Weights words of its layers.
+    """
     found = {"quantolab": __version__}
     for package in _PACKAGES:
         found[package] = metadata.version(package)
-    return found
+    return found | package_versions(words)
 
 
 def check_replaceable(folder: Path, overwrite: bool = True, mark: str = RECORD) -> None:
@@ -241,9 +254,12 @@ def component_config(module: torch.nn.Module, library: str) -> dict[str, Any]:
 def compute_dtype(module: torch.nn.Module) -> torch.dtype:
     """Return the dtype that most of a module's floating-point parameters compute in."""
     counts: dict[torch.dtype, int] = {}
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    for part in module.modules():
+        own = computes_in(part)  # of layers whose tensors don't tell
+        for parameter in part.parameters(recurse=False):
+            if parameter.is_floating_point() or own is not None:
+                dtype = own or parameter.dtype
+                counts[dtype] = counts.get(dtype, 0) + parameter.numel()
     return max(counts, key=lambda kind: counts[kind]) if counts else torch.float32
 
 

@@ -70,6 +70,7 @@ SHARED = {
     "other_load": None, "private_bytes": None, "flip": None, "floor_multiple": None, "name": None,
     "encoded": None, "psnr_low_db": None, "psnr_high_db": None, "more_rounds": None,
     "reserved_bytes": None, "load_peak_bytes": None, "free_before_bytes": None, "other_bytes": None,
+    "kernel": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
     "size": "128x96", "compiled": False, "guidance": None, "prompts": "a red circle",
     "revision": None, "compile_seconds": None, "peak_method": None,
@@ -88,6 +89,7 @@ def test_the_columns_of_the_contract_come_first():
 def test_the_reference():
     assert cells(by_hand(), 0) == SHARED | VERSIONS | {
         "recipe": "none", "weights": "none", "skip": "", "components": "", "status": "ok",
+        "backend": None, "backend_version": None,
         "reason": None, "weight_bytes": 4_000, "predicted_weight_bytes": 4_000,
         "file_bytes": 4_100, "peak_bytes": 9_000_000, "load_seconds": 0.5,
         "latency_seconds": 1.0, "latency_low_seconds": 1.0, "latency_high_seconds": 1.0,
@@ -101,6 +103,7 @@ def test_the_reference():
 def test_a_recipe():
     assert cells(by_hand(), 1) == SHARED | VERSIONS | {
         "recipe": "int4 proj_out=none x_embedder=none", "weights": "int4",
+        "backend": "quanto", "backend_version": VERSIONS["quanto"],
         "skip": "proj_out, x_embedder", "components": "transformer", "status": "ok",
         "reason": None, "weight_bytes": 1_000, "predicted_weight_bytes": 1_000,
         "file_bytes": None, "peak_bytes": None, "load_seconds": None, "latency_seconds": 2.0,
@@ -117,7 +120,7 @@ def test_a_failed_recipe_is_a_row_with_its_reason():
     row = cells(by_hand(), 2)
     assert (row["status"], row["reason"]) == ("failed", "out of memory")
     assert row["predicted_weight_bytes"] == 600
-    known = {"recipe", "weights", "skip", "components", "status", "reason", "notes"}
+    known = {"recipe", "weights", "skip", "components", "status", "reason", "notes", "backend"}
     known |= {"predicted_weight_bytes", *(k for k, v in SHARED.items() if v is not None)}
     assert {name for name, value in row.items() if value is not None} == known
 

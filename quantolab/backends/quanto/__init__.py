@@ -7,3 +7,8 @@ from __future__ import annotations
 
 LIBRARY = "optimum.quanto"
 """What a module must have been made with to hold layers of this backend."""
+
+PACKAGE = "optimum-quanto"
+"""What it is called where packages are installed."""
+
+TITLE = "Quanto"

@@ -47,6 +47,11 @@ def layer_bytes(layer: Layer, word: str, dtype: str) -> int:
     return -(-rows // weights.per_byte) * columns + 2 * scales * unit + activation_scales
 
 
+def unsupported(layer: Layer, word: str, dtype: str, device: str) -> str:
+    """Return why a layer can't have a word; empty, for Quanto's fit all layers."""
+    return ""
+
+
 def quantizing_bytes(layer: Layer, word: str, dtype: str) -> int:
     """Return the most that quantizing one layer takes on a CPU, its result included.
 

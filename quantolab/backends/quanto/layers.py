@@ -12,6 +12,7 @@ from ...shapes import Layer
 from ...weights import weights_of
 from . import cures, writes
 from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
+from .kernels import kernel_of as kernel_of
 from .offloading import (
     WithWeight,
     check_adapter_names,
