@@ -445,7 +445,13 @@ def _add_plan(commands) -> None:
     )
     _add_files(p)
     p.add_argument(
-        "--vram", metavar="SIZE", help="say what fits into 16GB, 24GiB, ... (default: nothing)"
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="width and height of pictures in pixels (default: what the model was made for)",
+    )
+    p.add_argument(
+        "--vram", metavar="SIZE", help="say what fits a card of 16GB, 24GB, ... (default: nothing)"
     )
     p.add_argument(
         "--csv", type=place, metavar="FILE", help="write the table to FILE (default: print it only)"
@@ -466,6 +472,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         recipes,
         components=components,
         vram=arguments.vram,
+        size=arguments.size,
         variant=arguments.variant,
         revision=arguments.revision,
     )

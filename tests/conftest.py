@@ -32,6 +32,7 @@ SLOW = (
     "run/test_mutations.py",
     "experiments",
     "card",
+    "planning/test_load_peaks.py",
     "processes",
     "backends/test_compiling.py",
     "saved",

@@ -14,6 +14,10 @@ from ..recipes import Recipe
 from .placing import place_buffers, put_module, put_tensor, release_memory
 from .report import QuantizeReport, finish
 
+_HOLES = 1 << 24
+"""Bytes of weights quantized, after which what that has freed goes back to the system: the C
+library keeps it for later, in holes that the next layer needn't fit into."""
+
 
 def fill_skeleton(
     module: torch.nn.Module,
@@ -69,6 +73,7 @@ def _fill(
     waiting = {f"{choice.layer.path}.weight": choice for choice in resolved.quantized}
     owners = dict(module.named_modules(remove_duplicate=False))
     applied: list[tuple[str, str]] = []
+    freed = 0
     for name in tensors:
         choice = waiting.get(name)
         if choice is None:
@@ -89,10 +94,14 @@ def _fill(
         quantized, cures = door(choice.word, "layers").quantize_linear(
             layer, choice.word, weight, bias, dtype=getattr(torch, dtype)
         )
+        freed += weight.nbytes
         del weight
         applied += [(layer.path, cure) for cure in cures]
         put_module(module, layer.path, quantized)
         release()
+        if freed > _HOLES:
+            release_memory()
+            freed = 0
     return applied
 
 

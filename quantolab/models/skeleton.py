@@ -62,7 +62,9 @@ def build_skeleton(
     component : Component
         From `find_model`.
     keep_buffers : bool
-        Whether buffers are really computed, as loading needs those that no file holds.
+        Whether buffers are really computed, as loading needs those that no file holds. Where
+        files hold all of them they are on the meta device all the same: SD3's table of positions
+        takes five times its bytes while it is computed.
     dtype : str, optional
         Compute dtype, in which constructors make buffers for which they name none: so it is while
         ``from_pretrained`` of both libraries builds a model. By default torch's own.
@@ -78,11 +80,13 @@ def build_skeleton(
     try:
         with quiet_libraries(), without_random_init(), _default_dtype(dtype), _few_modules():
             build = _builder(cls, component)
-            if keep_buffers and _largest(written) > _LARGE:
-                with torch.device("meta"):
-                    _check_buffers(build())
-            with _empty_weights(keep_buffers):
+            with torch.device("meta"):
                 module = build()
+            if keep_buffers and _computes(module):
+                if _largest(written) > _LARGE:
+                    _check_buffers(module)
+                with _empty_weights():
+                    module = build()
     except QuantolabError:
         raise
     except Exception as error:  # a malformed configuration fails in as many ways as it has
@@ -256,9 +260,28 @@ def quiet_libraries():
             transformers_logging.enable_progress_bar()
 
 
-def _empty_weights(keep_buffers: bool):
-    if not keep_buffers:
-        return torch.device("meta")
+def _computes(module: torch.nn.Module) -> bool:
+    """Whether a constructor computes tensors that no file holds: buffers, or plain attributes."""
+    return any(
+        part._non_persistent_buffers_set or any(map(_holds_tensor, _plain_attributes(part)))
+        for part in module.modules()
+    )
+
+
+def _plain_attributes(part: torch.nn.Module) -> list[object]:
+    own = ("_parameters", "_buffers", "_modules")
+    return [value for name, value in vars(part).items() if name not in own]
+
+
+def _holds_tensor(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, torch.Tensor)
+
+
+def _empty_weights():
     from accelerate import init_empty_weights
 
     return init_empty_weights(include_buffers=False)

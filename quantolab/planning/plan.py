@@ -22,11 +22,12 @@ from ..models.resolving import (
     share_of,
     shares_in,
 )
-from ..models.source import Component, Source, find_model
+from ..models.source import Component, Source, check_size, default_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
 from ..units import format_bytes, parse_bytes
 from ..weights import REFERENCE, WORDS
+from .needs import Activations, needs, part_bytes
 from .predict import predict_weight_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ PIPELINE = "pipeline"
 _COLUMNS = (
     "model", "component", "recipe", "weights", "quantized", "quantized_layers", "parameters",
     "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
+    "size", "encode_bytes", "resident_bytes", "tiled_bytes", "model_offload_bytes",
+    "group_offload_bytes", "sequential_offload_bytes", "compare_bytes", "compare_fits",
 )  # fmt: skip
+
+_READING = 1 << 21  # bytes of names, headers and modules while files are read
 
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "image_processor")
 
@@ -52,6 +57,7 @@ def plan(
     components: Iterable[str] | str | None = None,
     dtype: str = "bfloat16",
     vram: int | float | str | None = None,
+    size: tuple[int, int] | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> pandas.DataFrame:
@@ -74,7 +80,10 @@ def plan(
     dtype : str
         Compute dtype, in which scales and everything that isn't quantized are held.
     vram : int or str, optional
-        A budget: bytes, or ``"16GB"`` or ``"16GiB"``.
+        A budget: bytes, or ``"16GB"`` as cards mean it, whose 16 GB are 16 GiB.
+    size : (int, int), optional
+        Width and height in pixels of the pictures that a comparison makes; by default what the
+        model was made for, else 1024x1024.
     variant : str, optional
         Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
         there are none the only variant.
@@ -89,6 +98,11 @@ def plan(
         quantized (column `quantized`), all others in the compute dtype. ``weight_bytes``;
         ``load_peak_bytes``, see Notes; ``fits``, whether `weight_bytes` are within `vram` (None
         without one); ``parameters, quantized_layers, weights, compute_dtype``.
+        Rows of the pipeline say what a comparison takes of an accelerator, see Notes:
+        ``encode_bytes``, ``resident_bytes``, ``tiled_bytes``, and with Diffusers' and accelerate's
+        offload ``model_offload_bytes``, ``group_offload_bytes``, ``sequential_offload_bytes``;
+        ``compare_bytes``, the larger of the first two; ``compare_fits``, whether these are within
+        `vram`.
         ``attrs["not_counted"]`` names parts whose class is unknown here, ``attrs["variants"]``
         says which variant of the weights files would be read, where it isn't the plain ones.
 
@@ -99,12 +113,16 @@ def plan(
 
     Notes
     -----
-    Activations, the accelerator's own context and anything else that runs are not counted.
+    A comparison encodes prompts first, with the text encoders alone on the accelerator, then runs
+    each recipe with its denoiser and the VAE. Counted are weights, 0.5 GB of the accelerator's own
+    context, and activations for one picture of that size, from fake tensors: the forward of each
+    part on shapes alone. All of it is arithmetic; nothing else that is on a card is counted.
+    Offloaded ways decode in tiles.
 
     ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
     the component: an upper bound, whatever the order of the file. A layer is quantized some rows
-    at a time, which takes up to 32 MB beside what is made; each backend's `quantizing_bytes` has
-    the exceptions.
+    at a time, which takes some 10 MB beside what is made (20 in float32); each backend's
+    `quantizing_bytes` has the exceptions.
 
     - A Diffusers component is read layer by layer: all quantized weights, and what the largest
       layer takes beside its own, a copy in the compute dtype included (a file may hold another).
@@ -112,7 +130,7 @@ def plan(
       unquantized weights, and what the largest layer takes.
 
     Conditions: safetensors whose names are the class's own. Mapped pages of the file, which are
-    the system's to take back, and holes in the C library's heap come on top. What an accelerator
+    the system's to take back, come on top. What an accelerator
     needs while loading has not been measured: there, Quanto's own arithmetic takes up to three
     times a layer's unquantized weight.
     Sums over several components assume that the one which needs most is loaded last.
@@ -128,6 +146,7 @@ def plan(
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     budget = None if vram is None else _memory(vram)
     source = find_model(model, weights=False, variant=variant, revision=revision)
+    picture = _picture_size(source, size)
     chosen = _with_reference(WORDS if recipes is None else recipes)
     meant = _names(components)
     for name in meant:
@@ -144,7 +163,13 @@ def plan(
     for entry in asked:
         _check(entry, parts, dtype)
     if source.pipeline is not None:
-        rows += [_sum(source, rows, entry) for entry in asked]
+        from .activations import activations
+
+        found = activations(source, {part.name: part.module for part in parts}, picture, dtype)
+        rows += [
+            _sum(source, rows, entry) | _needed(source, parts, entry, found, dtype, picture, budget)
+            for entry in asked
+        ]
     for row in rows:
         row["fits"] = None if budget is None else row["weight_bytes"] <= budget
         row["compute_dtype"] = dtype
@@ -178,7 +203,7 @@ def _build_parts(
 
     Also the names of those that can't be built here; one that is needed must be.
     """
-    from ..models.skeleton import build_skeleton
+    from ..models.skeleton import build_skeleton  # what imports torch is imported late
     from ..models.unquantized import check_unquantized
 
     def build(component: Component, quantizable: bool) -> _Part:
@@ -248,6 +273,43 @@ def _asked(recipe: Recipe, source: Source, meant: tuple[str, ...]) -> _Asked:
     return _Asked(recipe, shares_in(recipe, source), by_itself)
 
 
+def _picture_size(source: Source, size: tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        return default_size(source) or _USUAL_SIZE
+    return check_size(source, size)
+
+
+def _needed(
+    source: Source,
+    parts: list[_Part],
+    asked: _Asked,
+    found: Activations,
+    dtype: str,
+    size: tuple[int, int],
+    budget: int | None,
+) -> dict[str, object]:
+    """Return what a comparison takes of an accelerator under one recipe."""
+    held = {}
+    for part in parts:
+        share = asked.quantized.get(part.name, reference_share(part.name))
+        resolved = resolve(part.module, share, dtype=dtype, strict=False)
+        weights = predict_weight_bytes(part.module, resolved.words, dtype)
+        held[part.name] = part_bytes(part.name, part.module, resolved, weights, dtype)
+    need = needs(held, source.denoisers, found)
+    fits = None if budget is None or need.compare is None else need.compare <= budget
+    return {
+        "size": "{}x{}".format(*size),
+        "encode_bytes": need.encode,
+        "resident_bytes": need.resident,
+        "tiled_bytes": need.tiled,
+        "model_offload_bytes": need.model,
+        "group_offload_bytes": need.group,
+        "sequential_offload_bytes": need.sequential,
+        "compare_bytes": need.compare,
+        "compare_fits": fits,
+    }
+
+
 def _check(asked: _Asked, parts: list[_Part], dtype: str) -> None:
     """Make sure that all of a recipe takes effect in the pipeline."""
     modules = {part.name: part.module for part in parts}
@@ -294,7 +356,7 @@ def _load_peak(part: _Part, resolved: Resolved, dtype: str, held: int) -> int:
         - layer_bytes(layer, word, dtype)
         for layer, word in quantized
     )
-    return held + max(beside, default=0)
+    return held + max(beside, default=0) + _READING
 
 
 def _sum(source: Source, rows: list[dict], asked: _Asked) -> dict:
@@ -320,14 +382,22 @@ def _sum(source: Source, rows: list[dict], asked: _Asked) -> dict:
     }
 
 
+_USUAL_SIZE = (1024, 1024)
 _LEAST_MEMORY = 1_000_000  # bytes: no device has less
 
 
 def _memory(vram: int | float | str) -> int:
-    """Return the bytes of a device's memory; a number without a unit is hardly meant as bytes."""
-    count = parse_bytes(vram)
+    """Return the bytes of a device's memory; a number without a unit is hardly meant as bytes.
+
+    A card of 12 GB has 12 GiB.
+    """
+    said = str(vram).strip()
+    if said[-2:].upper() in ("GB", "MB") and said[-3:-2] not in ("i", "I"):
+        said = f"{said[:-2]}{said[-2]}iB"
+    count = parse_bytes(said)
     if count < _LEAST_MEMORY:
         raise ArgumentError(
-            f"vram {vram!r} is {format_bytes(count)}, less than any device has; is {vram}GB meant?"
+            f"vram {vram!r} is {format_bytes(parse_bytes(vram))}, less than any device has; is "
+            f"{vram}GB meant?"
         )
     return count

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..planning.needs import CONTEXT_BYTES
 from ..planning.plan import PIPELINE
 from ..text_tables import text_columns
 from ..units import ABSENT, format_bytes, format_list
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     import pandas
 
 NOT_COUNTED = "Not counted: activations, the accelerator's own context, and whatever else is on it."
+COUNTED = (
+    "Making pictures counts the denoiser and the VAE, {context} of the accelerator's own context, "
+    "and activations by arithmetic, not measured; whatever else is on the card comes on top."
+)
+
+_WAYS = (
+    ("tiled_bytes", "with a tiled VAE"),
+    ("model_offload_bytes", "with --offload model"),
+    ("group_offload_bytes", "with --offload group"),
+    ("sequential_offload_bytes", "with --offload sequential"),
+)
+"""Ways that take less, the mildest first."""
 
 
 def plan_text(table: pandas.DataFrame, *, width: int = 100) -> str:
@@ -35,6 +48,14 @@ def plan_text(table: pandas.DataFrame, *, width: int = 100) -> str:
     whole = table[table["component"] == PIPELINE]
     last = whole if len(whole) else table
     rows.append(("while loading, on a CPU", *_cells(last, recipes, "load_peak_bytes")))
+    if _is_counted(whole):
+        size = whole["size"].iloc[0]
+        for title, column in (
+            ("encoding prompts, on a card", "encode_bytes"),
+            (f"making {size}, on a card", "resident_bytes"),
+            ("the same, one part at a time", "model_offload_bytes"),
+        ):
+            rows.append((title, *_cells(whole, recipes, column)))
     first = table.iloc[0]
     said = [
         f"{first['model']} in {first['compute_dtype']}: bytes of the weights, predicted from its "
@@ -49,15 +70,58 @@ def fit_sentences(table: pandas.DataFrame) -> list[str]:
     """Return what fits into the plan's budget, and what isn't counted."""
     sentences = []
     budget = table.attrs["vram"]
+    whole = table[table["component"] == PIPELINE]
+    counted = _is_counted(whole)
     if budget is not None:
-        sentences += [_alone(table, budget), *_together(table, budget)]
-    sentences.append(NOT_COUNTED)
+        sentences += _on_a_card(whole, budget) if counted else [_alone(table, budget)]
+        sentences += _together(table, budget)
+    sentences.append(
+        COUNTED.format(context=format_bytes(CONTEXT_BYTES)) if counted else NOT_COUNTED
+    )
     if table.attrs["not_counted"]:
         names = ", ".join(table.attrs["not_counted"])
         sentences.append(f"Not counted either, since their class is unknown here: {names}.")
     if table.attrs.get("variants"):
         sentences.append(table.attrs["variants"])
     return sentences
+
+
+def _is_counted(whole: pandas.DataFrame) -> bool:
+    """Whether what a comparison takes is known for every recipe."""
+    return len(whole) > 0 and bool(whole["compare_bytes"].notna().all())
+
+
+def _on_a_card(whole: pandas.DataFrame, budget: int) -> list[str]:
+    """Say what a comparison can do on a card of that size, and how the rest of it can be had."""
+    size, encode = whole["size"].iloc[0], whole["encode_bytes"].iloc[0]
+    fits = [_with_bytes(row, "resident_bytes") for row in _fitting(whole, "resident_bytes", budget)]
+    said = format_bytes(budget)
+    sentences = [
+        f"compare at {size} fits into {said} with {format_list(fits, 'or')}."
+        if fits
+        else f"compare at {size} fits into {said} with no recipe while all of it is on the card."
+    ]
+    done = {row.recipe for row in _fitting(whole, "resident_bytes", budget)}
+    for column, words in _WAYS:
+        rows = [row for row in _fitting(whole, column, budget) if row.recipe not in done]
+        if rows:
+            done |= {row.recipe for row in rows}
+            named = format_list([_with_bytes(row, column) for row in rows], "and")
+            sentences.append(f"{named} {'fits' if len(rows) == 1 else 'fit'} {words}.")
+    left = [row.recipe for row in whole.itertuples() if row.recipe not in done]
+    if left:
+        sentences.append(f"{format_list(left)} can't be had there in any way.")
+    where = "it fits" if encode <= budget else "it doesn't fit, so the processor encodes"
+    sentences.append(f"Encoding prompts takes {format_bytes(encode)} before: {where}.")
+    return sentences
+
+
+def _fitting(whole: pandas.DataFrame, column: str, budget: int) -> list:
+    return [row for row in whole.itertuples() if getattr(row, column) <= budget]
+
+
+def _with_bytes(row, column: str) -> str:
+    return f"{row.recipe} ({format_bytes(getattr(row, column))})"
 
 
 @dataclass(frozen=True)
@@ -113,10 +177,10 @@ def _together(table: pandas.DataFrame, budget: int) -> list[str]:
     fits = [row.recipe for row in whole.itertuples() if row.fits]
     sentences = []
     if fits:
-        sentences.append(f"The whole pipeline at once fits with {format_list(fits, 'or')}.")
+        sentences.append(f"The weights of all parts at once fit with {format_list(fits, 'or')}.")
     else:
         least = format_bytes(whole["weight_bytes"].min())
-        sentences.append(f"The whole pipeline at once does not fit; the least is {least}.")
+        sentences.append(f"The weights of all parts at once do not fit; the least is {least}.")
     best = _best(combinations(table), budget, set(fits))
     if best:
         names = _others(table)

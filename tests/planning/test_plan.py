@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import quantolab as ql
-from quantolab.backends.quanto.bytes import _SCRATCH, layer_bytes, quantizing_bytes
+from quantolab.backends.quanto.bytes import layer_bytes, quantizing_bytes, scratch_bytes
 from quantolab.errors import ArgumentError, ModelNotFoundError
 from quantolab.models.layers import linear_layers
 from quantolab.planning.plan import PIPELINE, plan
@@ -56,7 +56,7 @@ def test_every_part_is_counted_and_summed(flux):
 def test_a_budget_says_what_fits(flux):
     fits = flux[flux.fits]
     assert list(fits[fits.component == "transformer"].recipe) == WEIGHTS[1:]
-    assert list(fits[fits.component == PIPELINE].recipe) == ["int2"]
+    assert list(fits[fits.component == PIPELINE].recipe) == ["int4", "int2"]
     assert plan("FLUX.1-dev", ["int8"]).fits.isna().all()
 
 
@@ -156,7 +156,7 @@ def test_quantizing_a_layer_takes_no_more_than_said(weights, out_features, in_fe
     _, top = allocated(lambda: quantize_linear(layer, weights, weight, None))
     said = quantizing_bytes(layer, weights, "bfloat16")
     assert top <= said
-    assert said <= 1.3 * top + _SCRATCH  # and not far above
+    assert said <= 1.3 * top + scratch_bytes("bfloat16")  # and not far above
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_loading_takes_no_more_than_planned(larger_flux, weights, dtype):
     assert row.weight_bytes.item() == ql.weight_bytes(module) <= top
     assert top <= row.load_peak_bytes.item()
     largest = max(layer_bytes(layer, weights, dtype) for layer in linear_layers(module))
-    assert row.load_peak_bytes.item() <= top + 2 * (largest + _SCRATCH)
+    assert row.load_peak_bytes.item() <= top + 2 * (largest + scratch_bytes(dtype))
 
 
 def test_a_text_encoder_is_read_whole(pipeline_folder):

@@ -29,12 +29,27 @@ def test_a_line_a_part(flux):
 
 def test_what_fits_16_gb(flux):
     assert fit_sentences(flux) == [
-        "Into 16.0 GB the transformer alone fits as float8, int8, int4 or int2.",
-        "The whole pipeline at once fits with int2.",
+        "compare at 1024x1024 fits into 17.2 GB with float8 (14.2 GB), int8 (14.2 GB), int4 "
+        "(8.61 GB) or int2 (5.63 GB).",
+        "none (2.47 GB) fits with --offload group.",
+        "Encoding prompts takes 10.4 GB before: it fits.",
+        "The weights of all parts at once fit with int4 or int2.",
         "With the text encoders quantized too: transformer float8 or int8 with the text encoders "
-        "int4 (14.9 GB); transformer int4 with the text encoders float8 or int8 (11.6 GB).",
-        "Not counted: activations, the accelerator's own context, and whatever else is on it.",
+        "float8 or int8 (17.1 GB).",
+        "Making pictures counts the denoiser and the VAE, 500 MB of the accelerator's own context, "
+        "and activations by arithmetic, not measured; whatever else is on the card comes on top.",
     ]
+
+
+def test_a_card_that_is_too_small_is_told_what_would_do():
+    said = fit_sentences(plan("FLUX.1-dev", ["none", "int8", "int4"], vram="8GB"))
+    assert said[:3] == [
+        "compare at 1024x1024 fits into 8.59 GB with no recipe while all of it is on the card.",
+        "int4 (7.82 GB) fits with a tiled VAE.",
+        "none (2.47 GB) and int8 (1.84 GB) fit with --offload group.",
+    ]
+    assert "it doesn't fit, so the processor encodes" in said[3]
+    assert "can't be had there in any way" in fit_sentences(plan("FLUX.1-dev", vram="1GB"))[1]
 
 
 def test_combinations_are_sums_of_the_table(flux):
@@ -52,15 +67,14 @@ def test_combinations_are_sums_of_the_table(flux):
 
 def test_what_never_fits_is_said():
     said = fit_sentences(plan("Wan2.1-14B", vram="4GB"))
-    assert said[0].startswith("Of the transformer alone nothing fits into 4.00 GB: the least is ")
-    assert said[1].startswith("The whole pipeline at once does not fit; the least is ")
-    assert said[2].startswith("With the text encoder quantized too it takes at least ")
+    assert said[0].startswith("compare at 1024x1024 fits into 4.29 GB with no recipe")
+    assert any(s.startswith("The weights of all parts at once do not fit") for s in said)
+    assert any(s.startswith("With the text encoder quantized too it takes") for s in said)
 
 
 def test_no_budget_no_verdict():
-    assert fit_sentences(plan("PixArt-Sigma")) == [
-        "Not counted: activations, the accelerator's own context, and whatever else is on it."
-    ]
+    (said,) = fit_sentences(plan("PixArt-Sigma"))
+    assert said.startswith("Making pictures counts the denoiser and the VAE")
 
 
 def test_one_component_alone(flux_folder):

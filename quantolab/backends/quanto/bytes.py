@@ -10,7 +10,7 @@ from __future__ import annotations
 from ...shapes import Layer
 from ...weights import COMPUTE_BYTES, weights_of
 
-_SCRATCH = 1 << 25  # bytes; more than some rows take while they are quantized
+_ROWS = 1 << 21  # values; as many as `row_wise` quantizes at a time
 
 
 def group_size(in_features: int) -> int | None:
@@ -52,6 +52,11 @@ def unsupported(layer: Layer, word: str, dtype: str, device: str) -> str:
     return ""
 
 
+def scratch_bytes(dtype: str) -> int:
+    """Return what some rows take while they are quantized: cast, scaled, and as whole numbers."""
+    return _ROWS * (2 * COMPUTE_BYTES[dtype] + 1)
+
+
 def quantizing_bytes(layer: Layer, word: str, dtype: str) -> int:
     """Return the most that quantizing one layer takes on a CPU, its result included.
 
@@ -65,7 +70,7 @@ def quantizing_bytes(layer: Layer, word: str, dtype: str) -> int:
     count, result = layer.parameters, layer_bytes(layer, word, dtype)
     group = group_size(layer.in_features) if weights.grouped else None
     rows = layer.out_features if group is None else count // group
-    needed = result + _SCRATCH
+    needed = result + scratch_bytes(dtype)
     if layer.out_features == 1 or rows % weights.per_byte:
         needed += 2 * count * COMPUTE_BYTES[dtype] + count
     has_kernel = group == 128 and layer.out_features % 16 == 0

@@ -1,0 +1,264 @@
+"""What a component takes beside its weights while it runs, from fake tensors of the true size.
+
+The component's own forward runs on tensors that have shapes and no values, and what is alive is
+counted after each operation: seconds of Python, no memory. Attention counts as its fused kernels
+take it, without a matrix of all tokens by all tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..models.layers import kept_in_float32
+from ..models.sample_inputs import sample_inputs
+from ..models.source import Source, vae_scale
+from .needs import Activations
+
+_BLOCK = 512  # bytes: what accelerators' allocators round up to
+_TEXT_TOKENS = 512  # FLUX's, and no less than most others' longest prompt
+_PACKED = 16  # pixels along a side for one token of FLUX and Qwen-Image
+_BOTH_AT_ONCE = (
+    "SD3Transformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel",
+    "AuraFlowTransformer2DModel", "UNet2DConditionModel",
+)  # fmt: skip
+"""Denoisers whose pipelines hand them the prompt and the negative one in one batch."""
+_PACKED_TOKENS = ("FluxTransformer2DModel", "QwenImageTransformer2DModel")
+_ENOUGH = 4
+"""Blocks of a kind that are run; the last of a model may be unlike the others."""
+_TILE = 512  # pixels: what Diffusers' tiled VAEs decode at a time, unless told otherwise
+
+
+def activations(
+    source: Source, modules: Mapping[str, torch.nn.Module], size: tuple[int, int], dtype: str
+) -> Activations:
+    """Return what the parts of a pipeline take for one picture; asked again, the same at once.
+
+    Parameters
+    ----------
+    source : Source
+        The model.
+    modules : mapping of str to torch.nn.Module
+        Its components on the meta device; they stay as they are.
+    size : (int, int)
+        Width and height in pixels.
+    dtype : str
+        Compute dtype.
+    """
+    configs = [(name, str(getattr(module, "config", ""))) for name, module in modules.items()]
+    key = repr((source.pipeline, configs, size, dtype))
+    if key not in _KNOWN:
+        _KNOWN[key] = _activations(source, modules, size, dtype)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, Activations] = {}
+
+
+def _activations(
+    source: Source, modules: Mapping[str, torch.nn.Module], size: tuple[int, int], dtype: str
+) -> Activations:
+    tile = (min(size[0], _TILE), min(size[1], _TILE))
+    denoisers = [modules[name] for name in source.denoisers if name in modules]
+    encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
+    return Activations(
+        _most(_denoiser(module, source, size, dtype) for module in denoisers),
+        _decode(modules.get("vae"), source, size, dtype),
+        _decode(modules.get("vae"), source, tile, dtype),
+        _most(_encoder(module, dtype) for module in encoders),
+    )
+
+
+def _most(found: Iterator[int | None]) -> int | None:
+    figures = list(found)
+    return None if not figures or None in figures else max(f for f in figures if f is not None)
+
+
+def _denoiser(
+    module: torch.nn.Module, source: Source, size: tuple[int, int], dtype: str
+) -> int | None:
+    name = type(module).__name__
+    pixels = _PACKED if name in _PACKED_TOKENS else vae_scale(source)
+    side = max(1, round(math.sqrt(size[0] * size[1]) / pixels))
+    if name == "UNet2DConditionModel":  # its inputs come from its configuration alone
+        inputs = sample_inputs(module, getattr(torch, dtype))
+        if inputs is not None:
+            inputs["sample"] = torch.empty(1, module.config.in_channels, side, side)
+            inputs["sample"] = inputs["sample"].to(getattr(torch, dtype))
+    else:
+        inputs = sample_inputs(module, getattr(torch, dtype), side=side, tokens=_TEXT_TOKENS)
+    if inputs is None:
+        return None
+    took = live_bytes(module, lambda fake, given: fake(**given), inputs, dtype)
+    return took if took is None else took * (2 if name in _BOTH_AT_ONCE else 1)
+
+
+def _decode(
+    module: torch.nn.Module | None, source: Source, size: tuple[int, int], dtype: str
+) -> int | None:
+    if module is None or not hasattr(module, "decode"):
+        return None
+    config, scale = module.config, vae_scale(source)
+    channels = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
+    if not channels:
+        return None
+    frames = (1,) if hasattr(config, "z_dim") else ()  # those of videos
+    latent = torch.empty(1, channels, *frames, size[1] // scale, size[0] // scale)
+    wide = bool(getattr(config, "force_upcast", False)) and dtype == "float16"
+    kind = "float32" if wide else dtype
+
+    def decode(fake: Any, given: dict[str, Any]) -> torch.Tensor:
+        return fake.decode(given["z"]).sample.float()
+
+    return live_bytes(module, decode, {"z": latent.to(getattr(torch, kind))}, kind)
+
+
+def _encoder(module: torch.nn.Module, dtype: str) -> int | None:
+    longest = getattr(module.config, "max_position_embeddings", None) or _TEXT_TOKENS
+    inputs = sample_inputs(module, getattr(torch, dtype), tokens=min(longest, _TEXT_TOKENS))
+    if inputs is None:
+        return None
+    return live_bytes(module, lambda fake, given: fake(**given), inputs, dtype)
+
+
+def live_bytes(
+    module: torch.nn.Module,
+    call: Callable[[Any, dict[str, Any]], Any],
+    inputs: Mapping[str, Any],
+    dtype: str,
+) -> int | None:
+    """Return the most bytes that are alive at once, beside the weights, while a module is called.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        On the meta device. It stays as it is.
+    call : callable
+        Takes the module and the inputs, both without values.
+    inputs : mapping
+        What it is called with.
+    dtype : str
+        Compute dtype of the weights.
+
+    Returns
+    -------
+    int or None
+        None where the module can't be run without values.
+    """
+    for short in (True, False):
+        mode, live = FakeTensorMode(), _Live()
+        given = tree_map(lambda v, m=mode: m.from_tensor(v) if torch.is_tensor(v) else v, inputs)
+        try:
+            with (
+                mode,
+                _shortened(module, short),
+                _without_values(module, dtype),
+                torch.no_grad(),
+                live,
+            ):
+                call(module, given)
+            return live.peak
+        except Exception:  # what a class does with values, or its depth, nobody can list
+            continue
+    return None
+
+
+@contextmanager
+def _shortened(module: torch.nn.Module, short: bool) -> Iterator[None]:
+    """Leave out equal blocks for a while: what one leaves alive is what the next one takes."""
+    before = []
+    for part in list(module.modules()) if short else []:
+        for name, blocks in list(part._modules.items()):
+            many = isinstance(blocks, torch.nn.ModuleList) and len(blocks) > _ENOUGH
+            if many and len({type(block) for block in blocks}) == 1:
+                before.append((part, name, blocks))
+                part._modules[name] = torch.nn.ModuleList([*blocks[: _ENOUGH - 1], blocks[-1]])
+    try:
+        yield
+    finally:
+        for part, name, blocks in before:
+            part._modules[name] = blocks
+
+
+class _without_values:
+    """Puts tensors without values into a module on the meta device, and takes them out again."""
+
+    def __init__(self, module: torch.nn.Module, dtype: str) -> None:
+        self._module = module
+        self._dtype = dtype
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def __enter__(self) -> None:
+        for path, part in self._module.named_modules():
+            for held in (part._parameters, part._buffers, vars(part)):
+                for name, value in list(held.items()):
+                    fake = _fake_of(value, self._kind(f"{path}.{name}"))
+                    if fake is not value:
+                        self._before.append((held, name, value))
+                        held[name] = fake
+
+    def __exit__(self, *error: object) -> None:
+        for held, name, value in self._before:
+            held[name] = value
+
+    def _kind(self, name: str) -> torch.dtype:
+        wide = kept_in_float32(self._module, name, self._dtype)
+        return torch.float32 if wide else getattr(torch, self._dtype)
+
+
+def _fake_of(value: Any, kind: torch.dtype) -> Any:
+    """Return a value with its meta tensors as fake ones of a CPU; itself if it has none."""
+    if isinstance(value, torch.nn.Parameter):
+        dtype = kind if value.is_floating_point() else value.dtype
+        fake = torch.empty(value.shape, dtype=dtype, device="cpu")
+        return torch.nn.Parameter(fake, requires_grad=False)
+    if isinstance(value, torch.Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="cpu")
+    if isinstance(value, (list, tuple)) and any(torch.is_tensor(one) for one in value):
+        return type(value)(_fake_of(one, kind) for one in value)
+    return value
+
+
+class _Live(TorchDispatchMode):
+    """Counts the storages that operations make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._watched: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {
+            one.untyped_storage()._cdata
+            for one in tree_flatten((args, kwargs))[0]
+            if isinstance(one, torch.Tensor)
+        }
+        for one in tree_flatten(made)[0]:
+            if isinstance(one, torch.Tensor):
+                self._add(one, given)
+        return made
+
+    def _add(self, tensor: torch.Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key, count = storage._cdata, -(-storage.nbytes() // _BLOCK) * _BLOCK
+        if key in self._watched or key in given:
+            return
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+        def freed(_: object, key: int = key, count: int = count) -> None:
+            self._watched.pop(key, None)
+            self.now -= count
+
+        self._watched[key] = weakref.ref(storage, freed)
