@@ -165,6 +165,7 @@ compared."""
 _DARK_PAPER, _DARK_INK = "#212121", "#E0E0E0"  # of what lies on JupyterLab's dark page
 _LARGEST = 260.0  # square points: the slowest recipe's marker
 _SMALLEST = 30.0
+_CROSS = 42.0  # of a recipe whose seconds show nothing
 _LABEL_SIZE = 9.0
 _LABEL_WIDTH = 1.75  # inches
 
@@ -179,10 +180,11 @@ def plot_tradeoff(
 ) -> Axes:
     """Draw memory against quality, a point a recipe: up and to the left is better.
 
-    A marker's area is in proportion to the seconds a picture takes, which its label also says,
-    except where the table has no verdict on them; hollow markers are compiled. Lines are 95 %
-    intervals of the quality over pictures. The reference has no PSNR against itself, so it is a
-    vertical line at its bytes. Recipes without figures are left out and named under the plot.
+    A circle's area is in proportion to the seconds a picture takes, which its label also says;
+    hollow ones are compiled, and where the table has no verdict on the seconds there is a cross.
+    Lines are 95 % intervals of the quality over pictures. The reference has no PSNR against itself,
+    so it is a vertical line at its bytes. Recipes without figures are left out and named under the
+    plot.
 
     Parameters
     ----------
@@ -333,6 +335,14 @@ def _draw_points(ax: Axes, values: Tradeoff, axis: QualityAxis, kwargs: dict[str
             "linewidths": 1.8 if point.compiled else 1.0,
             "zorder": 3.5 if point.compiled else 3,
         }
+        if point.doubtful:  # no circle at all: a small one would be read as few seconds
+            style = {
+                "s": _CROSS,
+                "marker": "x",
+                "facecolors": colour,
+                "linewidths": 1.8,
+                "zorder": 3,
+            }
         x = point.weight_bytes / values.unit[0]
         if point.low is not None and point.high is not None:
             ends = (max(point.low, axis.low), min(point.high, axis.high))
@@ -408,14 +418,16 @@ def _draw_note(ax: Axes, values: Tradeoff) -> None:
     """Under the axis label, wherever that ends up."""
     notes = []
     if values.points:
-        notes.append("Area of a marker: seconds a picture. Up and to the left is better.")
-        if any(p.compiled for p in values.points):
+        circles = [p for p in values.points if not p.doubtful]
+        area = "Area of a circle: seconds a picture. " if circles else ""
+        notes.append(f"{area}Up and to the left is better.")
+        if any(p.compiled for p in circles):
             notes[0] += " Hollow: compiled."
         if any(p.low is not None for p in values.points):
             notes[0] += " Lines: 95 % intervals over pictures."
         doubtful = [p.label for p in values.points if p.doubtful]
         if doubtful:
-            notes.append(f"No verdict on speed, so no seconds: {', '.join(doubtful)}.")
+            notes.append(f"Crosses: no verdict on speed, so no seconds ({', '.join(doubtful)}).")
     else:
         notes.append("No recipe has a quality to draw.")
     if values.left_out:

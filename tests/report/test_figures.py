@@ -131,7 +131,13 @@ def test_the_plot_shows_no_seconds_that_the_table_has_no_verdict_on(make):
     assert [p.shown_seconds is None for p in values.points] == [True, False]
     ax = plot_tradeoff(results_table(undecided(make)))
     words = " ".join(" ".join(t.get_text() for t in ax.texts).split())
-    assert "No verdict on speed, so no seconds: int8." in words
+    assert "Crosses: no verdict on speed, so no seconds (int8)." in words
+    # A small circle would be read as few seconds: what isn't decided has none.
+    cross, circle = (
+        next(c for c in ax.collections if tuple(c.get_offsets()[0]) == at)
+        for at in ((p.weight_bytes / values.unit[0], p.quality) for p in values.points)
+    )
+    assert len(cross.get_paths()[0].vertices) == 4 < len(circle.get_paths()[0].vertices)
 
 
 def test_a_prompt_that_was_not_run(comparison):
