@@ -378,9 +378,20 @@ def _only_half_shards(folder: Path) -> None:
             _add_half(path, alone=True)
 
 
+def _another(folder: Path, name: str) -> None:
+    """Put another model of the same kind beside one: a cache keeps the same content once."""
+    from safetensors.torch import load_file, save_file
+
+    beside = folder.with_name(name)
+    shutil.copytree(folder, beside)
+    for path in beside.glob("*.safetensors"):
+        tensors = {key: t + 1 for key, t in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
 def _add_folders(folder: Path) -> None:
-    shutil.copytree(folder / "vae", folder / "vae_1_0")
-    shutil.copytree(folder / "transformer", folder / "unused_lora")
+    _another(folder / "vae", "vae_1_0")
+    _another(folder / "transformer", "unused_lora")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"\0" * 50_000)
     (folder / "text_encoder" / "openvino_model.bin").write_bytes(b"\0" * 30_000)
@@ -397,7 +408,7 @@ def _add_single_files(folder: Path) -> None:
 
 
 def _second_denoiser(folder: Path) -> None:
-    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    _another(folder / "transformer", "transformer_2")
     index = json.loads((folder / "model_index.json").read_text())
     index["transformer_2"] = index["transformer"]
     (folder / "model_index.json").write_text(json.dumps(index))
