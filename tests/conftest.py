@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ SLOW = (
     "run/test_pipelines.py",
     "report/test_code.py",
     "test_cli.py",
+    "test_selection.py",
     "test_typed_lines.py",
     "test_earlier_versions.py",
     "test_docs.py",
@@ -62,6 +64,16 @@ def rank(path: Path) -> int:
     return len(SLOW)
 
 
+# Markers of tests that take many minutes: they run where an expression names them, as `-m kills` or
+# `-m "sweep or not sweep"` do, and nowhere else.
+HEAVY = ("kills", "mutations", "sweep")
+
+
+def left_out(expression: str) -> set[str]:
+    """Return the heavy markers that an expression for ``-m`` doesn't name."""
+    return {*HEAVY} - {*re.findall(r"\w+", expression)}
+
+
 def pytest_ignore_collect(collection_path, config):
     """Leave out of the quick lane what isn't in it before it is even imported."""
     if config.option.markexpr == "quick" and rank(collection_path) < len(SLOW):
@@ -70,11 +82,12 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark what is quick, put what takes long first, leave out sweeps that nobody asked for."""
-    if "sweep" not in config.option.markexpr:
-        swept = [item for item in items if item.get_closest_marker("sweep")]
-        items[:] = [item for item in items if item not in set(swept)]
-        config.hook.pytest_deselected(items=swept)
+    """Mark what is quick, put what takes long first, leave out the heavy that nobody asked for."""
+    names = left_out(config.option.markexpr)
+    heavy = [i for i in items if any(mark.name in names for mark in i.iter_markers())]
+    if heavy:
+        items[:] = [item for item in items if item not in {*heavy}]
+        config.hook.pytest_deselected(items=heavy)
     items.sort(key=lambda item: rank(item.path))
     for item in items:
         if rank(item.path) == len(SLOW):
