@@ -117,6 +117,11 @@ def _import_faults() -> list[str]:
 def _version_fault(version: Version) -> str:
     if version.found is None:
         return f"{version.name} is not installed (pip install '{version.name}{version.allowed}')"
+    if version.breaks:
+        return (
+            f"{version.name} {version.found} is known to break {version.breaks} "
+            f"(pip install '{version.name}{version.allowed}')"
+        )
     return (
         f"{version.name} {version.found} is outside the range {version.allowed} "
         f"(pip install '{version.name}{version.allowed}')"
@@ -126,7 +131,7 @@ def _version_fault(version: Version) -> str:
 def _versions(versions: tuple[Version, ...]) -> str:
     rows = [("", "found", "tested with", "allowed", "")]
     for v in versions:
-        tested = ", ".join(v.tested)
+        tested = ", ".join(v.tried)
         rows.append((v.name, v.found or ABSENT, tested, v.allowed, v.state))
     return "Versions\n" + _aligned(rows)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pandas as pd
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from quantolab import cli
 from quantolab.doctor import checkup, matrix
@@ -17,12 +21,16 @@ from quantolab.doctor.jobs import Extension, Hub, Machine
 from quantolab.doctor.machine import time_alternating
 from quantolab.doctor.tools import Tool, check_tools
 from quantolab.doctor.versions import (
+    BETWEEN,
+    BROKEN,
+    KNOWN,
     MISSING,
     NEWER,
+    OLDER,
     OUTSIDE,
     TESTED,
-    TESTED_AS,
-    UNTESTED,
+    TRIED,
+    Fault,
     check_versions,
     judge_version,
 )
@@ -58,29 +66,72 @@ def test_every_dtype_is_timed(found):
     assert table[table["weights"] != "none"]["against"].notna().all()
 
 
+FAULTS = (
+    Fault("torch", "==2.14.*", "compiling: a made-up fault"),
+    Fault("torch", "<2.5", "loading: another one"),
+    Fault("numpy", ">=2", "torch: not this package"),
+)
+
+
 @pytest.mark.parametrize(
     ("found", "allowed", "state"),
     [
-        ("2.13.0+cpu", ">=2.6,<3", TESTED_AS),
-        ("2.15.0+cu132", ">=2.6,<3", TESTED_AS),
-        ("2.14.1", ">=2.6,<3", UNTESTED),
-        ("2.12.0", "", UNTESTED),
-        ("2.99.0", ">=2.6,<3", NEWER),
+        ("2.13.0+cpu", ">=2.6,<3", TESTED),
+        ("2.15.0+cu132", ">=2.6,<3", TESTED),
+        ("2.6.0", ">=2.6,<3", TESTED),
+        ("2.12.0", "", BETWEEN),
+        ("2.13.1", ">=2.6,<3", BETWEEN),
+        ("2.15.1", ">=2.6,<3", NEWER),
+        ("2.99.0.dev1", ">=2.6,<3", NEWER),
+        ("2.5.1", ">=2.5,<3", OLDER),
         ("2.5.1", ">=2.6,<3", OUTSIDE),
         ("3.0.0", ">=2.6,<3", OUTSIDE),
+        ("2.14.1", ">=2.6,<3", BROKEN),
+        ("2.4.0", ">=2.6,<3", BROKEN),  # outside as well, and this says why
         (None, ">=2.6,<3", MISSING),
     ],
 )
 def test_versions_are_judged(found, allowed, state):
-    version = judge_version("torch", found, allowed)
-    assert (version.state, version.ok) == (state, state in (TESTED_AS, NEWER, UNTESTED))
+    version = judge_version("torch", found, allowed, FAULTS)
+    assert (version.state, version.ok) == (state, state in (TESTED, OLDER, BETWEEN, NEWER))
+    assert bool(version.breaks) == (state == BROKEN)
+
+
+def test_what_is_known_to_break_is_said(monkeypatch):
+    version = judge_version("torch", "2.14.1", ">=2.6,<3", FAULTS)
+    assert checkup._version_fault(version) == (
+        "torch 2.14.1 is known to break compiling: a made-up fault (pip install 'torch>=2.6,<3')"
+    )
+    text = text_checkup(
+        Checkup((version, judge_version("torch", "2.16.0", "")), check_tools(), None)
+    )
+    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("  torch")}
+    assert rows["2.14.1"].endswith("known broken") and rows["2.16.0"].endswith("newer than tested")
+    monkeypatch.setattr("quantolab.doctor.versions._installed", lambda name: "0.0.1")
+    assert all(not v.ok for v in check_versions() if v.name in {f.name for f in KNOWN})
 
 
 def test_each_package_has_a_range():
     versions = {v.name: v for v in check_versions()}
-    assert versions.keys() == TESTED.keys()
+    assert versions.keys() == TRIED.keys() >= {fault.name for fault in KNOWN}
     assert "<" in versions["torch"].allowed
     assert versions["python"].allowed.startswith(">=")
+
+
+PROJECT = Path(__file__).resolve().parents[2]
+FLOORS = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pandas", "ipywidgets")
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_the_lowest_that_is_allowed_was_tried_and_the_readme_says_what_was(name):
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    wanted = next(r for r in map(Requirement, project["dependencies"]) if r.name == name)
+    tried = sorted(map(Version, TRIED[name]))
+    floors = [Version(part.version) for part in wanted.specifier if part.operator == ">="]
+    assert floors == tried[:1]
+    assert all(str(version) in wanted.specifier for version in tried)
+    row = next(r for r in (PROJECT / "README.md").read_text().splitlines() if f"| {name} |" in r)
+    assert row == f"| {name} | {tried[0]} | {tried[-1]} |"
 
 
 def test_a_missing_tool_says_how_to_get_it(monkeypatch):
