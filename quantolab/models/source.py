@@ -361,7 +361,7 @@ def _is_quantizable(name: str, entry: object) -> bool:
         and entry[0] in LIBRARIES
         and isinstance(entry[1], str)
         and not name.startswith("_")
-        and Path(name).name == name  # a folder inside the model's own
+        and Path(name).name == name != ".."  # a folder inside the model's own
         and not _NEVER_QUANTIZED.search(name)
         and not _NEVER_QUANTIZED_CLASSES.search(entry[1])
     )

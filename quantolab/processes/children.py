@@ -542,16 +542,17 @@ def _start(arguments: list[str], extra: Mapping[str, str]) -> subprocess.Popen[s
     )
 
 
-# The child imports this very quantolab, wherever it was imported from: its folder is added only
-# where another one, or none, would be found, since it may hold more than quantolab.
+# The child imports this very quantolab, wherever it was imported from, and nothing else from
+# there: what lies beside it, in site-packages say, may have the name of a library's module.
 _SERVE = """
 import importlib.util, os, sys
-home = sys.argv.pop(1)
+home = os.path.join(sys.argv.pop(1), "quantolab")
 found = importlib.util.find_spec("quantolab")
-if found is None:
-    sys.path.append(home)
-elif not os.path.samefile(os.path.dirname(found.origin), os.path.join(home, "quantolab")):
-    sys.path.insert(0, home)
+there = os.path.dirname(found.origin or "") if found else ""
+if not there or not os.path.samefile(there, home):
+    found = importlib.util.spec_from_file_location("quantolab", os.path.join(home, "__init__.py"))
+    sys.modules["quantolab"] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(sys.modules["quantolab"])
 from quantolab.processes.server import main
 main()
 """

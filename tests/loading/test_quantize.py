@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from torch import nn
 from uniform import predicted_bytes
 
@@ -286,6 +286,29 @@ def test_a_linear_layer_itself_can_be_quantized():
     layer, report = ql.quantize(nn.Linear(64, 64), "int8")
     assert isinstance(layer, QuantoLinear)
     assert report.quantized == ("",)
+
+
+def test_a_pipeline_is_quantized_and_weighed(pipeline_folder):
+    def pipe():
+        return DiffusionPipeline.from_pretrained(pipeline_folder, torch_dtype=torch.bfloat16)
+
+    def parts(pipeline):
+        modules = (m for m in pipeline.components.values() if isinstance(m, torch.nn.Module))
+        return sum(map(ql.weight_bytes, modules))
+
+    plain = pipe()
+    assert ql.weight_bytes(plain) == parts(plain) > ql.weight_bytes(plain.transformer)
+    before = ql.weight_bytes(plain)
+    done, report = ql.quantize(plain, "int8")
+    assert done is plain
+    assert all(name.startswith("transformer.") for name in report.quantized)
+    assert len(report.quantized) == len(ql.quantize(pipe().transformer, "int8")[1].quantized)
+    assert ql.weight_bytes(plain) == parts(plain) < before
+    both = ql.Recipe("int8", components=("transformer", "text_encoder_2"))
+    _, report = ql.quantize(pipe(), both)
+    assert {name.partition(".")[0] for name in report.quantized} == {*both.components}
+    with pytest.raises(ArgumentError, match="did you mean 'transformer'"):
+        ql.quantize(pipe(), ql.Recipe("int8", components=("transfromer",)))
 
 
 def test_the_mode_of_layers_is_kept():

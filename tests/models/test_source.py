@@ -158,6 +158,21 @@ def test_broken_json(tmp_path, file, text, message):
         find_model(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../outside", "..", "a/../../outside", "/etc", "transformer/.."])
+def test_components_lie_inside_their_model(write_pipeline, tmp_path, name):
+    """A component's name is a folder inside the model, never a way out of it."""
+    folder = write_pipeline("FluxPipeline", {"transformer": {"_class_name": "A"}})
+    (tmp_path / "outside").mkdir()
+    for place in (tmp_path, tmp_path / "outside"):
+        (place / "config.json").write_text('{"_class_name": "Outside"}')
+    index = json.loads((folder / "model_index.json").read_text())
+    index[name] = ["diffusers", "Outside"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert [part.cls for part in find_model(folder).components] == ["A"]
+    with pytest.raises(ArgumentError):
+        find_model(folder).component(name)
+
+
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BrokenModelError, match="can't be read as JSON"):

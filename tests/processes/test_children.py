@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 from child_jobs import BEGIN, ENVIRONMENT, PRELOAD, Begin
 
+import quantolab
 from quantolab.errors import BrokenModelError, Cancelled, JobFailed, JobRaised
 from quantolab.models.source import read_source
 from quantolab.processes.children import SPARE, Children
@@ -368,6 +371,42 @@ def _only_child() -> int:
     jobs = _job_processes()
     assert len(jobs) == 1
     return jobs[0].pid
+
+
+PARENT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {site!r})
+from quantolab.errors import JobFailed
+from quantolab.processes.children import Children
+from quantolab.processes.jobs import JobKind, Preload
+from quantolab.run.jobs import PlanJob, Planned
+from quantolab.models.source import read_source
+sys.path.remove({site!r})
+asked = PlanJob(read_source("tiny", Path({model!r})), "cpu", "bfloat16", (), ())
+with Children(Preload(modules=("colorsys", "quantolab.where"))) as children:
+    try:
+        kind = JobKind("quantolab.run.child:nonsense", PlanJob, Planned)
+        children.run(kind, asked, folder=Path({out!r}))
+    except JobFailed:
+        print("done")
+"""
+
+
+def test_only_this_quantolab_is_imported_from_where_it_lies(pipeline_folder, tmp_path):
+    """What lies beside it, as a backport in site-packages, never hides a library's own modules."""
+    site = tmp_path / "site"
+    ours = Path(quantolab.__file__).parent
+    shutil.copytree(ours, site / "quantolab", ignore=shutil.ignore_patterns("demo", "__pycache__"))
+    (site / "quantolab/where.py").write_text(f"open({str(tmp_path / 'here')!r}, 'w')\n")
+    (site / "colorsys.py").write_text(f"open({str(tmp_path / 'hidden')!r}, 'w')\n")
+    script = PARENT.format(site=str(site), model=str(pipeline_folder), out=str(tmp_path / "out"))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "done\n", done.stderr
+    assert (tmp_path / "here").exists()  # it is that very quantolab
+    assert not (tmp_path / "hidden").exists()
 
 
 def _wait_until(condition, seconds: float = 20.0) -> None:

@@ -354,3 +354,14 @@ def test_trials_that_count_other_components_are_not_mixed(pipeline_folder, tmp_p
     recipe = ql.Recipe("int8", components=("text_encoder_2",))
     with pytest.raises(ArgumentError, match="quantize text_encoder_2 too"):
         ql.compare(pipeline_folder, [recipe], PROMPTS[0], resume=True, **arguments)
+
+
+@pytest.mark.parametrize("names", [("text_encoder",), ("text_encoder", "text_encoder_2")])
+def test_text_encoders_alone(pipeline_folder, names):
+    recipes = ["none", ql.Recipe("int8", components=names)]
+    done = ql.compare(pipeline_folder, recipes, PROMPTS[0], watch=quietly, **FAST)
+    assert [t.status for t in done.trials] == ["ok", "ok"], done.trials
+    none, int8 = done.trials
+    assert int8.components == names
+    assert none.weight_bytes > int8.weight_bytes == int8.predicted_weight_bytes
+    assert len(done.images) == 2

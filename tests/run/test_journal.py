@@ -218,6 +218,43 @@ def test_links_in_a_run_folder_are_not_followed(tmp_path, name):
     assert (outside / "precious").read_text() == "mine"
 
 
+def with_a_picture(folder):
+    book = Journal(folder, WORKLOAD, ASKED)
+    book.add(finished("none"), pictures(folder.parent / "made"), 2.5)
+    book.close()
+    return json.loads((folder / "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("seeds", ["/../../../secret", 1]),
+        ("seeds", ["0", "1"]),
+        ("prompts", ["../../../secret", "a dog"]),
+        ("prompts", ["/" + "../" * 20 + "secret", "a dog"]),
+    ],
+)
+def test_nothing_in_a_record_leads_out_of_its_folder(tmp_path, place, value):
+    record = with_a_picture(tmp_path / "runs" / "run")
+    Image.new("RGB", (32, 16), "red").save(tmp_path / "secret.png")
+    record["workload"][place] = value
+    (tmp_path / "runs" / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(BrokenModelError, match=r"must be a whole number|isn't there"):
+        journal.read(tmp_path / "runs" / "run")
+
+
+def test_where_pictures_lie_is_not_taken_from_the_record(tmp_path):
+    record = with_a_picture(tmp_path / "run")
+    record["images"] = {"none": ["../../secret.png"] * 4}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert len(journal.read(tmp_path / "run").images) == 4
+    for weights in ("../../secret", "int8/../../secret", "none\u0000"):
+        record["trials"][0]["recipe"]["weights"] = weights
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        with pytest.raises(BrokenModelError):
+            journal.read(tmp_path / "run")
+
+
 def test_pictures_behind_links_are_not_read(tmp_path):
     book = Journal(tmp_path / "run", WORKLOAD, ASKED)
     book.add(finished("none"), pictures(tmp_path / "made"), 2.5)

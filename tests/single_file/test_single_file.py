@@ -39,6 +39,8 @@ TRUE_WIDTH = {
     "guidance_embeds": True,
 }
 
+F8 = torch.float8_e4m3fn
+
 
 def parts(module):
     """Return the raw bytes, dtype and shape of every plain tensor that a module holds."""
@@ -633,6 +635,26 @@ def test_scaled_float8_is_refused(refused, written, state):
     tensors["double_blocks.0.img_attn.qkv.scale_weight"] = torch.ones(1)
     text = refused(written(tensors))
     assert "by ComfyUI (scaled float8) ('double_blocks.0.img_attn.qkv.scale_weight')" in text
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"text_encoders.t5xxl.a.weight": F8, "text_encoders.t5xxl.a.scale_weight": torch.float32},
+        {"text_encoders.t5xxl.a.weight": F8, "text_encoders.t5xxl.a.weight_scale": torch.float32},
+        {"text_encoders.t5xxl.scaled_fp8": F8},
+        {"text_encoders.t5xxl.a.comfy_quant": torch.uint8},
+        {"text_encoders.clip_l.a.weight.absmax": torch.float32},
+        {"vae.a.weight._data": torch.int8, "vae.a.weight._scale": torch.bfloat16},
+    ],
+)
+def test_what_other_parts_of_a_checkpoint_are_quantized_by_does_not_matter(
+    written, state, files, flux_folder, others
+):
+    tensors = as_published(state, PREFIX) | {n: torch.ones(3).to(d) for n, d in others.items()}
+    ours = load_single_file(written(tensors), "int8", config=flux_folder, device="cpu")
+    theirs = load_single_file(files["published"], "int8", config=flux_folder, device="cpu")
+    assert_equal(ours, theirs)
 
 
 def test_a_dead_pattern_is_refused(files, flux_folder):
