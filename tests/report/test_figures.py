@@ -284,10 +284,22 @@ def test_points(broken):
 def test_a_table_from_a_file_gives_the_same_points(make):
     failed = {"int2": ("failed", "killed")}
     table = results_table(make(failed=failed))
-    text = table.to_csv(index=False)
-    back = pd.read_csv(io.StringIO(text), engine="python")
-    assert tradeoff(back) == tradeoff(table)
-    assert tradeoff(back, quality="ssim") == tradeoff(table, quality="ssim")
+    back = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+    for quality in ("psnr_db", "ssim"):
+        ours, theirs = (rounded(tradeoff(t, quality=quality)) for t in (back, table))
+        assert ours == theirs
+        assert len(theirs["points"]) > 1
+
+
+def rounded(found):
+    """Return what is drawn but for the last digits, which pandas 2 doesn't read as written."""
+
+    def of_point(point):
+        values = vars(point).items()
+        return {n: round(v, 12) if isinstance(v, float) else v for n, v in values}
+
+    values = {**vars(found), "reference": of_point(found.reference)}
+    return {**values, "points": [of_point(point) for point in found.points]}
 
 
 def test_what_was_not_measured_is_left_out_by_name(comparison):
