@@ -31,6 +31,7 @@ _ROOMS = {
     "verify_saved": "saved.verifying",
     "from_quanto": "saved.converting",
     "to_quanto": "saved.converting",
+    "convert": "saved.changing",
     # look
     "weight_bytes": "measure.held_bytes",
     "skip_report": "planning.skips",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.shown import Comparison, Trial
     from .report.tables import results_table
     from .run.origin import picture_origin
+    from .saved.changing import convert
     from .saved.converting import from_quanto, to_quanto
     from .saved.doors import load_saved, save
     from .saved.verifying import verify_saved

@@ -33,7 +33,7 @@ from .errors import ArgumentError, OutputError, QuantolabError
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
 from .text_tables import printable
-from .weights import REFERENCE, WORDS
+from .weights import FORMS, REFERENCE, WORDS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,6 +158,7 @@ def _parser() -> Parser:
     _add_compare(commands)
     _add_plan(commands)
     _add_runs(commands)
+    _add_convert(commands)
     _add_lab(commands)
     _add_doctor(commands)
     return parser
@@ -479,6 +480,33 @@ def _plan(arguments: argparse.Namespace) -> int:
     _print(plan_text(table), end="")
     if arguments.csv:
         _write_csv(table, arguments.csv)
+    return OK
+
+
+def _add_convert(commands) -> None:
+    p = commands.add_parser(
+        "convert",
+        help="write a saved model in another backend's form, nothing quantized again",
+        description="Write a model that was saved quantized in another backend's form: the same "
+        "values and scales, checked by reading them back.",
+        examples=("quantolab convert demo-int8 demo-int8-sdnq --to sdnq",),
+        statuses={OK: "it is converted, and stands for the same weights"},
+    )
+    p.add_argument("saved", type=place, metavar="SAVED", help="the folder of the saved model")
+    p.add_argument("out", type=place, metavar="OUT", help="the folder to write")
+    p.add_argument(
+        "--to",
+        required=True,
+        choices=FORMS,
+        help="the backend whose form it gets",
+    )
+    p.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .saved.changing import convert
+
+    _print(str(convert(arguments.saved, arguments.out, to=arguments.to)))
     return OK
 
 

@@ -2,7 +2,8 @@
 
 ``bytes`` (formulae and what can't be, without torch), ``layers`` (a Linear layer quantized, or
 waiting for its tensors), ``stored_form`` (its tensors as files hold them), ``diffusers_form`` and
-``config_note`` (how a model says that it is quantized). Only a backend's own folder imports its
+``config_note`` (how a model says that it is quantized), and, of those that convert, ``exchange``
+(layers as plain values, and back). Only a backend's own folder imports its
 library, and that of a backend beside Quanto is imported only where its words are used.
 """
 
@@ -75,6 +76,27 @@ def check_installed(words: Iterable[str]) -> None:
                 f"the weights word {word!r} needs {_about(backend).TITLE}, which isn't installed: "
                 f"pip install 'quantolab[{backend}]'"
             )
+
+
+def check_backend(backend: str) -> None:
+    """Make sure that a backend's library is there; raises as `check_installed`."""
+    if not is_installed(backend):
+        raise UnsupportedError(
+            f"{_about(backend).TITLE} isn't installed: pip install 'quantolab[{backend}]'"
+        )
+
+
+def exchange(backend: str) -> Any:
+    """Return the ``exchange`` of a backend: its layers as plain values and scales, and back.
+
+    Raises
+    ------
+    UnsupportedError
+        If it has none.
+    """
+    if importlib.util.find_spec(f"{__name__}.{backend}.exchange") is None:
+        raise UnsupportedError(f"layers of {_about(backend).TITLE} have no other form")
+    return _room(backend, "exchange")
 
 
 def import_layers(words: Iterable[str]) -> None:

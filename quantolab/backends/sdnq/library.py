@@ -18,7 +18,7 @@ try:
     with quiet_imports():
         from sdnq import SDNQConfig
         from sdnq.layers import SDNQLayer
-        from sdnq.packed_int import pack_int
+        from sdnq.packed_int import pack_int, unpack_int
         from sdnq.quant_utils import prepare_svd_for_matmul
         from sdnq.quantizer import sdnq_quantize_layer, sdnq_quantize_layer_weight
 finally:
@@ -32,4 +32,5 @@ __all__ = [
     "prepare_svd_for_matmul",
     "sdnq_quantize_layer",
     "sdnq_quantize_layer_weight",
+    "unpack_int",
 ]
