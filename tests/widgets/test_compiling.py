@@ -83,20 +83,26 @@ def test_the_break_even_is_a_range_wherever_it_is_said(spread):
     assert said in panel._advice()
 
 
-@pytest.fixture(scope="module")
-def panel(pipeline_folder):
-    panel = compile_explorer(pipeline_folder)
+def small_panel(folder):
+    panel = compile_explorer(folder)
     for word, box in (*panel.weights.items(), *panel.ways.items()):
-        box.value = word in ("int8", "fullgraph")
-    panel.steps.value, panel.prompt.value, panel.repeats.value = "1", "a red cat", 1
+        box.value = word in ("int4", "fullgraph")
+    panel.steps.value, panel.prompt.value, panel.repeats.value = "2", "a red cat", 3
     panel.recipe_field.device.value = "cpu"
     return panel
 
 
-def test_rows_arrive_as_they_are_finished(panel):
-    arrived = []
+@pytest.fixture(scope="module")
+def ran(pipeline_folder):
+    """A panel that has compiled once, since that takes long; and how many rows it showed when."""
+    panel, arrived = small_panel(pipeline_folder), []
     panel.table.observe(lambda _: arrived.append(len(panel.rows)), "value")
     panel.run(wait=True)
+    return panel, arrived
+
+
+def test_rows_arrive_as_they_are_finished(ran):
+    panel, arrived = ran
     assert panel.error.value == ""
     assert sorted(set(arrived)) == [0, 1]
     report = panel.report
@@ -107,7 +113,20 @@ def test_rows_arrive_as_they_are_finished(panel):
     assert "Too few repeats" in panel.static_html()
 
 
-def test_cancel_ends_it_and_the_panel_goes_on(panel):
+def test_the_report_of_the_hardest_dtype(ran):
+    """int4 with bfloat16 is the one that plain Quanto can't compile."""
+    report = ran[0].report
+    assert list(zip(report.recipe, report.way, strict=True)) == [("int4", "fullgraph")]
+    assert report.graph_breaks[0] == 0
+    assert report.graphs[0] >= 1
+    assert report.recompilations[0] >= 0
+    assert report.compile_seconds[0] > 0
+    assert len(report.eager_samples[0]) == len(report.compiled_samples[0]) == 3
+    assert report.difference[0] < 0.02
+
+
+def test_cancel_ends_it_and_the_panel_goes_on(pipeline_folder):
+    panel = small_panel(pipeline_folder)
     panel.run()
     assert panel.run_button.disabled and not panel.cancel_button.disabled
     panel.cancel()
