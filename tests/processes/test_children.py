@@ -62,7 +62,7 @@ def test_a_job_returns_its_value(children, pipeline_folder, tmp_path):
     assert len(found.timing.samples) == 1
     assert (tmp_path / "a" / "images" / "000.png").is_file()
     assert [e.kind for e in events if e.kind != "step"] == [
-        "stage", "stage", "picture", "stage", "picture",
+        "stage", "stage", "picture", "file", "stage", "picture",
     ]  # fmt: skip
 
 
