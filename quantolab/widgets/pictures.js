@@ -255,6 +255,7 @@ class Full {
   constructor(viewer) {
     this.viewer = viewer;
     this.image = make("img", { draggable: "false" });
+    this.stage = make("div", { class: "ql-full-stage" }, this.image);
     this.heading = make("div", { class: "ql-heading" });
     this.place = make("div", { class: "ql-place-name" });
     this.state = make("span", { class: "ql-quiet", role: "status" });
@@ -262,9 +263,11 @@ class Full {
     this.compare = make("button", { type: "button", onclick: () => this.toCompare() });
     this.element = make("dialog", { class: "ql-full", "aria-label": "Picture in full size" },
       make("div", { class: "ql-full-head" }, this.heading, close),
-      make("div", { class: "ql-full-stage" }, this.image),
+      this.stage,
       make("div", { class: "ql-full-foot" }, this.place, this.state, this.compare,
-        make("span", { class: "ql-quiet" }, "← → other recipes · ↑ ↓ other prompts and seeds · Esc closes")));
+        make("span", { class: "ql-quiet" }, "← → other recipes · ↑ ↓ other prompts and seeds · wheel or + − zoom · drag or Shift+arrows move · Esc closes")));
+    this.zoom = new Zoom(this.element, [this.stage], { freeWheel: true, arrows: (event) => event.shiftKey });
+    this.element.querySelector(".ql-full-foot").prepend(this.zoom.tools);
     this.element.addEventListener("keydown", (event) => this.move(event));
     this.element.addEventListener("click", (event) => { if (event.target === this.element) this.element.close(); });
     this.element.addEventListener("close", () => this.viewer.grid.rove(this.row, this.column, true));
@@ -308,8 +311,9 @@ class Full {
     // Of the whole picture, so that a small copy standing in for it has its room at once.
     const [width, height] = this.viewer.sheet.size;
     const shown = fittedWidth(width, height, innerWidth * 0.9, innerHeight - 220);
-    this.image.style.width = `${shown}px`;
-    this.image.classList.toggle("ql-enlarged", shown >= width);
+    this.stage.style.width = `${shown}px`;
+    this.stage.style.aspectRatio = `${width} / ${height}`;
+    this.zoom.fit([width, height], shown);
   }
 
   /** The nearest cell with a picture in a direction; null at the edge. */
@@ -327,7 +331,7 @@ class Full {
 
   move(event) {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-    if (!(event.key in steps)) return;
+    if (!(event.key in steps) || event.shiftKey) return;
     event.preventDefault();
     const next = this.next(...steps[event.key]);
     if (next) this.show(next.row, next.column);
@@ -378,7 +382,13 @@ class Compare {
     this.buildStage();
     this.buildHeat();
     this.said = make("p", { class: "ql-said", role: "status" });
-    this.stages = make("div", { class: "ql-stages" }, this.slider, this.heat);
+    this.stages = make("div", { class: "ql-stages", tabindex: 0, role: "group", "aria-label": "The two pictures: + and − zoom, arrows move" },
+      this.slider, this.heat);
+    // Both sides and the difference move together.
+    this.zoom = new Zoom(this.stages, [this.stage, this.heat.querySelector(".ql-stage")], {
+      dragFrom: (event) => !event.target.closest(".ql-handle"),
+    });
+    tools.append(this.zoom.tools);
     this.element = make("div", { class: "ql-compare" }, tools, this.said, this.stages);
   }
 
@@ -395,15 +405,16 @@ class Compare {
 
   buildStage() {
     this.under = make("img", { draggable: "false" });
-    this.over = make("img", { draggable: "false", class: "ql-over" });
+    this.over = make("img", { draggable: "false" });
+    this.clip = make("div", { class: "ql-over" }, this.over);
     this.handle = make("div", { role: "slider", tabindex: 0, class: "ql-handle", "aria-valuemin": 0, "aria-valuemax": 100, "aria-orientation": "horizontal" },
       make("span", { class: "ql-knob", "aria-hidden": "true" }));
-    this.stage = make("div", { class: "ql-stage" }, this.under, this.over, this.handle);
+    this.stage = make("div", { class: "ql-stage" }, this.under, this.clip, this.handle);
     this.leftHead = make("div", { class: "ql-heading" });
     this.rightHead = make("div", { class: "ql-heading ql-end" });
     this.slider = make("figure", { class: "ql-slider" },
       make("div", { class: "ql-heads" }, this.leftHead, this.rightHead), this.stage,
-      make("figcaption", { class: "ql-quiet" }, "Drag the line, or focus it and press ← →"));
+      make("figcaption", { class: "ql-quiet" }, "Drag the line, or focus it and press ← → · Ctrl+wheel, + − or two fingers zoom; then drag the picture"));
     const drag = (event) => {
       const box = this.stage.getBoundingClientRect();
       this.moveTo((event.clientX - box.left) / box.width);
@@ -460,7 +471,7 @@ class Compare {
   drawPosition() {
     const position = this.viewer.model.get("position");
     const per = `${position * 100}%`;
-    this.over.style.clipPath = `inset(0 0 0 ${per})`;
+    this.clip.style.clipPath = `inset(0 0 0 ${per})`;
     this.handle.style.left = per;
     const [left, right] = this.viewer.model.get("pair");
     const whole = Math.round(position * 100);
@@ -544,7 +555,7 @@ class Compare {
     const shown = fittedWidth(width, height, Math.min(room, Math.max(width, 560)), Math.max(320, innerHeight * 0.8));
     this.stages.style.setProperty("--ql-shown", `${shown}px`);
     this.stages.style.setProperty("--ql-ratio", `${width} / ${height}`);
-    this.stages.classList.toggle("ql-enlarged", shown >= width);
+    this.zoom.fit([width, height], shown);
   }
 }
 

@@ -129,7 +129,7 @@ class PictureViewer(anywidget.AnyWidget):
     >>> viewer.mode, viewer.pair = "compare", ("none", "int4")  # doctest: +SKIP
     """
 
-    _esm = asset("shared.js", "pictures.js")
+    _esm = asset("shared.js", "zoom.js", "pictures.js")
     _css = asset("pictures.css")
 
     mode = traitlets.Enum(MODES, "grid").tag(sync=True)

@@ -49,6 +49,11 @@ def all_drawn(page, selector, count):
     )
 
 
+def settled(page):
+    """Wait until what was asked for is drawn."""
+    page.evaluate("new Promise(f => requestAnimationFrame(() => requestAnimationFrame(f)))")
+
+
 @pytest.fixture
 def flip_is_here():
     """Whether flip-evaluator is there; else its views are absent, with a line."""
@@ -99,6 +104,41 @@ def test_the_grid(notebooks, shoot, flip_is_here):
     expect(dialog.locator(".ql-name")).to_have_text("int8")
     expect(dialog.get_by_role("status")).to_have_text("")
     shoot(page, "full-light")
+
+    # Larger by the wheel around the pointer, moved by hand and by keys, to the pixel, and back.
+    stage, picture = dialog.locator(".ql-full-stage").bounding_box(), dialog.locator("img")
+    across = lambda: picture.bounding_box()["width"] / stage["width"]  # noqa: E731
+    assert across() == pytest.approx(1)
+    page.mouse.move(stage["x"] + stage["width"] / 4, stage["y"] + stage["height"] / 2)
+    for _ in range(3):
+        page.mouse.wheel(0, -120)
+    settled(page)
+    times = across()
+    assert times > 1.5
+    before = picture.bounding_box()
+    pointed = (stage["x"] + stage["width"] / 4 - before["x"]) / before["width"]
+    assert pointed == pytest.approx(0.25, abs=0.01)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] / 4 - 30, stage["y"] + stage["height"] / 2 - 20)
+    page.mouse.up()
+    settled(page)
+    moved = picture.bounding_box()
+    assert (moved["x"] - before["x"], moved["y"] - before["y"]) == pytest.approx((-30, -20), abs=1)
+    page.keyboard.press("Shift+ArrowLeft")
+    settled(page)
+    assert picture.bounding_box()["x"] == pytest.approx(moved["x"] + stage["width"] / 10, abs=1)
+    page.keyboard.press("1")
+    settled(page)
+    ratio = page.evaluate("devicePixelRatio")
+    assert picture.bounding_box()["width"] * ratio == pytest.approx(128)
+    expect(dialog.locator(".ql-zoom-said")).to_have_text("100 %")
+    page.keyboard.press("ArrowLeft")  # the next picture is looked at in the same way
+    expect(dialog.locator("img")).to_have_attribute("alt", second)
+    assert picture.bounding_box()["width"] * ratio == pytest.approx(128)
+    page.keyboard.press("ArrowRight")
+    dialog.get_by_role("button", name="The whole picture").click()
+    settled(page)
+    assert picture.bounding_box() == pytest.approx(stage)
     page.keyboard.press("Escape")
     expect(dialog).not_to_be_visible()
     third = second.replace("float8", "int8")
@@ -133,6 +173,31 @@ def test_compare(notebooks, shoot, flip_is_here):
     page.mouse.up()
     expect(handle).to_have_attribute("aria-valuenow", "25")
     expect(handle).to_be_focused()
+
+    # Zoomed, both sides and the difference move together, and the line stays.
+    shown = """() => [...document.querySelectorAll(".ql-stages img")].map(
+        (image) => getComputedStyle(image).transform)"""
+    whole = page.evaluate(shown)
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -120)
+    page.mouse.wheel(0, -120)
+    page.keyboard.up("Control")
+    settled(page)
+    larger = page.evaluate(shown)
+    assert len({*larger}) == 1 and larger != whole
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=3)
+    page.mouse.up()
+    settled(page)
+    moved = page.evaluate(shown)
+    assert len({*moved}) == 1 and moved != larger
+    expect(handle).to_have_attribute("aria-valuenow", "25")
+    shoot(page, "compare-zoomed-light")
+    page.keyboard.press("0")
+    settled(page)
+    assert page.evaluate(shown) == whole
+    handle.focus()
     page.mouse.move(box["x"], box["y"])
     expect(handle).to_have_attribute("aria-valuenow", "25")
 
