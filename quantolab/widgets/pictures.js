@@ -278,8 +278,20 @@ class Full {
     this.show(row, column);
   }
 
+  /** Stay with the same recipe, prompt and seed in a new sheet: its picture may be another one. */
+  follow(sheet) {
+    if (!this.element.open) return;
+    const row = sheet.rows.findIndex((other) => placeName(other) === this.rowName);
+    const column = sheet.columns.findIndex((other) => other.label === this.label);
+    const key = sheet.cells[row]?.[column] && shownOf(sheet.cells[row][column]).key;
+    if (key) this.show(row, column);
+    else this.element.close();
+  }
+
   async show(row, column) {
     const { sheet, store } = this.viewer;
+    this.rowName = placeName(sheet.rows[row]);
+    this.label = sheet.columns[column].label;
     this.row = row;
     this.column = column;
     const shown = sheet.columns[column];
@@ -656,6 +668,7 @@ class Viewer {
       this.sheet = sheet;
       this.error.replaceChildren();
       this.grid.draw(sheet);
+      this.full.follow(sheet);
       this.store.forgetOld();
     }
     if (mode === "compare") this.compare.draw(sheet).catch((error) => this.fail(String(error)));

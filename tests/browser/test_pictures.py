@@ -295,6 +295,7 @@ def test_trials_arrive(notebooks, shoot, flip_is_here):
         shoot(page, "errors-dark")
         grid.get_by_label("What the grid shows").select_option(index=0)
     all_drawn(page, ".ql-cell img", 8)
+    # However early it is looked at: what is opened follows the grid.
     grid.locator(".ql-cell").nth(3).tap()
     expect(grid.locator("dialog").get_by_role("status")).to_have_text("")
     shoot(page, "full-dark")
