@@ -45,7 +45,7 @@ _COLUMNS = (
     "break_even_low_images", "break_even_high_images", "break_even_images",
     "eager_samples", "compiled_samples",
     "model", "device", "device_name", "threads", "compute_dtype", "steps", "size", "repeats",
-    "torch", "diffusers", "quanto",
+    "torch", "diffusers", "quanto", "name",
 )  # fmt: skip
 _CONDITIONS = ("device_name", "threads", "torch", "diffusers", "quanto")
 
@@ -102,8 +102,9 @@ def compile_report(
     Returns
     -------
     pandas.DataFrame
-        ``recipe, way, status, reason``; ``graphs, graph_breaks, recompilations`` (graphs that
-        another size adds); ``compile_seconds`` (the first call less a steady one);
+        ``recipe, way, status, reason``, and ``name``, the recipe's short one; ``graphs,
+        graph_breaks, recompilations`` (graphs that another size adds);
+        ``compile_seconds`` (the first call less a steady one);
         ``eager_seconds, compiled_seconds`` (medians of one picture, with ``_low`` and ``_high``
         of their 95 % intervals); ``speedup`` (eager over compiled, from pictures made in turn, with
         ``_low`` and ``_high``) and its ``verdict``; ``speedup_reference``
@@ -178,7 +179,7 @@ def _rows(
     rows, each = [], _pictures_each(session.request)
     for recipe in session.request.recipes:
         for way in ways:
-            session.enter_stage("loading", f"{recipe.label}, {way}")
+            session.enter_stage("loading", f"{recipe.shown}, {way}")
             asked = CompileJob(session.trial_job(recipe, encoded), way, other_size)
             rows.append(_row(session, asked, work / f"cell-{len(rows)}"))
             on_row(rows[-1])
@@ -191,6 +192,7 @@ def _row(session: Session, asked: CompileJob, folder: Path) -> dict:
     workload = session.request.workload
     row = {
         "recipe": asked.trial.recipe.label,
+        "name": asked.trial.recipe.name,
         "way": asked.way,
         "model": workload.model,
         "device": workload.device,

@@ -25,13 +25,19 @@ NEVER = math.inf
 
 
 def name(row: Row) -> str:
-    """Return what a row is called: recipe and way."""
-    return f"{row['recipe']}, {row['way']}"
+    """Return what a row is called: recipe, by its short name if it has one, and way."""
+    return f"{heading(row)}, {row['way']}"
+
+
+def heading(row: Row) -> str:
+    """Return the recipe's short name, or its text."""
+    own = row.get("name")
+    return own if isinstance(own, str) and own else str(row["recipe"])
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """Return one text for each of the `HEADERS`; a row without figures has dashes."""
-    first = (row["recipe"], row["way"], row["status"])
+    first = (heading(row), row["way"], row["status"])
     if row["status"] != OK:
         return (*first, *[ABSENT] * (len(HEADERS) - len(first)))
     added = row["recompilations"]
@@ -49,8 +55,10 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Return the sentences that belong under the rows: reasons, then conditions."""
-    said = [
+    """Return the sentences under the rows: what short names mean, reasons, then conditions."""
+    named = {heading(row): row["recipe"] for row in rows if heading(row) != row["recipe"]}
+    said = [f"{short}: {recipe}" for short, recipe in named.items()]
+    said += [
         f"{name(row)} ({row['status']}): {row['reason']}" for row in rows if row["status"] != OK
     ]
     row = next((row for row in rows if row["status"] == OK), None)

@@ -142,7 +142,7 @@ class CompileExplorer(WorkingPanel):
 
         if not self.work.running:
             self.rows = ()
-            self._planned = tuple((recipe.label, way) for recipe in recipes for way in ways)
+            self._planned = tuple((recipe.shown, way) for recipe in recipes for way in ways)
             self.shown.options, self.shown.layout.display = (), "none"
             self._draw()
         self.begin("Starting", job, self._show_all, can_cancel=True)
@@ -169,7 +169,7 @@ class CompileExplorer(WorkingPanel):
 
     def _options(self) -> dict[str, Any]:
         """Return the options of the call that differ from what the library takes by itself."""
-        _, dtype, device, _ = self.recipe_field.state
+        _, dtype, device, *_ = self.recipe_field.state
         options = {
             "prompts": self.prompt.value.strip() or None,
             "ways": [way for way, box in self.ways.items() if box.value],

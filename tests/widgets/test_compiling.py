@@ -49,6 +49,20 @@ def test_when_compiling_pays_in_words():
     assert compiled.notes([FAILED]) == ["int2, default (failed): no <graph>"]
 
 
+def test_headings_are_the_recipes_own_names():
+    """A short name heads rows, reasons and plots; what it stands for is said once."""
+    text, short = "int4 *.attn.*=int8", "attention in int8"
+    named = {**ROW, "recipe": text, "name": short}
+    assert compiled.cells(named)[:2] == (short, "fullgraph")
+    assert compiled.name(named) == f"{short}, fullgraph"
+    assert plot_payback(payback(named)).get_title("left").startswith(f"{short}, fullgraph")
+    assert compiled.notes([ROW, named, named])[0] == f"{short}: {text}"
+    failed = {**FAILED, "recipe": text, "name": short}
+    assert compiled.notes([failed])[1] == f"{short}, default (failed): no <graph>"
+    for absent in (None, math.nan):  # as a frame of several rows has it
+        assert compiled.name({**ROW, "name": absent}) == "int8, fullgraph"
+
+
 def test_the_lines_cross_where_the_report_says():
     values = payback(ROW)
     assert values.eager(30) == values.compiled(30) == 60.0
