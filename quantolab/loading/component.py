@@ -143,7 +143,7 @@ def load_component(
     module = _read_whole(part, dtype).to(device)
     resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
     check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
-    if share.is_reference:
+    if not resolved.quantized:  # nor need it be, of several components that share a recipe
         report = finish(module, share.recipe, resolved, ())
     else:
         module, report = quantize_resolved(module, share.recipe, resolved)

@@ -270,17 +270,49 @@ def resolve(
         If the recipe quantizes activations, or the component with several backends.
     """
     share = as_share(recipe, component)
-    if share.recipe.activations is not None:
-        raise UnsupportedError(
-            f"the recipe '{share.recipe}' quantizes activations, and only weights can be quantized"
-        )
     layers = linear_layers(module)
-    hits = _hits(share, layers)
-    found = Resolved(tuple(_choice(module, share, layer, hits, dtype) for layer in layers))
+    found = resolve_layers(share, layers, _kept_by_itself(module, layers, dtype))
     _check_one_backend(share, found, module)
     if strict and not share.is_reference:
         name = share.component or type(module).__name__
         check_recipe(share.recipe, {name: (share, found)})
+    return found
+
+
+def resolve_layers(share: Share, layers: Iterable[Layer], own: Mapping[str, str]) -> Resolved:
+    """Return the weights word of each of a component's layers, from their shapes alone.
+
+    Parameters
+    ----------
+    share : Share
+        What the recipe says of the component.
+    layers : iterable of Layer
+        Its Linear layers.
+    own : mapping of str to str
+        Why the model itself keeps some of them, by path.
+
+    Raises
+    ------
+    UnsupportedError
+        If the recipe quantizes activations.
+    """
+    if share.recipe.activations is not None:
+        raise UnsupportedError(
+            f"the recipe '{share.recipe}' quantizes activations, and only weights can be quantized"
+        )
+    layers = tuple(layers)
+    hits = _hits(share, layers)
+    return Resolved(tuple(_choice(share, layer, hits, own.get(layer.path)) for layer in layers))
+
+
+def _kept_by_itself(module: torch.nn.Module, layers: Iterable[Layer], dtype: str) -> dict[str, str]:
+    """Return why a model keeps some of its layers, whatever a recipe says, by path."""
+    found = {}
+    for layer in layers:
+        if kept_in_float32(module, layer.path, dtype):
+            found[layer.path] = KEEP_FP32
+        elif belongs_to_adapter(layer.path):
+            found[layer.path] = KEEP_ADAPTER
     return found
 
 
@@ -359,13 +391,9 @@ def _hits(share: Share, layers: tuple[Layer, ...]) -> dict[str, Term]:
     return found
 
 
-def _choice(
-    module: torch.nn.Module, share: Share, layer: Layer, hits: Mapping[str, Term], dtype: str
-) -> Choice:
-    if kept_in_float32(module, layer.path, dtype):
-        return Choice(layer, REFERENCE, KEEP_FP32, KEEP_FP32)
-    if belongs_to_adapter(layer.path):
-        return Choice(layer, REFERENCE, KEEP_ADAPTER, KEEP_ADAPTER)
+def _choice(share: Share, layer: Layer, hits: Mapping[str, Term], own: str | None) -> Choice:
+    if own is not None:
+        return Choice(layer, REFERENCE, own, own)
     term = hits.get(layer.path)
     if term is None:
         return Choice(layer, share.word, _UNSAID if _stays(share) else "", share.source)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import check_supported, layer_bytes
 from ..errors import ArgumentError, one_of
 from ..models.layers import KEEP_FP32, check_patterns, kept_in_float32, linear_layers, match_layers
-from ..models.resolving import check_recipe, reference_share, resolve, share_of, shares_in
+from ..models.resolving import (
+    Share,
+    check_recipe,
+    reference_share,
+    resolve_layers,
+    share_of,
+    shares_in,
+    shares_of,
+)
 from ..models.source import Source, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
@@ -115,20 +123,73 @@ def _with_words(
     shares = {name: share_of(recipe, source, name) for name in names} or shares_in(recipe, source)
     shares = shares or {source.denoiser: reference_share(source.denoiser)}
     modules = {name: build_skeleton(source.component(name)) for name in shares}
+    rows = [
+        _row(name, module, layer, dtype, [word for word in recipe.words if word not in WORDS])
+        for name, module in modules.items()
+        for layer in linear_layers(module)
+    ]
+    return _worded(pd.DataFrame(rows), recipe, shares, dtype)
+
+
+def with_recipe(
+    report: pandas.DataFrame, recipe: Recipe, defaults: Iterable[str], dtype: str = "bfloat16"
+) -> pandas.DataFrame:
+    """Return a report of a whole recipe, without building the model again.
+
+    Parameters
+    ----------
+    report : pandas.DataFrame
+        From `skip_report` without a skip list, of the model's quantizable components; of those
+        that the recipe quantizes rows are left.
+    recipe : Recipe
+        What is looked at.
+    defaults : iterable of str
+        Components that a word for all is meant for: the denoisers.
+    dtype : str
+        Compute dtype that the report is of.
+
+    Raises
+    ------
+    ArgumentError
+        If some of it takes no effect, as for `skip_report`.
+    """
+    shares = shares_of(recipe, report["component"].unique(), defaults)
+    return _worded(report[report["component"].isin(list(shares))], recipe, shares, dtype)
+
+
+def _worded(
+    report: pandas.DataFrame, recipe: Recipe, shares: Mapping[str, Share], dtype: str
+) -> pandas.DataFrame:
+    """Return a report's rows with the word of each layer, and what gave it."""
+    import pandas as pd
+
+    layers, records = layers_of(report), report.to_dict("records")
+    own: dict[str, dict[str, str]] = {name: {} for name in shares}
+    for row in records:
+        if row["skipped"]:
+            own[row["component"]][row["path"]] = row["pattern"]
     found = {
-        name: (share, resolve(modules[name], share, dtype=dtype, strict=False))
+        name: (share, resolve_layers(share, layers[name], own[name]))
         for name, share in shares.items()
     }
     check_recipe(recipe, found)
-    rows, others = [], [word for word in recipe.words if word not in WORDS]
-    for name, (_, resolved) in found.items():
+    for _, resolved in found.values():
         check_supported(((c.layer, c.word) for c in resolved.quantized), dtype)
-        for choice in resolved:
-            row = _row(name, modules[name], choice.layer, dtype, others)
-            row["skipped"] = choice.word == REFERENCE
-            row["pattern"] = (choice.term or choice.why or None) if row["skipped"] else None
-            said = {"word": choice.word, "term": choice.term or choice.why}
-            rows.append(row | said | {"bytes": row[f"bytes_{choice.word}"]})
+    choices = {
+        (name, choice.layer.path): choice
+        for name, (_, resolved) in found.items()
+        for choice in resolved
+    }
+    rows = []
+    for row in records:
+        choice = choices[row["component"], row["path"]]
+        held = row.get(f"bytes_{choice.word}")
+        if held is None:  # another backend's word
+            held = layer_bytes(choice.layer, choice.word, dtype)
+        row["skipped"] = choice.word == REFERENCE
+        row["pattern"] = (choice.term or choice.why or None) if row["skipped"] else None
+        said = {"word": choice.word, "term": choice.term or choice.why}
+        rows.append(row | said | {"bytes": held})
     table = pd.DataFrame(rows)
     table.attrs["totals"] = _totals(table)
     table.attrs["bytes"] = int(table["bytes"].sum())

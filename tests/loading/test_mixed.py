@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import pytest
@@ -82,6 +83,86 @@ def test_random_recipes_hold_what_is_predicted_and_are_saved_bit_for_bit(modules
         assert again.quantize_report.recipe == recipe
         assert_same(quantized, again)
         done += 1
+
+
+# --- components ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipelines(pipeline_folder, architectures, tmp_path_factory):
+    """Folders of three pipelines of three architectures, with one to three text encoders."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        PixArtAlphaPipeline,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    base = ql.load_pipeline(pipeline_folder, "none", dtype="float32", device="cpu")
+    place = tmp_path_factory.mktemp("pipelines")
+    words = {**base.text_encoder.config.to_dict(), "projection_dim": 32}
+    clip = CLIPTextModelWithProjection(CLIPTextConfig(**words)).eval()
+    common = {
+        "vae": base.vae,
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "tokenizer": base.tokenizer,
+    }
+    StableDiffusion3Pipeline(
+        transformer=architectures["sd3"].make(), text_encoder=clip, text_encoder_2=clip,
+        text_encoder_3=base.text_encoder_2, tokenizer_2=base.tokenizer, tokenizer_3=base.tokenizer,
+        **common,
+    ).save_pretrained(place / "sd3")  # fmt: skip
+    PixArtAlphaPipeline(
+        transformer=architectures["pixart"].make(), text_encoder=base.text_encoder_2, **common
+    ).save_pretrained(place / "pixart")
+    return pipeline_folder, place / "sd3", place / "pixart"
+
+
+def random_recipe_of(draw, layers):
+    """Return a recipe of random words for some components and for patterns in them or in all."""
+    names = draw.sample(list(layers), draw.randint(1, len(layers)))
+    terms = {}
+    for _ in range(draw.randint(0, 5)):
+        name = draw.choice(names)
+        path = draw.choice(layers[name])
+        parts = path.split(".")
+        pattern = draw.choice([path, parts[-1], ".".join(parts[:2]), f"*.{parts[-1]}"])
+        pattern = draw.choice([pattern, f"{name}.{pattern}"])
+        terms.pop(pattern, None)
+        terms[pattern] = draw.choice(WORDS)
+    return Recipe({name: draw.choice(WORDS) for name in names}, layers=terms)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.sweep)])
+def test_random_recipes_of_components_hold_what_is_planned(pipelines, count, tmp_path):
+    """Planned, loaded, saved and read back, with a word of its own for each component."""
+    draw, done = random.Random(16), 0
+    every = {folder: ql.skip_report(folder, components=_parts(folder)) for folder in pipelines}
+    while done < count:
+        folder = pipelines[done % len(pipelines)]
+        rows = every[folder].groupby("component", sort=False)
+        try:
+            recipe = random_recipe_of(draw, {name: list(part.path) for name, part in rows})
+            table = ql.plan(folder, recipe)
+        except ArgumentError as error:  # it keeps everything, or only what the model keeps itself
+            assert "nothing" in str(error) or "can't take effect" in str(error)
+            continue
+        if recipe.is_reference:
+            continue
+        planned = table[table.recipe == str(recipe)].set_index("component").weight_bytes
+        pipe = ql.load_pipeline(folder, recipe, device="cpu")
+        for name in planned.index.drop("pipeline"):
+            assert ql.weight_bytes(getattr(pipe, name)) == planned[name], (recipe, name)
+        assert Recipe.parse(str(recipe)) == recipe
+        again = ql.load_saved(ql.save(pipe, tmp_path / "saved"), device="cpu")
+        for name in (*_parts(folder), "vae"):
+            assert_same(getattr(pipe, name), getattr(again, name))
+        done += 1
+
+
+def _parts(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    return [name for name in index if name.startswith(("transformer", "text_encoder"))]
 
 
 @pytest.mark.parametrize("name", CHOSEN)
