@@ -26,6 +26,20 @@ PROMPTS: tuple[str, ...] = (
 )
 """Prompts that show what each precision keeps and loses."""
 
+VARIED = (
+    *PROMPTS,
+    "a pink star with green stripes on a blue background",
+    "four turquoise flowers on a blue background",
+    "a green triangle left of a white diamond on a yellow background",
+    "a small purple heart with white dots",
+    "a yellow house with a blue roof",
+    "a green boat and a moon",
+    "an apple tree on a white background",
+    "a black square with an orange outline beside two pink circles on a white background",
+)
+"""Prompts of many kinds, some unlike any caption that it was trained on: what matters for all of
+them matters for others, too."""
+
 
 @public
 def demo_model() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import public
 from ..errors import ArgumentError
 from ..recipes import Recipe
+from ..records import OK
 from ..units import format_count, parse_bytes
 from ..weights import QUANTIZED, REFERENCE
 from .advising import advise
@@ -18,7 +18,11 @@ from .comparing import compare
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ADVISING = ("component", "components", "table", "check", "groups", "inputs", "prompt", "seed")
+    from ..report.advised import AdviceCurve
+
+_ADVISING = (
+    "component", "components", "table", "check", "groups", "inputs", "prompt", "seed", "pictures",
+)  # fmt: skip
 _PICTURING = ("prompts", "seeds", "repeats", "resume")
 
 
@@ -55,6 +59,19 @@ def plot_advice(
     >>> plot_advice("demo", ["2.5MB", "4MB", "6MB"], steps=10)   # doctest: +SKIP
     """
     from ..report.advised import plot_curve
+
+    return plot_curve(advice_curve(model, budgets, out=out, **options), ax)
+
+
+def advice_curve(
+    model: str | os.PathLike | None = None,
+    budgets: Iterable[int | str] = (),
+    *,
+    out: str | os.PathLike | None = None,
+    **options: Any,
+) -> AdviceCurve:
+    """Return what `plot_advice` draws; parameters as there."""
+    from ..report.advised import AdviceCurve, CurvePoint
     from ..report.tables import results_table
 
     sizes = [parse_bytes(budget) for budget in budgets]
@@ -68,25 +85,18 @@ def plot_advice(
     recipes = dict.fromkeys([Recipe(REFERENCE), *plain, *advised])
     run = compare(model, list(recipes), out=out, **pictures, **options)
     table = results_table(run)
-    rows = {
-        row["recipe"]: row for row in table.to_dict("records") if not math.isnan(row["psnr_db"])
-    }
+    rows = {row["recipe"]: row for row in table.to_dict("records") if row["status"] == OK}
+
+    def points(recipes: list[Recipe], sizes: list[int | None]) -> tuple[CurvePoint, ...]:
+        return tuple(
+            CurvePoint(recipe, row["weight_bytes"], row["psnr_db"], size)
+            for recipe, size in zip(recipes, sizes, strict=True)
+            if not recipe.is_reference and (row := rows.get(recipe.label)) is not None
+        )
+
     first = table.iloc[0]
+    count = format_count(len(run.workload.pairs), "picture")
     title = " · ".join(
-        [str(first["model"]), format_count(first["steps"], "step"), first["size"],
-         format_count(len(run.workload.pairs), "picture")]
-    )  # fmt: skip
-    return plot_curve(
-        [
-            (recipe.words[0], rows[recipe.label]["weight_bytes"], rows[recipe.label]["psnr_db"])
-            for recipe in plain
-            if recipe.label in rows
-        ],
-        [
-            (rows[recipe.label]["weight_bytes"], rows[recipe.label]["psnr_db"])
-            for recipe in advised
-            if recipe.label in rows
-        ],
-        ax,
-        title=title,
+        [str(first["model"]), format_count(first["steps"], "step"), first["size"], count]
     )
+    return AdviceCurve(title, points(plain, [None] * len(plain)), points(advised, list(sizes)))

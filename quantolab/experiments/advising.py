@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, checked_arguments, public
 from ..backends import layer_bytes
-from ..errors import ArgumentError, one_of
+from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.resolving import reference_share, resolve
 from ..models.source import Source, find_model
@@ -27,16 +27,19 @@ from ..run.session import Watch
 from ..shapes import Layer
 from ..telling import say_line
 from ..units import format_bytes, format_count, format_list, parse_bytes
-from ..weights import QUANTIZED, REFERENCE, in_order
+from ..weights import QUANTIZED, REFERENCE, in_order, weights_of
+from .beliefs import Beliefs
 from .choosing_words import (
     Group,
     Option,
     Words,
     choose,
+    choose_by,
     keep_list,
     predicted_error,
     size_of,
 )
+from .jobs import LayerSet
 from .layer_errors import LayerErrors, NamedSet
 from .sensitivity import GROUPS, INPUTS, grouped, measured_table, prompts_of, sensitivity
 
@@ -49,13 +52,18 @@ _NEEDED = (
 )  # fmt: skip
 
 _MANY = 200  # layers; of more the blocks get words, not each layer by itself
-_RUNGS = 12  # budgets between the least and the most whose advice is tried for every budget
+_RUNGS, _LOWER = (
+    24,
+    4,
+)  # of budgets between the least and the most: advice of the next lower is tried
+PICTURES, _PICTURES_OF_BLOCKS = 12, 4
+"""Whole pictures that decide, unless others are asked for."""
 
+_STEPS = 4  # of such a picture: what a layer does to it, it does to one of more steps, too
+_ROUNDS, _EACH, _PATIENCE = 7, 3, 3
+"""How often what was learnt gives new recipes to try, how many, and how often in vain."""
 
 _GIVEN: dict[Recipe, Advice] = {}
-_TRIED: dict[str, list[dict[str, dict[str, str]]]] = {}
-"""What was checked for other budgets, by what it was measured with: it is tried again, so that more
-bytes never give a worse recipe."""
 
 
 def advice_of(recipe: Recipe) -> Advice:
@@ -105,6 +113,7 @@ def advise(
     fits: int | float | str | None = None,
     table: pandas.DataFrame | None = None,
     check: bool = True,
+    pictures: int | None = None,
     groups: str = "auto",
     out: str | os.PathLike | None = None,
     name: str | None = None,
@@ -115,11 +124,13 @@ def advise(
 ) -> Recipe:
     """Return the recipe that does the least damage to pictures within a budget of bytes.
 
-    Every layer, or block, gets the weights dtype of its own, by integer programming over what
-    `sensitivity` measures. Errors of layers are taken for independent of each other and of
-    rounding, so squares add up. The choice, the best keep-list of each dtype and every plain dtype
-    that fits are then run on the same inputs, and the one with the smallest error of the output
-    is returned: never one that is worse there than a plain dtype or a keep-list.
+    Every layer, or block, is quantized by itself to the coarse dtypes, and pictures of a few
+    steps tell what that does; finer dtypes are told from these by the errors of their weights.
+    Then every layer gets a dtype of its own, by integer programming over the sum of the squared
+    errors. The choice, the best keep-list of each dtype and every plain dtype that fits make the
+    same pictures; what they show corrects what was believed of single layers, gives new choices,
+    and so on, some rounds. The one with the smallest error of the pictures is returned: never one
+    that is worse there than a plain dtype, a keep-list, or what was tried for fewer bytes.
 
     Parameters
     ----------
@@ -137,6 +148,10 @@ def advise(
         From `sensitivity` of the same model and component, so that nothing is measured twice.
     check : bool
         Whether to run the candidates; without it the smallest predicted error decides.
+    pictures : int, optional
+        How many pictures are looked at; by default 12, and 4 where blocks get words. 0 looks at
+        the denoiser's output in `inputs` calls instead, as `sensitivity` does: a tenth of the
+        work for a large model, and worse recipes.
     groups : str
         ``"layers"``, ``"blocks"``, or ``"auto"``: blocks of models of more than 200 layers.
     out : path, optional
@@ -179,6 +194,7 @@ def advise(
         return Recipe(REFERENCE)
     _check_fits(shapes, budget)
     groups = shapes.groups if groups == "auto" else groups
+    pictures = _pictures(pictures, groups)
     common = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
     if table is not None:
         _check_table(table, shapes)
@@ -188,36 +204,60 @@ def advise(
         chosen = min(choice.candidates(), key=choice.predicted)
         return _given(choice, chosen, [], is_default, name)
     if watch is None and table is None:
-        say_line(work_text(shapes, groups, measuring))
-    with _measuring(model, shapes, measuring, common) as session:
-        place = None if out is None else Path(out)
+        say_line(work_text(shapes, groups, measuring, pictures))
+    with _measuring(model, shapes, measuring, common, out) as session:
         if table is None:
-            table = _measured(session, shapes, groups, place)
+            session.expect(_work(shapes, groups, pictures) + check * _TRIALS)
+            table = _measured(session, shapes, groups, pictures)
         choice = _Choice(shapes, table, budget)
-        candidates = choice.candidates()
         if not check:
-            return _given(choice, min(candidates, key=choice.predicted), [], is_default, name)
-        key = session.identity
-        earlier = [words for words in _TRIED.get(key, []) if shapes.held(words) <= budget]
-        tried = _unique([choice.spelled(words) for words in candidates] + earlier)
-        errors = [e.output_error for e in session.measure([_set(w, session) for w in tried], place)]
-        _TRIED[key] = _unique([*_TRIED.get(key, []), *tried])
-    best = min(range(len(tried)), key=lambda i: (errors[i], shapes.held(tried[i])))
-    results = [(words, error) for words, error in zip(tried, errors, strict=True)]
-    return _given(choice, tried[best], results, is_default, name)
+            best = min(choice.candidates(), key=choice.predicted)
+            return _given(choice, best, [], is_default, name)
+        tried = Search(choice, session, pictures).tried()
+    chosen = min(tried, key=lambda one: (one[1], shapes.held(one[0])))[0]
+    return _given(choice, chosen, tried, is_default, name, pictures)
 
 
-def work_text(shapes: Shapes, groups: str, measuring: Mapping[str, Any]) -> str:
+def _pictures(asked: int | None, groups: str) -> int:
+    if asked is None:
+        return PICTURES if groups == "layers" else _PICTURES_OF_BLOCKS
+    return whole_number("pictures", asked, least=0)
+
+
+_TRIALS = 12 + _ROUNDS * _EACH  # recipes that are run for a budget, about
+_COARSE = tuple(word for word in QUANTIZED if weights_of(word).is_packed)
+
+
+def _work(shapes: Shapes, groups: str, pictures: int) -> int:
+    """Return how many sets of layers are measured by themselves."""
+    each = sum(len(grouped(layers, groups)) for layers in shapes.layers.values())
+    return each * len(QUANTIZED)
+
+
+def work_text(
+    shapes: Shapes, groups: str, measuring: Mapping[str, Any], pictures: int = PICTURES
+) -> str:
     """Return in a sentence what measuring takes, told before anything runs."""
-    inputs = measuring.get("inputs", INPUTS)
-    sets = len(QUANTIZED) * sum(len(grouped(la, groups)) for la in shapes.layers.values())
+    each = sum(len(grouped(layers, groups)) for layers in shapes.layers.values())
     weights = format_bytes(shapes.held({}))
-    what = groups[:-1]
+    what = format_count(each, groups[:-1])
+    about = f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
+    inputs = measuring.get("inputs", INPUTS)
+    if not pictures:
+        forwards = each * len(QUANTIZED) * inputs
+        return (
+            f"{about}{what}, {len(QUANTIZED)} words and {format_count(inputs, 'input')} are "
+            f"{format_count(forwards, 'forward')}, each from the first changed block on (half of "
+            "it on average), then some for the candidates"
+        )
+    steps = min(_STEPS, measuring.get("steps") or _STEPS)
+    sets = each * len(_COARSE)
+    forwards, more = sets * pictures * steps, _TRIALS * pictures * steps
+    forwards += each * (len(QUANTIZED) - len(_COARSE)) * inputs
     return (
-        f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
-        f"{format_count(sets // len(QUANTIZED), what)}, {len(QUANTIZED)} words and "
-        f"{format_count(inputs, 'input')} are {format_count(sets * inputs, 'forward')}, each from "
-        "the first changed block on (half of it on average), then some for the candidates"
+        f"{about}{what}, {len(_COARSE)} words and {format_count(pictures, 'picture')} of "
+        f"{format_count(steps, 'step')} are {format_count(forwards, 'forward')}, then about "
+        f"{more} for {_TRIALS} recipes"
     )
 
 
@@ -228,13 +268,14 @@ def advice_cost(
     component: str | None = None,
     components: Iterable[str] | str = (),
     groups: str = "auto",
+    pictures: int | None = None,
     **measuring: Any,
 ) -> str:
     """Return what advice on a model would take, from its configuration alone.
 
     Parameters
     ----------
-    model, component, components, groups, **measuring
+    model, component, components, groups, pictures, **measuring
         As for `advise`.
 
     Examples
@@ -247,7 +288,8 @@ def advice_cost(
     components = (components,) if isinstance(components, str) else tuple(components)
     names = components or (component or source.denoiser,)
     shapes = Shapes(source, names, measuring.get("dtype", "bfloat16"))
-    return work_text(shapes, shapes.groups if groups == "auto" else groups, measuring)
+    groups = shapes.groups if groups == "auto" else groups
+    return work_text(shapes, groups, measuring, _pictures(pictures, groups))
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -374,6 +416,7 @@ def _measuring(
     shapes: Shapes,
     measuring: Mapping[str, Any],
     common: Mapping[str, Any],
+    out: str | os.PathLike | None,
 ) -> LayerErrors:
     options = {k: v for k, v in measuring.items() if k not in ("inputs", "prompt", "seed")}
     with watching(cancel=common["cancel"]):
@@ -393,15 +436,16 @@ def _measuring(
             f"components names {strange[0]!r}: together with the denoiser {main} only text "
             "encoders can be advised"
         )
-    return LayerErrors(request, main, measuring.get("inputs", INPUTS), others=others, **common)
+    inputs = measuring.get("inputs", INPUTS)
+    place = None if out is None else Path(out)
+    kept = {"others": others, "out": place, "picture_steps": min(_STEPS, request.workload.steps)}
+    return LayerErrors(request, main, inputs, **kept, **common)
 
 
-def _measured(
-    session: LayerErrors, shapes: Shapes, groups: str, out: Path | None
-) -> pandas.DataFrame:
+def _measured(session: LayerErrors, shapes: Shapes, groups: str, pictures: int) -> pandas.DataFrame:
     recipes = tuple(Recipe(word) for word in QUANTIZED)
     asked = {name: (recipes, (la,) * len(recipes)) for name, la in shapes.layers.items()}
-    return measured_table(session, asked, groups, out)
+    return measured_table(session, asked, groups, pictures)
 
 
 def _set(words: Mapping[str, Mapping[str, str]], session: LayerErrors) -> NamedSet:
@@ -419,6 +463,10 @@ def _set(words: Mapping[str, Mapping[str, str]], session: LayerErrors) -> NamedS
 # --- choosing -------------------------------------------------------------------------------
 
 
+Spelled = dict[str, dict[str, str]]
+"""The word of each layer, by component and path."""
+
+
 class _Choice:
     """What can be chosen for a budget, from a table of sensitivities."""
 
@@ -426,6 +474,7 @@ class _Choice:
         self.shapes, self.table, self.budget = shapes, table, budget
         self.floor = float(table["output_floor"].iloc[0])
         self.inputs = int(table["inputs"].iloc[0]) if "inputs" in table.columns else 0
+        self.by_pictures = bool(table["pictures"].iloc[0]) if "pictures" in table.columns else False
         self.groups = _groups(table, shapes)
         self.room = budget - shapes.fixed
 
@@ -435,11 +484,15 @@ class _Choice:
         quantized = [word for word in words if word != REFERENCE]
         least = sum(min(option.bytes for option in group.options) for group in self.groups)
         most = sum(group.option(REFERENCE).bytes for group in self.groups)
-        rungs = [least + (most - least) * (i / _RUNGS) ** 2 for i in range(_RUNGS)]
-        rooms = [self.room, *(int(rung) for rung in rungs if rung < self.room)]
+        rungs = [int(least + (most - least) * (i / _RUNGS) ** 2) for i in range(_RUNGS)]
+        rooms = [self.room, *[rung for rung in rungs if rung < self.room][-_LOWER:]]
         found = [choose(self.groups, room, self.floor) for room in rooms]
         found += [choose(self.groups, self.room, 0.0)]
-        found += [keep_list(self.groups, word, self.room, self.floor) for word in quantized]
+        found += [
+            keep_list(self.groups, word, self.room, self.floor, by_calls=by_calls)
+            for word in quantized
+            for by_calls in (False, True)
+        ]
         found += [{g.key: g.option(word).word for g in self.groups} for word in quantized]
         kept = [words for words in found if words and size_of(self.groups, words) <= self.room]
         if not kept:
@@ -503,8 +556,98 @@ def _groups(table: pandas.DataFrame, shapes: Shapes) -> tuple[Group, ...]:
         if not options:
             options.append(Option(REFERENCE, int(row["bytes_none"]), 0.0, 0.0))
         error = float(row["weight_error"]), float(row["output_error"])
-        options.append(Option(row["weights"], int(row["bytes_quantized"]), *error))
+        by_call = float(row.get("call_error", row["output_error"]))
+        options.append(Option(row["weights"], int(row["bytes_quantized"]), *error, by_call))
     return tuple(Group(*key, tuple(options)) for key, options in found.items())
+
+
+class Search:
+    """Runs recipes for a budget, and learns from what they do which to run next.
+
+    Parameters
+    ----------
+    choice : _Choice
+        What can be chosen.
+    session : LayerErrors
+        Runs them.
+    pictures : int
+        How many whole pictures decide; 0 decides by calls of the denoiser.
+    """
+
+    def __init__(self, choice: _Choice, session: LayerErrors, pictures: int) -> None:
+        self._choice, self._session, self._pictures = choice, session, pictures
+        self._errors: dict[str, tuple[Spelled, float]] = {}
+
+    def tried(self) -> list[tuple[Spelled, float]]:
+        """Return recipes that fit with the errors that they were seen to make."""
+        choice = self._choice
+        earlier = [
+            spelled
+            for spelled in map(self._spelled, self._session.results.mixed(self._pictures))
+            if choice.shapes.held(spelled) <= choice.budget
+        ]
+        self._run([choice.spelled(words) for words in choice.candidates()] + earlier)
+        if self._pictures:
+            self._learn()
+        return list(self._errors.values())
+
+    def _learn(self) -> None:
+        """Try what is believed to be best, and what may be, as long as that helps."""
+        import numpy as np
+
+        choice, dice, vain = self._choice, np.random.default_rng(0), 0
+        beliefs = Beliefs(choice.groups, choice.floor)
+        taught: set[str] = set()
+        for _ in range(_ROUNDS):
+            for name, (spelled, error) in self._errors.items():
+                if name not in taught:
+                    taught.add(name)
+                    beliefs.learn(_of_groups(choice, spelled), self._in_units(error))
+            before = self._best
+            harms = [beliefs.expected(), *(beliefs.drawn(dice) for _ in range(_EACH - 1))]
+            found = [choose_by(choice.groups, choice.room, harm) for harm in harms]
+            self._run([choice.spelled(words) for words in found if words is not None])
+            vain = 0 if self._best < before else vain + 1
+            if vain == _PATIENCE:
+                return
+
+    @property
+    def _best(self) -> float:
+        return min(error for _, error in self._errors.values())
+
+    def _in_units(self, error: float) -> float:
+        """Return a picture's error in the units of the table, which may be of something else."""
+        choice = self._choice
+        if choice.by_pictures:
+            return error
+        ratios = [
+            choice.predicted(_of_groups(choice, spelled)) / seen
+            for spelled, seen in self._errors.values()
+            if 0 < seen < math.inf
+        ]
+        return error * sorted(ratios)[len(ratios) // 2] if ratios else error
+
+    def _run(self, recipes: Sequence[Spelled]) -> None:
+        new = [r for r in _unique(recipes) if str(r) not in self._errors]
+        if new:
+            sets = [_set(recipe, self._session) for recipe in new]
+            errors = self._session.measure(sets, self._pictures)
+            for recipe, error in zip(new, errors, strict=True):
+                self._errors[str(recipe)] = recipe, error.output_error
+
+    def _spelled(self, entry: LayerSet) -> Spelled:
+        """Return the word of each layer of a set that was measured before."""
+        shapes, main = self._choice.shapes, self._session.component
+        words = dict(zip(entry.paths, entry.words, strict=True))
+        return {
+            name: {
+                layer.path: words.get(
+                    layer.path if name == main else f"{name}/{layer.path}", REFERENCE
+                )
+                for layer in layers
+            }
+            for name, layers in shapes.layers.items()
+        }
 
 
 def _unique(entries: Sequence[dict[str, dict[str, str]]]) -> list[dict[str, dict[str, str]]]:
@@ -521,6 +664,7 @@ def _given(
     tried: list[tuple[dict[str, dict[str, str]], float]],
     is_default: bool,
     name: str | None,
+    pictures: int = 0,
 ) -> Recipe:
     """Return the recipe of chosen words, and remember what it rests on."""
     spelled: dict[str, dict[str, str]] = (
@@ -545,6 +689,8 @@ def _given(
         choice.same_from_halves(),
         tuple(_layer_advice(group, words[group.key], choice.floor) for group in choice.groups),
         tuple((str(_worded(w, is_default, None)), shapes.held(w), error) for w, error in tried),
+        pictures,
+        choice.by_pictures,
     )
     return recipe
 

@@ -7,7 +7,7 @@ other and of rounding, so squares add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..weights import REFERENCE
@@ -28,6 +28,8 @@ class Option:
     """Of the weights of the whole group."""
     weight_error: float
     output_error: float
+    call_error: float = 0.0
+    """What it does to a single call, where `output_error` is of pictures and only told."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,24 @@ def choose(groups: Sequence[Group], budget: int, floor: float) -> Words | None:
     floor : float
         The output's error by rounding alone.
     """
+    return choose_by(groups, budget, [damages(group, floor) for group in groups])
+
+
+def choose_by(
+    groups: Sequence[Group], budget: int, harm: Sequence[Mapping[str, float]]
+) -> Words | None:
+    """Return the words that fit with the least harm together; None if nothing fits.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        All of them.
+    budget : int
+        Bytes that all their weights may take.
+    harm : sequence of mapping of str to float
+        Of each group, what each of its words does.
+    """
     options = [(at, option) for at, group in enumerate(groups) for option in group.options]
-    harm = [damages(group, floor) for group in groups]
     costs = _finite([harm[at][option.word] for at, option in options])
     room = budget
     for _ in range(3):  # whole bytes: the solver is exact to a millionth only
@@ -138,10 +156,13 @@ def _solved(owners: list[int], sizes: list[int], costs: list[float], room: int) 
     return None if found.x is None else [i for i, value in enumerate(found.x) if value > 0.5]
 
 
-def keep_list(groups: Sequence[Group], word: str, budget: int, floor: float) -> Words | None:
+def keep_list(
+    groups: Sequence[Group], word: str, budget: int, floor: float, *, by_calls: bool = False
+) -> Words | None:
     """Return one word for all but those that are worth most to keep; None if nothing fits.
 
-    Groups are kept in the order of damage removed for each byte that this costs.
+    Groups are kept in the order of damage removed for each byte that this costs; with `by_calls`,
+    of the damage that was seen in single calls, rounding included.
     """
     found = {group.key: group.option(word).word for group in groups}
     spare = budget - sum(group.option(word).bytes for group in groups)
@@ -149,7 +170,8 @@ def keep_list(groups: Sequence[Group], word: str, budget: int, floor: float) -> 
         return None
 
     def worth(group: Group) -> float:
-        harm = max(0.0, group.option(word).output_error ** 2 - floor**2)
+        own = group.option(word)
+        harm = own.call_error**2 if by_calls else max(0.0, own.output_error**2 - floor**2)
         return harm / max(_cost(group, word), 1)
 
     for group in sorted(groups, key=worth, reverse=True):

@@ -69,6 +69,8 @@ class LayerSet:
     paths: tuple[str, ...]
     words: tuple[str, ...] = field(default=(), metadata=LATER)
     """The word of each, where they haven't all the same."""
+    pictures: int = field(default=0, metadata=LATER)
+    """How many whole pictures are looked at; 0 looks at calls of the component."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,19 @@ class SetError:
     weight_error: float
     """Relative L2 error of the weights."""
     output_error: float
-    """Relative L2 error of the component's output."""
+    """Relative L2 error of the component's output; of pictures the root of the mean squared
+    error, from 0 to 1."""
     by_input: tuple[float, ...] = field(default=(), metadata=LATER)
     """The same for each of the inputs by itself."""
 
 
 @dataclass(frozen=True)
 class SetsJob:
-    """Measure what each set does, by itself."""
+    """Load what sets of layers are to be quantized in, and wait for `Sets`."""
 
     trial: TrialJob
     component: str
     """The first of them, whose paths have no component before them."""
-    sets: tuple[LayerSet, ...]
     inputs: int
     """How many of the component's calls to look at."""
     results: Path | None
@@ -98,16 +100,33 @@ class SetsJob:
     others: tuple[str, ...] = ()
     """More components, ``NAME/path`` in sets. Then errors are those of the denoiser's output,
     whatever component they come from."""
+    picture_steps: int = 0
+    """Steps of pictures that are looked at; 0 means the workload's."""
+
+
+@dataclass(frozen=True)
+class SetsReady:
+    """Under which conditions sets will be measured."""
+
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Measure what each of some sets does, by itself; all look at the same."""
+
+    sets: tuple[LayerSet, ...]
+    pictures: int
 
 
 @dataclass(frozen=True)
 class SetsFound:
-    """What each set did, in order, and under which conditions."""
+    """What each set did, in order."""
 
     results: tuple[SetError, ...]
     inputs: int
+    """Calls of the component, or pictures, that were looked at."""
     output_floor: float
-    conditions: Conditions
 
 
 # --- full size ------------------------------------------------------------------------------

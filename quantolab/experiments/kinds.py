@@ -8,8 +8,8 @@ from .jobs import (
     CompileJob,
     LayersFound,
     LayersJob,
-    SetsFound,
     SetsJob,
+    SetsReady,
     StepJob,
     StepsFound,
 )
@@ -17,5 +17,5 @@ from .jobs import (
 _HERE = "quantolab.experiments"
 COMPILE = JobKind(f"{_HERE}.compiling_child:measure_compiled", CompileJob, CompileFound)
 LAYERS = JobKind(f"{_HERE}.sensitivity_child:list_layers", LayersJob, LayersFound)
-SETS = JobKind(f"{_HERE}.sensitivity_child:measure_sets", SetsJob, SetsFound)
+SETS = JobKind(f"{_HERE}.sensitivity_child:measure_sets", SetsJob, SetsReady)
 STEPS = JobKind(f"{_HERE}.full_size_child:measure_steps", StepJob, StepsFound)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,21 +15,24 @@ from typing import Any
 from ..errors import ArgumentError
 from ..files.choosing import weight_files
 from ..files.whole import scratch_folder, write_whole
-from ..plain_values import from_dict, to_dict
+from ..plain_values import LATER, from_dict, to_dict
+from ..processes.children import Held
 from ..recipes import Recipe
 from ..records import Conditions
 from ..run.asked import Request
 from ..run.session import Session, Watch
 from ..shapes import Layer
 from ..weights import REFERENCE
-from .jobs import LayerSet, LayersJob, SetError, SetsFound, SetsJob
+from .jobs import LayerSet, LayersJob, SetError, Sets, SetsFound, SetsJob, SetsReady
 from .kinds import LAYERS, SETS
 from .opening import watched
 
-_RULES = 2
+_RULES = 3
 """How inputs and floor are found; results by other rules aren't mixed with these."""
 
-_KEPT: dict[str, tuple[Seen | None, dict[LayerSet, SetError]]] = {}
+_AT_ONCE = 16  # sets that one question is about
+
+_KEPT: dict[str, tuple[dict[int, Seen], dict[LayerSet, SetError]]] = {}
 """What this process has measured, by what it was measured with: used again, and not lost between
 a table and the advice that follows."""
 
@@ -62,6 +65,8 @@ class Seen(Conditions):
     """How many of the component's calls were looked at."""
     output_floor: float
     """The error of the output that rounding alone makes."""
+    pictures: int = field(default=0, metadata=LATER)
+    """How many whole pictures were looked at instead."""
 
 
 class LayerErrors:
@@ -79,6 +84,10 @@ class LayerErrors:
         As for `compare`.
     others : sequence of str
         Text encoders; errors are then those of the denoiser's output.
+    out : Path, optional
+        File that keeps what is measured; by default this process keeps it.
+    picture_steps : int
+        Steps of whole pictures that are looked at; 0 means the workload's.
     """
 
     def __init__(
@@ -91,6 +100,8 @@ class LayerErrors:
         cancel: Any,
         stall_seconds: float,
         others: Sequence[str] = (),
+        out: Path | None = None,
+        picture_steps: int = 0,
     ) -> None:
         self.component = component or request.source.denoiser
         self.others = tuple(others)
@@ -99,8 +110,10 @@ class LayerErrors:
         self._watch = watch
         self._options = {"cancel": cancel, "stall_seconds": stall_seconds}
         self._stack = ExitStack()
-        self.seen: Seen | None = None
-        """The conditions, once something was measured or read."""
+        self._out = out
+        self._picture_steps = picture_steps
+        self._held: Held[SetsReady] | None = None
+        self._results: _Results | None = None
 
     def __enter__(self) -> LayerErrors:
         with ExitStack() as stack:
@@ -133,27 +146,59 @@ class LayerErrors:
         asked = LayersJob(request.source, name, request.workload.dtype, tuple(recipes))
         return self._session.job(LAYERS, asked, self._work / f"layers-{name}").layers
 
-    def measure(self, sets: Sequence[NamedSet], out: Path | None = None) -> list[SetError]:
-        """Return the errors of each set; those that `out` holds already aren't measured again."""
-        session = self._session
-        results = _Results(out, {"measured": self.identity})
-        left = tuple(dict.fromkeys(e.asked for e in sets if results.of(e.asked) is None))
-        session.total = len(left)
-        if left or results.seen is None:
-            encoded = session.encode(self._work)
-            asked = SetsJob(
-                session.trial_job(Recipe(REFERENCE), encoded),
-                self.component,
-                left,
-                self._inputs,
-                None if out is None else out.absolute(),
-                self.others,
-            )
-            results.add(left, session.job(SETS, asked, self._work / "measure"))
-        session.enter_stage("finished")
-        self.seen = results.seen
-        found = [results.of(entry.asked) for entry in sets]
+    def measure(self, sets: Sequence[NamedSet], pictures: int = 0) -> list[SetError]:
+        """Return the errors of each set; those that are known already aren't measured again.
+
+        Parameters
+        ----------
+        sets : sequence of NamedSet
+            What is quantized together.
+        pictures : int
+            How many whole pictures to look at; 0 looks at calls of the component.
+        """
+        asked = [dataclasses.replace(entry.asked, pictures=pictures) for entry in sets]
+        results = self.results
+        left = [entry for entry in dict.fromkeys(asked) if results.of(entry) is None]
+        self.expect(self._session.done + len(left))
+        if left or results.seen_in(pictures) is None:
+            for start in range(0, max(len(left), 1), _AT_ONCE):
+                some = tuple(left[start : start + _AT_ONCE])
+                results.add(some, pictures, self._ask(Sets(some, pictures)))
+        found = [results.of(entry) for entry in asked]
         return [error for error in found if error is not None]
+
+    def expect(self, total: int) -> None:
+        """Say how many sets there will be to measure, as far as that is known."""
+        self._session.total = max(self._session.total, total)
+
+    def seen(self, pictures: int = 0) -> Seen:
+        """Return the conditions of what was measured, or read, so far."""
+        seen = self.results.seen_in(pictures)
+        assert seen is not None, "nothing was measured"
+        return seen
+
+    @property
+    def results(self) -> _Results:
+        """What is known already."""
+        if self._results is None:
+            self._results = _Results(self._out, {"measured": self.identity})
+        return self._results
+
+    def _ask(self, asked: Sets) -> tuple[SetsFound, Conditions]:
+        """Ask the process that holds the model, which is started once it is needed."""
+        session = self._session
+        if self._held is None:
+            job = SetsJob(
+                session.trial_job(Recipe(REFERENCE), session.encode(self._work)),
+                self.component,
+                self._inputs,
+                None if self._out is None else self._out.absolute(),
+                self.others,
+                self._picture_steps,
+            )
+            self._held = session.hold(SETS, job, self._work / "measure")
+            self._stack.callback(self._held.end)
+        return session.ask(self._held, asked, SetsFound), self._held.found.conditions
 
     @property
     def identity(self) -> str:
@@ -168,7 +213,9 @@ class LayerErrors:
             for p in weight_files(part.folder, part.library, variant=part.variant).paths
         ]
         files = [(str(p), p.stat().st_size, p.stat().st_mtime) for p in paths]
-        said = [_RULES, chosen, files, self.component, self._inputs, *self.others]
+        said = [
+            _RULES, chosen, files, self.component, self._inputs, self._picture_steps, *self.others
+        ]  # fmt: skip
         text = json.dumps(said, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -179,9 +226,9 @@ class _Results:
     def __init__(self, path: Path | None, identity: dict[str, str]) -> None:
         self._path, self._identity = path, identity["measured"]
         if path is None:
-            self.seen, self._found = _KEPT.get(self._identity, (None, {}))
+            self._seen, self._found = _KEPT.setdefault(self._identity, ({}, {}))
             return
-        self.seen, self._found = None, {}
+        self._seen, self._found = {}, {}
         lines = _json_lines(path) if path.exists() else []
         if lines and lines[0] != identity:
             raise ArgumentError(
@@ -195,31 +242,46 @@ class _Results:
             raise ArgumentError(
                 f"{str(path)!r} isn't what sensitivity writes: {error}; name another file"
             ) from error
+        _KEPT[self._identity] = (self._seen, self._found)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whole lines only: the last may have been cut when the process was ended.
         write_whole(path, "".join(json.dumps(line) + "\n" for line in [identity, *lines[1:]]))
 
     def _take(self, line: dict[str, Any]) -> None:
         if "conditions" in line:
-            self.seen = from_dict(Seen, line["conditions"])
+            seen = from_dict(Seen, line["conditions"])
+            self._seen[seen.pictures] = seen
         else:
             self._found[from_dict(LayerSet, line)] = from_dict(SetError, line)
-        _KEPT[self._identity] = (self.seen, self._found)
 
     def of(self, entry: LayerSet) -> SetError | None:
         """Return a set's errors, if they are there."""
         return self._found.get(entry)
 
-    def add(self, entries: Sequence[LayerSet], found: SetsFound) -> None:
+    def mixed(self, pictures: int) -> list[LayerSet]:
+        """Return the whole recipes whose errors are known in so many pictures."""
+        return [entry for entry in self._found if entry.words and entry.pictures == pictures]
+
+    def seen_in(self, pictures: int) -> Seen | None:
+        """Return the conditions of what was measured in so many pictures, or in calls."""
+        return self._seen.get(pictures)
+
+    def add(
+        self, entries: Sequence[LayerSet], pictures: int, given: tuple[SetsFound, Conditions]
+    ) -> None:
         """Take what the job found; it has written the errors to the file itself."""
+        found, conditions = given
         self._found.update(zip(entries, found.results, strict=True))
-        self.seen = Seen(
-            **to_dict(found.conditions), inputs=found.inputs, output_floor=found.output_floor
+        new = pictures not in self._seen
+        self._seen[pictures] = Seen(
+            **to_dict(conditions),
+            inputs=found.inputs,
+            output_floor=found.output_floor,
+            pictures=pictures,
         )
-        _KEPT[self._identity] = (self.seen, self._found)
-        if self._path is not None:
+        if new and self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"conditions": to_dict(self.seen)}) + "\n")
+                file.write(json.dumps({"conditions": to_dict(self._seen[pictures])}) + "\n")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, public
 from ..backends import layer_bytes
+from ..demo import VARIED
 from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.source import DEMO
@@ -17,8 +19,8 @@ from ..processes.children import STALL_SECONDS
 from ..recipes import Recipe, as_recipe
 from ..run.asked import check_request
 from ..run.session import Watch
-from ..shapes import Layer
-from ..weights import QUANTIZED, REFERENCE
+from ..shapes import Layer, block_of
+from ..weights import QUANTIZED, REFERENCE, weights_of
 from .jobs import SetError
 from .layer_errors import LayerErrors, NamedSet, Seen
 
@@ -35,6 +37,14 @@ PROMPTS = (
     "a watercolour of a harbour with fishing boats under a cloudy sky",
     "a portrait of an old man with a beard, studio light",
     "a poster with the word QUANTUM in large blue letters",
+    "a bowl of oranges and grapes on a wooden table, still life in oil",
+    "a street in Tokyo at night, neon signs, rain, reflections",
+    "a line drawing of a bicycle on white paper",
+    "an astronaut riding a horse on the moon, wide shot",
+    "a close-up of a dew drop on a green leaf, macro photograph",
+    "two children building a sandcastle on a beach, cartoon",
+    "an aerial view of fields and a winding river in autumn",
+    "a steam locomotive on a stone bridge, black and white photograph",
 )
 """Of models that bring none: different enough that layers matter for different reasons."""
 
@@ -44,10 +54,10 @@ _COLUMNS = (
     "bytes_none", "bytes_quantized", "saved_bytes", "weight_error", "output_error",
     "output_floor", "below_floor", "errors_by_input", "inputs",
     "model", "device", "device_name", "threads", "compute_dtype", "prompt", "seed", "steps",
-    "size", "torch", "diffusers", "quanto",
+    "size", "torch", "diffusers", "quanto", "pictures",
 )  # fmt: skip
 _SEEN = (
-    "inputs", "output_floor", "device_name", "threads", "torch", "diffusers", "quanto",
+    "inputs", "output_floor", "device_name", "threads", "torch", "diffusers", "quanto", "pictures",
 )  # fmt: skip
 
 
@@ -154,23 +164,31 @@ def sensitivity(
         )
     looked_at = whole_number("inputs", inputs)
     options = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
-    with LayerErrors(request, component, looked_at, **options) as measuring:
+    place = None if out is None else Path(out)
+    with LayerErrors(request, component, looked_at, out=place, **options) as measuring:
         layers = measuring.layers(chosen)
-        return measured_table(measuring, {measuring.component: (chosen, layers)}, groups, out)
+        return measured_table(measuring, {measuring.component: (chosen, layers)}, groups)
 
 
 def prompts_of(model: object, prompt: str | Iterable[str] | None) -> Any:
-    """Return the prompts to look at: those that are asked for, the model's own, or several."""
-    return PROMPTS if prompt is None and model not in (None, DEMO) else prompt
+    """Return the prompts to look at: those that are asked for, or several of the model's kind."""
+    if prompt is not None:
+        return prompt
+    return VARIED if model in (None, DEMO) else PROMPTS
 
 
 def measured_table(
     measuring: LayerErrors,
     asked: Mapping[str, tuple[Sequence[Recipe], Sequence[Sequence[Layer]]]],
     groups: str,
-    out: str | os.PathLike | None,
+    pictures: int = 0,
 ) -> pandas.DataFrame:
-    """Return the table of some components: of each its recipes, and the layers of each recipe."""
+    """Return the table of some components: of each its recipes, and the layers of each recipe.
+
+    With pictures, errors are theirs; only words of few bits are looked at, the errors of finer
+    ones, which rounding hides, are told from them by the errors of their weights. What these do to
+    single calls stands in a column of its own, ``call_error``.
+    """
     sets = [
         NamedSet(
             recipe.words[0],
@@ -182,8 +200,41 @@ def measured_table(
         for recipe, found in zip(recipes, layers, strict=True)
         for path, members in grouped(found, groups).items()
     ]
-    errors = measuring.measure(sets, None if out is None else Path(out))
-    return _table(sets, errors, measuring)
+    if not pictures:
+        return _table(sets, measuring.measure(sets), measuring)
+    coarse = [entry for entry in sets if weights_of(entry.weights).is_packed]
+    fine = [entry for entry in sets if not weights_of(entry.weights).is_packed]
+    calls = measuring.measure(fine)
+    errors = dict(zip(coarse, measuring.measure(coarse, pictures), strict=True))
+    floor = measuring.seen(pictures).output_floor
+    told = {
+        entry: _finer(error, [errors[c] for c in coarse if _same_place(c, entry)], floor)
+        for entry, error in zip(fine, calls, strict=True)
+    }
+    every = errors | told
+    table = _table(sets, [every[entry] for entry in sets], measuring, pictures)
+    by_call = dict(zip(fine, calls, strict=True))
+    table["call_error"] = [by_call.get(entry, every[entry]).output_error for entry in sets]
+    return table
+
+
+def _same_place(one: NamedSet, other: NamedSet) -> bool:
+    return (one.component, one.path) == (other.component, other.path)
+
+
+def _finer(own: SetError, coarser: Sequence[SetError], floor: float) -> SetError:
+    """Return the errors of a fine word, told from the finest coarse one that shows any."""
+    by_error = sorted(coarser, key=lambda error: error.output_error)
+    shown = [e for e in by_error if e.output_error > 2 * floor and e.weight_error > 0]
+    nearest = (shown or by_error[-1:] or [own])[0]
+    share = own.weight_error / nearest.weight_error if nearest.weight_error > 0 else 1.0
+
+    def told(error: float) -> float:
+        return math.sqrt(share**2 * max(0.0, error**2 - floor**2) + floor**2)
+
+    return SetError(
+        own.weight_error, told(nearest.output_error), tuple(map(told, nearest.by_input))
+    )
 
 
 def _of_component(recipes, component: str | None) -> tuple[Recipe, ...]:
@@ -215,25 +266,15 @@ def grouped(layers: Sequence[Layer], groups: str) -> dict[str, tuple[Layer, ...]
     return {name: tuple(members) for name, members in found.items()}
 
 
-def block_of(path: str) -> str:
-    """Return the repeated block that a layer lies in, or the outermost container, or itself.
-
-    Examples
-    --------
-    >>> block_of("transformer_blocks.3.attn.to_q"), block_of("norm_out.linear")
-    ('transformer_blocks.3', 'norm_out')
-    """
-    parts = path.split(".")
-    number = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), 0)
-    return ".".join(parts[: number + 1])
-
-
 def _table(
-    sets: Sequence[NamedSet], errors: Sequence[SetError], measuring: LayerErrors
+    sets: Sequence[NamedSet],
+    errors: Sequence[SetError],
+    measuring: LayerErrors,
+    pictures: int = 0,
 ) -> pandas.DataFrame:
     import pandas as pd
 
-    request, seen = measuring.request, measuring.seen
+    request, seen = measuring.request, measuring.seen(pictures)
     workload = request.workload
     common = {
         "model": request.source.model,

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from ..backends import door
 from ..errors import UnsupportedError
 from ..loading.placing import put_module
 from ..measure.conditions import describe_conditions
+from ..measure.held_bytes import weight_bytes
 from ..models.layers import linear_layers
 from ..models.resolving import resolve
 from ..models.skeleton import build_skeleton
@@ -29,8 +30,19 @@ from ..recipes import Recipe
 from ..run.studio import Prepared, Studio, encode_with, prepare
 from ..shapes import Layer
 from ..weights import REFERENCE
-from .jobs import LayersFound, LayersJob, SetError, SetsFound, SetsJob
+from .jobs import (
+    LayersFound,
+    LayersJob,
+    SetError,
+    Sets,
+    SetsFound,
+    SetsJob,
+    SetsReady,
+)
 from .replaying import Call, Replay, copied, first_output_of
+
+_KEPT_BYTES = 1 << 30  # of quantized layers; more are quantized anew each time
+_AT_ONCE, _SMALL_BYTES = 4, 1 << 28  # pictures of a small denoiser, which is quicker so
 
 
 class _Enough(Exception):
@@ -45,27 +57,52 @@ def list_layers(asked: LayersJob, desk: Desk) -> LayersFound:
     return LayersFound(tuple(tuple(choice.layer for choice in r.quantized) for r in resolved))
 
 
-def measure_sets(asked: SetsJob, desk: Desk) -> SetsFound:
-    """Return the errors that quantizing each set of layers causes, by itself."""
+def measure_sets(asked: SetsJob, desk: Desk) -> SetsReady:
+    """Load what is to be measured, and answer as long as somebody asks about sets of layers."""
     desk.stage("loading")
     names = (asked.component, *asked.others)
     reference = Recipe(REFERENCE, (), names)
-    prepared = prepare(dataclasses.replace(asked.trial, recipe=reference, components=names))
-    layers = _layers(prepared, asked)
-    desk.stage("capturing inputs")
-    probe = _probe(prepared, asked, desk)
-    floor = _floor(layers, probe)
-    results = []
-    desk.stage("quantizing layer by layer")
-    for entry in asked.sets:
-        words = entry.words or (entry.weights,) * len(entry.paths)
-        results.append(_errors(dict(zip(entry.paths, words, strict=True)), layers, probe))
-        if asked.results is not None:
-            with asked.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**to_dict(entry), **to_dict(results[-1])}) + "\n")
-        desk.picture()
-    device = asked.trial.workload.device
-    return SetsFound(tuple(results), probe.count, floor, describe_conditions(device, None))
+    with desk.signs_of_life():
+        prepared = prepare(dataclasses.replace(asked.trial, recipe=reference, components=names))
+    ready = SetsReady(describe_conditions(asked.trial.workload.device, None))
+    desk.hold(ready, _Measuring(prepared, asked, desk).measure, Sets)
+    return ready
+
+
+class _Measuring:
+    """Everything that stays loaded between questions."""
+
+    def __init__(self, prepared: Prepared, asked: SetsJob, desk: Desk) -> None:
+        self._prepared, self._asked, self._desk = prepared, asked, desk
+        self._layers = _layers(prepared, asked)
+        self._quantized = _Quantized()
+        self._probes: dict[int, tuple[_Probe, float]] = {}
+
+    def measure(self, asked: Sets) -> SetsFound:
+        """Return the errors that quantizing each set of layers causes, by itself."""
+        probe, floor = self._probe(asked.pictures)
+        self._desk.stage("trying recipes" if asked.pictures else "quantizing layer by layer")
+        results = []
+        for entry in asked.sets:
+            words = entry.words or (entry.weights,) * len(entry.paths)
+            chosen = dict(zip(entry.paths, words, strict=True))
+            results.append(_errors(chosen, self._layers, probe, self._quantized))
+            if self._asked.results is not None:
+                with self._asked.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**to_dict(entry), **to_dict(results[-1])}) + "\n")
+            self._desk.picture()
+        return SetsFound(tuple(results), probe.count, floor)
+
+    def _probe(self, pictures: int) -> tuple[_Probe, float]:
+        """Return what tells errors, and the floor below which it tells nothing."""
+        if pictures not in self._probes:
+            self._desk.stage("making pictures to compare" if pictures else "capturing inputs")
+            if pictures:
+                probe = _picture_probe(self._prepared, self._asked, pictures, self._desk)
+            else:
+                probe = _probe(self._prepared, self._asked, self._desk)
+            self._probes[pictures] = probe, _floor(self._layers, probe)
+        return self._probes[pictures]
 
 
 @dataclass(frozen=True)
@@ -89,27 +126,49 @@ def _layers(prepared: Prepared, asked: SetsJob) -> dict[str, _Place]:
     return found
 
 
+Run = Callable[[Collection[str]], "torch.Tensor | list[torch.Tensor]"]
+"""Gives one output, or several, with some layers changed."""
+
+
+def _several(made: torch.Tensor | list[torch.Tensor]) -> list[torch.Tensor]:
+    return made if isinstance(made, list) else [made]
+
+
 class _Probe:
     """What is run again and again: the same inputs, and how far outputs are from the first."""
 
-    def __init__(self, runs: Sequence[Callable[[Collection[str]], torch.Tensor]]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        absolute: bool = False,
+    ) -> None:
         self._runs = runs
-        self._outputs = [run(()).double() for run in runs]
+        self._outputs = self._made(())
+        self._norms = [
+            float(output.numel()) if absolute else output.square().sum().item()
+            for output in self._outputs
+        ]
+
+    def _made(self, changed: Collection[str]) -> list[torch.Tensor]:
+        return [output.double() for run in self._runs for output in _several(run(changed))]
 
     @property
     def count(self) -> int:
         """How many inputs there are."""
-        return len(self._runs)
+        return len(self._outputs)
 
     def errors(self, changed: Collection[str]) -> tuple[float, tuple[float, ...]]:
-        """Return the relative L2 error of all outputs, and of each, with some layers changed."""
+        """Return the error of all outputs, and of each, with some layers changed.
+
+        Relative L2 norms; absolute errors are root mean squares.
+        """
         squares = [
-            (run(changed).double() - output).square().sum().item()
-            for run, output in zip(self._runs, self._outputs, strict=True)
+            (made - output).square().sum().item()
+            for made, output in zip(self._made(changed), self._outputs, strict=True)
         ]
-        norms = [output.square().sum().item() for output in self._outputs]
-        each = tuple(map(_relative, squares, norms))
-        return _relative(sum(squares), sum(norms)), each
+        each = tuple(map(_relative, squares, self._norms))
+        return _relative(sum(squares), sum(self._norms)), each
 
 
 def _probe(prepared: Prepared, asked: SetsJob, desk: Desk) -> _Probe:
@@ -127,6 +186,45 @@ def _probe(prepared: Prepared, asked: SetsJob, desk: Desk) -> _Probe:
     if not asked.others:
         return _Probe([Replay(module, call).output for _, call in captured])
     return _Probe([_FromText(module, prepared, *found).output for found in captured])
+
+
+def _picture_probe(prepared: Prepared, asked: SetsJob, count: int, desk: Desk) -> _Probe:
+    """Return what tells the errors of sets in whole pictures.
+
+    Small denoisers make several at once.
+    """
+    workload = asked.trial.workload
+    steps = asked.picture_steps or workload.steps
+    studio = Studio(prepared, dataclasses.replace(workload, steps=steps), desk)
+    pairs = _varied(workload.prompts, workload.seeds, count)
+    text = asked.component.startswith("text_encoder")
+    small = weight_bytes(prepared.denoiser) < _SMALL_BYTES
+    at_once = _AT_ONCE if small and studio.makes_several else 1
+
+    def maker(some: list[tuple[str, int]]) -> Run:
+        def make(changed: Collection[str]) -> list[torch.Tensor]:
+            anew = text or any("/" in path for path in changed)
+            with ExitStack() as stack:
+                for prompt in {prompt for prompt, _ in some} if anew else ():
+                    stack.enter_context(studio.encoding(prompt))
+                return [torch.from_numpy(pixels.copy()) for pixels in studio.several(some)]
+
+        return make
+
+    starts = range(0, count, at_once)
+    return _Probe([maker(pairs[at : at + at_once]) for at in starts], absolute=True)
+
+
+def _varied(prompts: Sequence[str], seeds: Sequence[int], count: int) -> list[tuple[str, int]]:
+    """Return pairs of prompts and seeds; of seeds that were named none is left out, if possible.
+
+    Each picture has a seed of its own, so that none of them matters too much.
+    """
+    found = []
+    for i in range(count):
+        seed = seeds[i % len(seeds)] + i // len(seeds)
+        found.append((prompts[i % len(prompts)], seed))
+    return found
 
 
 class _FromText:
@@ -256,7 +354,33 @@ def _reordered(linear: torch.nn.Linear) -> torch.nn.Linear:
     return new.eval()
 
 
-def _errors(words: dict[str, str], layers: dict[str, _Place], probe: _Probe) -> SetError:
+class _Quantized:
+    """Layers that were quantized once, as long as there is room for them."""
+
+    def __init__(self, room: int = _KEPT_BYTES) -> None:
+        self._room = room
+        self._found: dict[tuple[str, str], tuple[torch.nn.Module, float, float]] = {}
+
+    def get(
+        self, path: str, word: str, place: _Place, linear: torch.nn.Linear
+    ) -> tuple[torch.nn.Module, float, float]:
+        """Return a layer in a word, and the squared norms of its error and of its weight."""
+        if (path, word) in self._found:
+            return self._found[path, word]
+        backend, form = door(word, "layers"), door(word, "stored_form")
+        module, _ = backend.quantize_linear(place.layer, word, linear.weight, linear.bias)
+        delta = form.plain_weight(module).double() - linear.weight.double()
+        norm = linear.weight.double().square().sum().item()
+        found = module, delta.square().sum().item(), norm
+        self._room -= weight_bytes(module)
+        if self._room > 0:
+            self._found[path, word] = found
+        return found
+
+
+def _errors(
+    words: dict[str, str], layers: dict[str, _Place], probe: _Probe, quantized: _Quantized
+) -> SetError:
     """Return the relative error of some layers' weights, and of the output with them quantized."""
     squares = norms = 0.0
     originals = {}
@@ -264,12 +388,10 @@ def _errors(words: dict[str, str], layers: dict[str, _Place], probe: _Probe) -> 
         for path, word in words.items():
             place = layers[path]
             linear = originals[path] = place.owner.get_submodule(place.layer.path)
-            backend, form = door(word, "layers"), door(word, "stored_form")
-            quantized, _ = backend.quantize_linear(place.layer, word, linear.weight, linear.bias)
-            put_module(place.owner, place.layer.path, quantized)
-            delta = form.plain_weight(quantized).double() - linear.weight.double()
-            squares += delta.square().sum().item()
-            norms += linear.weight.double().square().sum().item()
+            module, error, norm = quantized.get(path, word, place, linear)
+            put_module(place.owner, place.layer.path, module)
+            squares += error
+            norms += norm
         output_error, by_input = probe.errors(list(words))
     finally:
         for path, linear in originals.items():

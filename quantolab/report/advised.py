@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
 
 from .. import units
 from ..recipes import Recipe
+from ..shapes import block_of
 from ..text_tables import text_columns
-from ..weights import REFERENCE, WORDS, weights_of
-from .lettering import ShownAxes, ShownFigure, png
+from ..weights import MIXED_COLOUR, REFERENCE, in_order, weights_of
+from .lettering import POINTS, page_axes, png, text_width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +51,7 @@ class Advice:
     """Of the components under the recipe."""
     predicted_error: float
     measured_error: float | None
-    """Relative error of the output over the inputs; None where nothing was checked."""
+    """Of the output over the inputs, or of pictures; None where nothing was checked."""
     output_floor: float
     """What rounding alone makes."""
     inputs: int
@@ -56,6 +60,10 @@ class Advice:
     choices: tuple[LayerAdvice, ...]
     tried: tuple[tuple[str, int, float], ...]
     """Every recipe that was run: its text, its bytes, its measured error."""
+    pictures: int = 0
+    """How many whole pictures the measured errors are of: root mean squares, from 0 to 1."""
+    by_pictures: bool = False
+    """Whether the errors of single layers, and so the predicted one, are of pictures, too."""
 
 
 class AdviceReport:
@@ -90,14 +98,12 @@ class AdviceReport:
         said = [
             f"{parts} of {a.model}: {a.weight_bytes} bytes ({units.format_bytes(a.weight_bytes)}) "
             f"of {a.budget_bytes}.",
-            f"Error of the output: {units.format_digits(a.predicted_error)} predicted"
-            + _measured(a)
-            + f"; rounding alone makes {units.format_digits(a.output_floor)}.",
+            *_errors(a),
         ]
         if a.same_from_halves is not None:
             said.append(
                 f"{units.format_percent(a.same_from_halves)} of the layers get the same word from "
-                f"either half of the {units.format_count(a.inputs, 'input')}."
+                f"either half of the {units.format_count(a.inputs, _looked_at(a))}."
             )
         equal = sum(c.word != REFERENCE and c.error <= a.output_floor for c in a.choices)
         if equal:
@@ -107,9 +113,14 @@ class AdviceReport:
             )
         return tuple(said)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, dark: bool = False) -> Axes:
         """Draw layers in order: how much each matters, and in its word's colour what it got."""
-        return plot_layers(self.advice.choices, ax)
+        a = self.advice
+        title = (
+            f"{units.format_list(a.components)} of {a.model}: "
+            f"{units.format_bytes(a.weight_bytes)} of {units.format_bytes(a.budget_bytes)}"
+        )
+        return plot_layers(a.choices, ax, floor=a.output_floor, title=title, dark=dark)
 
     def __str__(self) -> str:
         heads = ("layer", "word", "bytes", "error", "why")
@@ -136,13 +147,53 @@ class AdviceReport:
         )
 
 
-def _measured(advice: Advice) -> str:
-    if advice.measured_error is None:
-        return ", not measured"
-    return f", {units.format_digits(advice.measured_error)} measured"
+def _looked_at(advice: Advice) -> str:
+    return "picture" if advice.by_pictures else "input"
 
 
-def plot_layers(choices: Sequence[LayerAdvice], ax: Axes | None = None) -> Axes:
+def _errors(advice: Advice) -> tuple[str, ...]:
+    """Return in sentences how far from the unquantized ones outputs or pictures are."""
+    digits, predicted, measured = units.format_digits, advice.predicted_error, advice.measured_error
+    if not advice.by_pictures:
+        said = f"Error of the output: {digits(predicted)} predicted"
+        if measured is not None and not advice.pictures:
+            said += f", {digits(measured)} measured"
+        elif measured is None:
+            said += ", not measured"
+        sentences = [f"{said}; rounding alone makes {digits(advice.output_floor)}."]
+    else:
+        sentences = [
+            f"Pictures: {_decibels(predicted)} predicted; rounding alone leaves "
+            f"{_decibels(advice.output_floor)}."
+        ]
+    if measured is not None and advice.pictures:
+        made = units.format_count(advice.pictures, "picture")
+        sentences.append(
+            f"{made} of few steps, made to choose by: {_decibels(measured)} measured, the best of "
+            f"{units.format_count(len(advice.tried), 'recipe')}."
+        )
+    return tuple(sentences)
+
+
+def _decibels(error: float) -> str:
+    """Return a root mean square of pictures as their PSNR."""
+    return units.format_decibels(-20 * math.log10(error) if error > 0 else math.inf)
+
+
+_FULL_NAMES = 72  # layers; of more only the blocks are named
+_BAR_INCHES = 0.2
+_LEFT, _RIGHT = 0.75, 0.7  # inches beside the bars
+_NAME, _ROOM = 7.0, 1.4  # points of a layer's name, and inches under its bar
+
+
+def plot_layers(
+    choices: Sequence[LayerAdvice],
+    ax: Axes | None = None,
+    *,
+    floor: float = 0.0,
+    title: str = "",
+    dark: bool = False,
+) -> Axes:
     """Draw layers in order as bars: sensitivity as height, the word as colour.
 
     Parameters
@@ -151,69 +202,192 @@ def plot_layers(choices: Sequence[LayerAdvice], ax: Axes | None = None) -> Axes:
         In the order of the model.
     ax : matplotlib.axes.Axes, optional
         Where to; by default a new figure that pyplot doesn't know.
+    floor : float
+        The error of rounding alone, drawn as a line; 0 draws none.
+    title : str
+        What was advised.
+    dark : bool
+        Whether the page behind it is dark.
     """
+    named = len(choices) <= _FULL_NAMES
     if ax is None:
-        figure = ShownFigure(figsize=(8, 3.4), dpi=140)
-        ax = figure.add_axes((0.09, 0.36, 0.89, 0.52), axes_class=ShownAxes)
-    places = range(len(choices))
-    finite = [c.sensitivity for c in choices if 0 < c.sensitivity < float("inf")]
-    low = min(finite, default=1e-3) / 2
-    for word in WORDS:
-        mine = [i for i in places if choices[i].word == word]
+        below = _ROOM + 0.55 if named else 0.75
+        width = min(max(6.5, len(choices) * _BAR_INCHES + 1), 14) if named else 10.0
+        height = 2.9 + below
+        place = (
+            _LEFT / width, below / height, 1 - (_LEFT + _RIGHT) / width, (2.9 - 0.75) / height
+        )  # fmt: skip
+        ax = page_axes((width, height), place, dark=dark, dpi=140)
+    ink = ax.xaxis.label.get_color()
+    finite = [c.sensitivity for c in choices if 0 < c.sensitivity < math.inf]
+    low, high = min(finite, default=1e-3) / 2, max(finite, default=1.0)
+    words = in_order(choice.word for choice in choices)
+    for word in words:
+        mine = [i for i, choice in enumerate(choices) if choice.word == word]
         if mine:
-            heights = [min(max(choices[i].sensitivity, low), max(finite, default=1)) for i in mine]
-            ax.bar(mine, heights, color=weights_of(word).colour, label=word, width=0.85)
+            heights = [min(max(choices[i].sensitivity, low), high) for i in mine]
+            colour = weights_of(word).colour_on_dark if dark else weights_of(word).colour
+            ax.bar(mine, heights, color=colour, label=word, width=0.82)
     ax.set_yscale("log")
-    ax.set_ylim(low, None)
-    ax.set_ylabel("error at its coarsest", fontsize=8)
-    if len(choices) <= 80:
-        ax.set_xticks(list(places), [c.path for c in choices], rotation=90, fontsize=5)
-    else:
-        ax.set_xlabel("layers, in order")
-    ax.tick_params(axis="y", labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(ncols=len(WORDS), fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    ax.set_ylim(low, high * 1.3)
+    ax.set_xlim(-0.7, len(choices) - 0.3)
+    ax.grid(visible=False, axis="x")
+    ax.set_ylabel("error at its coarsest", fontsize=9)
+    if low < floor < high:
+        ax.axhline(floor, color=ink, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.7)
+        ax.annotate(
+            "rounding", (1, floor), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", fontsize=7.5, color=ink,
+            annotation_clip=False,
+        )  # fmt: skip
+    _name_layers(ax, choices, named)
+    ax.set_title(title, loc="left", fontsize=9.5, color=ink, pad=26, parse_math=False)
+    if choices:
+        ax.legend(
+            ncols=len(words), fontsize=8.5, frameon=False, loc="lower left",
+            bbox_to_anchor=(-0.01, 1), borderaxespad=0.1, handlelength=1, columnspacing=1.4,
+            labelcolor=ink,
+        )  # fmt: skip
     return ax
 
 
-def plot_curve(
-    plain: Sequence[tuple[str, int, float]],
-    advised: Sequence[tuple[int, float]],
-    ax: Axes | None = None,
-    *,
-    title: str = "",
-) -> Axes:
+def _name_layers(ax: Axes, choices: Sequence[LayerAdvice], named: bool) -> None:
+    """Write layers' names under their bars, and beneath them the block that they lie in."""
+    ink = ax.xaxis.label.get_color()
+    runs = _runs(choices)
+    names = {start: choices[start].path for start, _, _ in runs}
+    if named:
+        for start, end, block in runs:
+            if end - start > 1:
+                tails = [c.path.removeprefix(block).lstrip(".") for c in choices[start:end]]
+                names |= dict(enumerate(tails, start))
+        names = dict(sorted(names.items()))
+        ax.set_xticks(list(names), [_short(name) for name in names.values()], rotation=90)
+        ax.tick_params(axis="x", labelsize=_NAME, length=2, pad=2)
+    else:
+        ax.set_xticks([start - 0.5 for start, _, _ in runs], [])
+        ax.set_xlabel("layers, in order", fontsize=9)
+    inches = ax.get_position().width * ax.get_figure(root=True).get_size_inches()[0]
+    for start, end, block in runs:
+        room = inches * (end - start - 0.3) / len(choices)
+        if end - start == 1 or room < text_width("block", _NAME):
+            continue
+        at = -_ROOM - 0.1 if named else -0.1
+        ax.annotate(
+            "\n".join(wrapped(block, room, _NAME, most=3)), ((start + end - 1) / 2, 0),
+            xycoords=("data", "axes fraction"), xytext=(0, at * POINTS),
+            textcoords="offset points", ha="center", va="top", fontsize=_NAME, color=ink,
+            annotation_clip=False,
+        )  # fmt: skip
+        if named:
+            line = ax.plot(
+                (start - 0.35, end - 0.65), (0, 0), color=ink, linewidth=0.8, alpha=0.6,
+                clip_on=False,
+            )[0]  # fmt: skip
+            line.set_transform(ax.get_xaxis_transform() + ScaledTranslation(
+                0, at + 0.03, ax.get_figure(root=True).dpi_scale_trans
+            ))  # fmt: skip
+
+
+def _short(name: str) -> str:
+    """Return a layer's name as far as there is room for it, its end at least."""
+    while text_width(name, _NAME) > _ROOM - 0.1 and "." in name:
+        name = "…" + name.partition(".")[2]
+    return name
+
+
+def _runs(choices: Sequence[LayerAdvice]) -> list[tuple[int, int, str]]:
+    """Return where layers of one block begin and end, and its name with its component's."""
+    found: list[tuple[int, int, str]] = []
+    several = len({choice.component for choice in choices}) > 1
+    for i, choice in enumerate(choices):
+        block = block_of(choice.path)
+        name = f"{choice.component}.{block}" if several else block
+        if found and found[-1][2] == name:
+            found[-1] = (found[-1][0], i + 1, name)
+        else:
+            found.append((i, i + 1, name))
+    return found
+
+
+# --- the curve ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A recipe whose pictures were made."""
+
+    recipe: Recipe
+    weight_bytes: int
+    quality: float
+    """Decibels against the unquantized pictures; infinite where they are equal."""
+    budget_bytes: int | None = None
+    """What it was advised for."""
+
+
+@dataclass(frozen=True)
+class AdviceCurve:
+    """What advice is worth in pictures: every value of the plot, before anything is drawn."""
+
+    title: str
+    plain: tuple[CurvePoint, ...]
+    """One word for all layers."""
+    advised: tuple[CurvePoint, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a recipe, plain ones first."""
+        rows = [
+            (p.recipe.shown, p.budget_bytes, p.weight_bytes, p.quality, p.recipe.label)
+            for p in (*self.plain, *self.advised)
+        ]
+        return pd.DataFrame(
+            rows, columns=["name", "budget_bytes", "weight_bytes", "psnr_db", "recipe"]
+        )
+
+
+def plot_curve(curve: AdviceCurve, ax: Axes | None = None, *, dark: bool = False) -> Axes:
     """Draw picture quality against bytes: plain dtypes as points, advice as a line.
 
     Parameters
     ----------
-    plain : sequence of (str, int, float)
-        Word, bytes, decibels.
-    advised : sequence of (int, float)
-        Bytes, decibels.
+    curve : AdviceCurve
+        From `plot_advice`'s measuring. Pictures equal to the bit have no place on a scale of
+        decibels; they are named in the title.
     ax : matplotlib.axes.Axes, optional
         Where to; by default a new figure that pyplot doesn't know.
-    title : str
-        What was measured, how.
+    dark : bool
+        Whether the page behind it is dark.
     """
     if ax is None:
-        figure = ShownFigure(figsize=(7, 4.4), dpi=150)
-        ax = figure.add_axes((0.1, 0.14, 0.87, 0.76), axes_class=ShownAxes)
-        ax.spines[["top", "right"]].set_visible(False)
-    scale, unit = units.byte_unit(max([b for _, b, _ in plain] + [b for b, _ in advised]))
-    line = sorted(advised)
+        ax = page_axes((7, 4.3), (0.1, 0.13, 0.87, 0.73), dark=dark, dpi=150)
+    ink = ax.xaxis.label.get_color()
+    everything = (*curve.plain, *curve.advised)
+    scale, unit = units.byte_unit(max((p.weight_bytes for p in everything), default=1))
+    line = sorted(
+        (p.weight_bytes / scale, p.quality) for p in curve.advised if math.isfinite(p.quality)
+    )
     ax.plot(
-        [b / scale for b, _ in line], [q for _, q in line], "-o", color="#E69F00", markersize=4,
-        label="advised, a word a layer",
+        [size for size, _ in line], [quality for _, quality in line], "-o", color=MIXED_COLOUR,
+        markersize=5, linewidth=2, label="advised, a word a layer", zorder=3,
     )  # fmt: skip
-    for word, size, quality in plain:
-        ax.plot(size / scale, quality, "s", color=weights_of(word).colour, markersize=7)
+    halo = [withStroke(linewidth=3, foreground=ax.get_facecolor())]  # where the line runs through
+    for point in curve.plain:
+        if not math.isfinite(point.quality):
+            continue
+        word = weights_of(point.recipe.words[0])
+        colour = word.colour_on_dark if dark else word.colour
+        at = point.weight_bytes / scale, point.quality
+        ax.plot(*at, "s", color=colour, markersize=7, zorder=4)
         ax.annotate(
-            word, (size / scale, quality), xytext=(6, -10), textcoords="offset points", fontsize=9,
-            color=weights_of(word).colour,
+            word.word, at, xytext=(7, -3), textcoords="offset points", va="top", fontsize=9.5,
+            color=colour, path_effects=halo, zorder=5,
         )  # fmt: skip
+    equal = [p.recipe.shown for p in everything if p.quality == math.inf]
+    title = curve.title + (f"\nequal pictures: {', '.join(equal)}" if equal else "")
     ax.set_xlabel(f"bytes of the weights ({unit})")
     ax.set_ylabel("PSNR against unquantized (dB)")
-    ax.set_title(title, loc="left", fontsize=9, parse_math=False)
-    ax.legend(frameon=False, fontsize=9, loc="lower right")
+    ax.margins(0.07)
+    ax.set_title(title, loc="left", fontsize=9.5, color=ink, parse_math=False)
+    ax.legend(frameon=False, fontsize=9, loc="lower right", labelcolor=ink)
     return ax

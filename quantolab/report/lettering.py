@@ -13,6 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
+INK, INK_ON_DARK = "#222222", "#E0E0E0"
+"""What is written with, on light and on dark pages."""
+
+DARK_PAPER = "#212121"
+"""What lies on JupyterLab's dark page."""
+
 POINTS = 72
 """Points an inch."""
 
@@ -41,6 +47,35 @@ class ShownAxes(Axes):
         return png(self.get_figure(root=True))
 
 
+def page_axes(
+    size: tuple[float, float], place: tuple[float, float, float, float], *, dark: bool, dpi: int
+) -> Axes:
+    """Return axes in a figure of their own, for a light or a dark page.
+
+    Parameters
+    ----------
+    size : (float, float)
+        Of the figure, in inches.
+    place : (float, float, float, float)
+        Left, bottom, width and height of the axes, as shares of the figure.
+    dark : bool
+        Whether the page behind is dark.
+    dpi : int
+        Pixels an inch.
+    """
+    ink, paper = (INK_ON_DARK, DARK_PAPER) if dark else (INK, "white")
+    figure = ShownFigure(figsize=size, dpi=dpi, facecolor=paper)
+    ax = figure.add_axes(place, axes_class=ShownAxes, facecolor=paper)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(ink)
+    ax.tick_params(which="both", colors=ink, labelsize=9)
+    ax.xaxis.label.set(color=ink, size=9)
+    ax.yaxis.label.set(color=ink, size=9)
+    ax.grid(visible=True, color=ink, alpha=0.15, linewidth=0.7)
+    ax.set_axisbelow(True)
+    return ax
+
+
 def png(figure: Figure) -> bytes:
     """Return a figure as a PNG file of exactly its own size and resolution."""
     buffer = io.BytesIO()
@@ -58,7 +93,7 @@ def font_families() -> tuple[str, ...]:
     return (_LATIN, *(name for name in _OTHER_SCRIPTS if name in installed))
 
 
-def lettering(size: float, *, bold: bool = False, colour: str = "#222222") -> dict[str, Any]:
+def lettering(size: float, *, bold: bool = False, colour: str = INK) -> dict[str, Any]:
     """Return keywords for a matplotlib text that owes nothing to the reader's settings.
 
     Dollar signs stay dollar signs: prompts and paths aren't formulae.

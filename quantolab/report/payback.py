@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import units
 from .compiled import name, never_pays, payback_range, pays
-from .lettering import ShownAxes, ShownFigure, wrapped
+from .lettering import page_axes, wrapped
 
 EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
 _ON_DARK = {EAGER_COLOUR: "#E69F00", COMPILED_COLOUR: "#56B4E9"}
@@ -106,7 +106,7 @@ def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False)
     matplotlib.axes.Axes
     """
     if ax is None:
-        ax = _own_axes("#dddddd" if dark else "#222222")
+        ax = page_axes((6.4, 3.2), (0.11, 0.16, 0.77, 0.66), dark=dark, dpi=160)
     colours = _ON_DARK if dark else {colour: colour for colour in _ON_DARK}
     end = values.pictures
     eager_is_above = values.eager(end) > values.compiled(end)
@@ -148,16 +148,3 @@ def _draw_crossing(ax: Axes, values: Payback) -> None:
     ax.set_title(
         "\n".join(lines), loc="left", fontsize=_TITLE_SIZE, color=ink, pad=8, parse_math=False
     )
-
-
-def _own_axes(ink: str) -> Axes:
-    figure = ShownFigure(figsize=(6.4, 3.2), dpi=160, facecolor="none")
-    ax = figure.add_axes((0.11, 0.16, 0.77, 0.66), axes_class=ShownAxes, facecolor="none")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(ink)
-    ax.tick_params(colors=ink, labelsize=9)
-    ax.xaxis.label.set(color=ink, size=9)
-    ax.yaxis.label.set(color=ink, size=9)
-    ax.grid(visible=True, color=ink, alpha=0.15, linewidth=0.7)
-    ax.set_axisbelow(True)
-    return ax

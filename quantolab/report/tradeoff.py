@@ -19,7 +19,15 @@ from ..errors import one_of
 from ..records import OK, Comparison
 from ..weights import MIXED_COLOUR, QUANTIZED, REFERENCE, is_word, weights_of
 from .labels import Box, Spot, place_labels
-from .lettering import POINTS, ShownAxes, ShownFigure, text_width, wrapped
+from .lettering import (
+    DARK_PAPER,
+    INK_ON_DARK,
+    POINTS,
+    ShownAxes,
+    ShownFigure,
+    text_width,
+    wrapped,
+)
 from .tables import (
     COLUMNS,
     is_doubtful,
@@ -162,7 +170,6 @@ _QUIET, _QUIET_ON_DARK = _NEUTRAL.colour, _NEUTRAL.colour_on_dark
 COLOURS = {word: weights_of(word).colour for word in QUANTIZED}
 """Colour of each weights word's marker. Circles for all, since areas of different shapes can't be
 compared."""
-_DARK_PAPER, _DARK_INK = "#212121", "#E0E0E0"  # of what lies on JupyterLab's dark page
 _LARGEST = 260.0  # square points: the slowest recipe's marker
 _SMALLEST = 30.0
 _CROSS = 42.0  # of a recipe whose seconds show nothing
@@ -245,12 +252,12 @@ def tradeoff_axes(table: pd.DataFrame, *, dark: bool = False) -> Axes:
     quiet = _QUIET_ON_DARK if dark else _QUIET
     ax.set_title(_headline(table), loc="left", fontsize=10, color=quiet, pad=12, parse_math=False)
     if dark:
-        figure.set_facecolor(_DARK_PAPER)
-        ax.set_facecolor(_DARK_PAPER)
-        ax.spines[["left", "bottom"]].set_color(_DARK_INK)
-        ax.tick_params(colors=_DARK_INK, which="both")
+        figure.set_facecolor(DARK_PAPER)
+        ax.set_facecolor(DARK_PAPER)
+        ax.spines[["left", "bottom"]].set_color(INK_ON_DARK)
+        ax.tick_params(colors=INK_ON_DARK, which="both")
         for axis in (ax.xaxis, ax.yaxis):
-            axis.label.set_color(_DARK_INK)
+            axis.label.set_color(INK_ON_DARK)
     return ax
 
 

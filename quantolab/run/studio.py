@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from ..saved.pieces import file_bytes
 from .jobs import TrialJob
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 # What `encode_prompt` of a pipeline class returns, under the names by which its `__call__` takes
@@ -293,24 +295,74 @@ class Studio:
         """
         from PIL import Image
 
-        text = {"prompt": prompt} if self._encoded is None else self._encoded[prompt]
-        # Noise from the CPU's generator is the same on every device.
-        noise = torch.Generator("cpu").manual_seed(seed)
         synchronize(self._device)
         started = time.perf_counter()
-        with torch.no_grad(), quiet_libraries():
-            made = self._pipe(**text, **self._arguments, generator=noise)
-        if not hasattr(made, "images"):
-            raise UnsupportedError(
-                f"{type(self._pipe).__name__} makes no pictures but {type(made).__name__}"
-            )
-        pixels = made.images[0]
+        pixels = self.pixels(prompt, seed)
         synchronize(self._device)
         seconds = time.perf_counter() - started
         check_pixels(pixels)
         if counted:
             self._desk.picture()
         return Image.fromarray((pixels * 255).round().astype("uint8")), seconds
+
+    def pixels(self, prompt: str, seed: int) -> np.ndarray:
+        """Return one picture's values from 0 to 1, whatever they are, rows by columns by colours.
+
+        Raises
+        ------
+        UnsupportedError
+            If the pipeline makes something else.
+        """
+        return self._made([(prompt, seed)])[0]
+
+    @property
+    def makes_several(self) -> bool:
+        """Whether several pictures can be made in one go: their prompts are encoded alike."""
+        if self._encoded is None:
+            return False
+        shapes = {
+            tuple(sorted((name, tuple(value.shape)) for name, value in text.items()))
+            for text in self._encoded.values()
+        }
+        return len(shapes) == 1 and all(
+            value.ndim > 1 and len(value) == 1
+            for text in self._encoded.values()
+            for value in text.values()
+        )
+
+    def several(self, pairs: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+        """Return the values of several pictures that are made in one go."""
+        return list(self._made(pairs))
+
+    def _made(self, pairs: Sequence[tuple[str, int]]) -> np.ndarray:
+        # Noise from the CPU's generator is the same on every device.
+        noise = [torch.Generator("cpu").manual_seed(seed) for _, seed in pairs]
+        text: dict[str, Any] = {"prompt": pairs[0][0]}
+        if self._encoded is not None:
+            own = [self._encoded[prompt] for prompt, _ in pairs]
+            text = own[0]
+            if len(own) > 1:
+                text = {name: torch.cat([one[name] for one in own]) for name in own[0]}
+        with torch.no_grad(), quiet_libraries():
+            made = self._pipe(
+                **text, **self._arguments, generator=noise if len(noise) > 1 else noise[0]
+            )
+        if not hasattr(made, "images"):
+            raise UnsupportedError(
+                f"{type(self._pipe).__name__} makes no pictures but {type(made).__name__}"
+            )
+        return made.images
+
+    @contextmanager
+    def encoding(self, prompt: str) -> Iterator[None]:
+        """Encode a prompt anew for pictures in the block: text encoders aren't what they were."""
+        before = self._encoded
+        if before is not None:
+            self._encoded = {**before, **(encode_with(self._pipe, [prompt], self._device) or {})}
+        try:
+            yield
+        finally:
+            self._encoded = before
 
     def _on_step(self, pipe: Any, step: int, timestep: Any, kwargs: dict) -> dict:
         now = time.monotonic()
