@@ -48,6 +48,7 @@ SLOW = (
     "report/test_code.py",
     "test_cli.py",
     "test_selection.py",
+    "test_doors.py",
     "test_typed_lines.py",
     "test_earlier_versions.py",
     "test_docs.py",

@@ -159,6 +159,17 @@ def read_numbers(text: str) -> tuple[Any, ...]:
     return tuple(_number(word, int) for word in text.replace(",", " ").split())
 
 
+def read_budgets(text: str) -> tuple[str, ...]:
+    """Return sizes between commas.
+
+    Examples
+    --------
+    >>> read_budgets("2.5MB, 4 MB,")
+    ('2.5MB', '4 MB')
+    """
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def read_number(text: str, kind: type) -> Any:
     """Return a number, None for an empty text."""
     return _number(text.strip(), kind) if text.strip() else None

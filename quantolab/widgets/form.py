@@ -19,6 +19,7 @@ from .choosing import Choice, read_lines, read_number, read_numbers, read_size
 from .model_field import LABEL, WRAP, ModelField
 from .recent import recent_models
 from .recipe_field import RecipeField
+from .words_field import WordsField
 
 _FIELD = "204px"  # three of them beside the estimate
 
@@ -76,6 +77,16 @@ class Form(W.VBox):
         self.skips = W.ToggleButton(layout={"width": "auto"})
         self.picker = W.Box((self.recipe.picker,), layout={"display": "none"})
         self.picker.add_class("ql-picker")
+        self.words = WordsField()
+        self.mixed = W.ToggleButton(
+            description="Words by component and layer", layout={"width": "auto"}
+        )
+        self.add_mixed = W.Button(
+            description="Compare this recipe too", disabled=True, layout={"width": "auto"},
+            tooltip="Adds it to what is compared, beside the dtypes that are marked",
+        )  # fmt: skip
+        self.mixed_box = W.VBox((self.words, self.add_mixed), layout={"display": "none"})
+        self.mixed_box.add_class("ql-picker")
         self.prompts = W.Textarea(
             description="Prompts",
             placeholder="one a line",
@@ -108,8 +119,9 @@ class Form(W.VBox):
             self._parts_row,
             _row("Weights", (*self.weights.values(), self.compile)),
             self._more_row,
-            _row("", (self.skips, self.both)),
+            _row("", (self.skips, self.both, self.mixed)),
             self.picker,
+            self.mixed_box,
             self.prompts,
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
@@ -126,6 +138,9 @@ class Form(W.VBox):
             control.observe(lambda _: self._changed(), "value")
         self.recipe.observe(lambda _: self._changed(), "state")
         self.skips.observe(lambda _: self._open_picker(), "value")
+        self.mixed.observe(lambda _: self._open_words(), "value")
+        self.words.observe(lambda _: self._words_changed(), "value")
+        self.words.on_click(self.add_mixed, lambda: self.add(self.words.recipe))
         self.model.observe(lambda _: self._take_source(), "source")
 
     # --- what is chosen ---
@@ -172,7 +187,7 @@ class Form(W.VBox):
         ArgumentError
             If no component is marked, or a word is no recipe.
         """
-        _, dtype, device, _ = self.recipe.state
+        _, dtype, device, *_ = self.recipe.state
         return Choice(
             model=self.model.model,
             recipes=self.recipes,
@@ -215,6 +230,17 @@ class Form(W.VBox):
             _choose(self.recipe.device, choice.device)
             self.compile.value = bool(choice.compile)
             self.out.value = choice.out or ""
+
+    def add(self, recipe: Recipe | None) -> None:
+        """Compare one more recipe, whatever words it has for components and layers."""
+        if recipe is None:
+            raise ArgumentError("the recipe says nothing: give a component or some layers a word")
+        if recipe in self.recipes:
+            raise ArgumentError(f"the recipe '{recipe}' is among those that are compared")
+        with self._at_once():
+            self._extras[recipe.label] = recipe
+            self.more.allowed_tags = list(self._extras)
+            self.more.value = [*self.more.value, recipe.label]
 
     def _given(self, control: W.Widget, read: Callable[[str], Any]) -> Any:
         """Return what is typed; None if that is what the model does by itself."""
@@ -297,6 +323,14 @@ class Form(W.VBox):
         # Its layers are looked up once it is open.
         self.recipe.more.selected_index = 0 if self.skips.value else None
 
+    def _open_words(self) -> None:
+        self.mixed_box.layout.display = None if self.mixed.value else "none"
+        if self.mixed.value:
+            self.words.unfold()
+
+    def _words_changed(self) -> None:
+        self.add_mixed.disabled = not self.words.value
+
     def _changed(self) -> None:
         if self._quiet:
             return
@@ -307,6 +341,10 @@ class Form(W.VBox):
         if self.source is not None and names and self._listed != (self.source, names):
             self._listed = (self.source, names)
             self.recipe.set_model(self.model.pinned, names)
+        if self.source is not None:
+            every = tuple(part.name for part in self.source.components)
+            dtype = self.recipe.dtype.value
+            self.words.set_model(self.model.pinned, every, self.source.denoisers, dtype)
         self._on_change()
 
 

@@ -1,4 +1,4 @@
-"""The panel that saves a quantized component, proves what was saved, and loads it again."""
+"""The panel that saves what was quantized, proves what was saved, and loads it again."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from .recipe_field import RecipeField
 from .working_panel import WorkingPanel, run_button
 
 if TYPE_CHECKING:
-    import torch
-
     from ..saved.verifying import VerifyReport
 
 _FILE_COLOUR, _MEMORY_COLOUR, _PLAIN_COLOUR = "#4c86c6", "#3f9b6c", "rgba(128,128,128,.8)"
@@ -28,6 +26,8 @@ _FILE_COLOUR, _MEMORY_COLOUR, _PLAIN_COLOUR = "#4c86c6", "#3f9b6c", "rgba(128,12
 
 def save_panel(model=None, *, variant: str | None = None, revision: str | None = None) -> SavePanel:
     """Return a panel that saves a quantized component and shows that it comes back unchanged.
+
+    With words for several components it saves the whole pipeline.
 
     Parameters
     ----------
@@ -72,14 +72,14 @@ class SavePanel(WorkingPanel):
         super().__init__("save", "Save a quantized model")
         self.saved: Path | None = None
         self.facts: SavedFacts | None = None
-        self.report: VerifyReport | None = None
-        self.module: torch.nn.Module | None = None
+        self.reports: tuple[VerifyReport, ...] = ()
+        self.module: Any = None
         self.load_seconds: float | None = None
         self._proposed = ""
         self.model_field = ModelField(
             model, show_error=self.show_error, variant=variant, revision=revision, variants=True
         )
-        self.recipe_field = RecipeField()
+        self.recipe_field = RecipeField(mixed=True)
         self.folder = W.Text(
             description="Folder", style=LABEL, layout={"width": "min(720px, 100%)"},
             placeholder="where to; a model saved there before is replaced, anything else is not",
@@ -107,32 +107,57 @@ class SavePanel(WorkingPanel):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that the controls stand at; components are named by `component` instead."""
+        """The recipe that the controls stand at; components are named by `component` instead.
+
+        Only where several have words of their own it names them itself.
+        """
         return self.recipe_field.recipe()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the recipe is for several components, so that the pipeline is saved."""
+        return self.recipe_field.is_mixed and len(self.recipe.named_components) > 1
+
+    @property
+    def report(self) -> VerifyReport | None:
+        """What comparing gave; of several components the first that isn't as it was, or the first.
+
+        None before anything was compared.
+        """
+        return next((r for r in self.reports if not r.ok), next(iter(self.reports), None))
+
     def run(self, wait: bool = False) -> None:
-        """Load and quantize the component and save it, in the background; then `saved` is there."""
+        """Load, quantize and save in the background; then `saved` is there."""
+        save = _save_pipeline if self.is_whole else _save
         arguments = (
             self.model_field.model, self.recipe, self.model_field.component_name,
             self.recipe_field.dtype.value, self.recipe_field.device.value, self._target(),
             self.model_field.named,
         )  # fmt: skip
-        self.begin("Loading, quantizing and saving", lambda: _save(*arguments), self._show_saved)
+        self.begin("Loading, quantizing and saving", lambda: save(*arguments), self._show_saved)
         if wait:
             self.wait()
 
     def verify(self, wait: bool = False) -> None:
-        """Reload the folder in fresh processes and compare; then `report` is there."""
-        folder, device = self._target(), self.recipe_field.device.value
-        model, component = self.model_field.model, self.model_field.component_name
-        named = self.model_field.named
+        """Reload the folder in fresh processes and compare; then `report` is there.
 
-        def job() -> VerifyReport:
+        Of a pipeline each quantized component is compared: `reports` has them all.
+        """
+        folder, device, model = (
+            self._target(), self.recipe_field.device.value, self.model_field.model
+        )  # fmt: skip
+        named = self.model_field.named
+        components: tuple[str | None, ...] = (self.model_field.component_name,)
+        if self.is_whole:
+            components = self.recipe.named_components
+
+        def job() -> tuple[VerifyReport, ...]:
             from ..saved.verifying import verify_saved
 
-            cancel = self.work.cancel_asked
-            return verify_saved(
-                folder, model, component=component, device=device, cancel=cancel, **named
+            options = {"device": device, "cancel": self.work.cancel_asked, **named}
+            return tuple(
+                verify_saved(folder, model, component=component, **options)
+                for component in components
             )
 
         self.begin(
@@ -167,25 +192,26 @@ class SavePanel(WorkingPanel):
         """The library calls that do the same."""
         name = self.model_field.component.value or "transformer"
         component = self.model_field.component_name
-        _, dtype, device, _ = self.recipe_field.state
+        _, dtype, device, *_ = self.recipe_field.state
         device = None if device == "auto" else device
         dtype = None if dtype == COMPUTE_DTYPES[0] else dtype
         model, folder = self.model_field.model, self.folder.value.strip() or "saved-model"
         named = self.model_field.named
-        loaded = call(
-            "ql.load", model, self.recipe, component=component, dtype=dtype, device=device, **named
+        components: tuple[str | None, ...] = (component,)
+        options = {"dtype": dtype, "device": device, **named}
+        if self.is_whole:
+            name, components = "pipe", self.recipe.named_components
+            loaded = call("ql.load_pipeline", model, self.recipe, **options)
+        else:
+            loaded = call("ql.load", model, self.recipe, component=component, **options)
+        verified = (
+            call("ql.verify_saved", Code("folder"), model, component=one, device=device, **named)
+            for one in components
         )
         return "\n".join((
             f"{name} = {loaded}",
             f"folder = {call('ql.save', Code(name), folder)}",
-            call(
-                "ql.verify_saved",
-                Code("folder"),
-                model,
-                component=component,
-                device=device,
-                **named,
-            ),
+            *verified,
             f"{name} = {call('ql.load_saved', Code('folder'), device=device)}",
         ))  # fmt: skip
 
@@ -202,27 +228,31 @@ class SavePanel(WorkingPanel):
 
     def _model_chosen(self) -> None:
         if self.model_field.source is not None:
-            self.recipe_field.set_model(self.model_field.pinned, self.model_field.component_name)
+            self.recipe_field.set_model(
+                self.model_field.pinned, self.model_field.component_name, self.model_field.source
+            )
         self._propose()
 
     def _propose(self) -> None:
         """Name a folder after model and recipe, unless somebody has written another one."""
         if self.folder.value in ("", self._proposed):
             model = Path(self.model_field.model).name
-            self._proposed = slug(f"{model} {self.model_field.component.value} {self.recipe}")
+            part = "" if self.is_whole else self.model_field.component.value
+            self._proposed = slug(f"{model} {part} {self.recipe}")
             self.folder.value = self._proposed
         self.refresh()
 
     def _show_saved(self, facts: SavedFacts) -> None:
-        self.facts, self.saved, self.report = facts, facts.folder, None
+        self.facts, self.saved, self.reports = facts, facts.folder, ()
         self.module = self.load_seconds = None
         self.say(f"Saved in {facts.folder}. Verify shows that it comes back unchanged.")
         self._draw()
 
-    def _show_verified(self, report: VerifyReport) -> None:
-        self.report, self.saved = report, Path(report.folder)
+    def _show_verified(self, reports: tuple[VerifyReport, ...]) -> None:
+        self.reports = reports
+        self.saved = self._target() if len(reports) > 1 else Path(reports[0].folder)
         self.say(
-            "Verified: everything that was compared is equal." if report.ok
+            "Verified: everything that was compared is equal." if all(r.ok for r in reports)
             else "What comes back differs from what was saved."
         )  # fmt: skip
         self._draw()
@@ -236,8 +266,8 @@ class SavePanel(WorkingPanel):
         parts = []
         if self.facts is not None:
             parts.append(_saved_html(self.facts))
-        if self.report is not None:
-            parts.append(_verified_html(self.report))
+        for report in self.reports:
+            parts.append(_verified_html(report, len(self.reports) > 1))
         if self.module is not None:
             parts.append(_loaded_html(self.module, self.load_seconds))
         self.result.value = "".join(parts)
@@ -280,6 +310,42 @@ def _save(
     )
 
 
+def _save_pipeline(
+    model: str,
+    recipe: Recipe,
+    component: str | None,
+    dtype: str,
+    device: str,
+    folder: Path,
+    named: dict[str, str],
+) -> SavedFacts:
+    """Load, quantize and save a whole pipeline; `component` doesn't matter."""
+    from ..loading.pipelines import load_pipeline
+    from ..measure.held_bytes import weight_bytes
+    from ..planning.plan import PIPELINE, plan
+    from ..saved.doors import save
+    from ..saved.writing import check_replaceable
+    from ..weights import REFERENCE
+
+    check_replaceable(folder)
+    rows = plan(model, REFERENCE, dtype=dtype, **named).set_index("component")
+    started = time.perf_counter()
+    pipe = load_pipeline(model, recipe, dtype=dtype, device=device, **named)
+    loaded = time.perf_counter()
+    save(pipe, folder)
+    saved = time.perf_counter()
+    return SavedFacts(
+        folder=folder,
+        recipe=recipe,
+        dtype=dtype,
+        plain_bytes=int(rows["weight_bytes"][PIPELINE]),
+        memory_bytes=weight_bytes(pipe),
+        disk_bytes=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        load_seconds=loaded - started,
+        save_seconds=saved - loaded,
+    )
+
+
 def _saved_html(facts: SavedFacts) -> str:
     sizes = (
         ("unquantized, in memory", facts.plain_bytes, _PLAIN_COLOUR),
@@ -301,10 +367,11 @@ def _saved_html(facts: SavedFacts) -> str:
     return table(heads, rows, align="llrr", caption=caption) + note(took)
 
 
-def _verified_html(report: VerifyReport) -> str:
+def _verified_html(report: VerifyReport, several: bool = False) -> str:
     weights, outputs = report.weights_difference, report.output_difference
     said = ABSENT if outputs is None else _difference(outputs)
-    rows = [
+    rows = [("component", Path(report.folder).name)] if several else []
+    rows += [
         (
             "greatest difference of weights",
             _difference(weights) if weights else "0, equal to the last bit",

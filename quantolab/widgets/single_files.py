@@ -180,7 +180,7 @@ class SingleFileLoader(WorkingPanel):
 
     def _options(self) -> dict[str, Any]:
         """Return the options that differ from what the library takes by itself."""
-        _, dtype, device, _ = self.recipe_field.state
+        _, dtype, device, *_ = self.recipe_field.state
         options = {
             "config": self.config.model,
             "component": self.config.component_name,

@@ -85,6 +85,35 @@ _VIEWS: dict[str, Callable[[Layer], Iterable[str]]] = {
 """Ways to list layers: for each, the patterns that a layer is listed under."""
 
 
+def look_at_layers(
+    model: Any, names: tuple[str, ...], dtype: str, assistant: Assistant | None
+) -> pandas.DataFrame:
+    """Return what `skip_report` gives for some components without a skip list.
+
+    Parameters
+    ----------
+    model : str or path or None
+        As `skip_report` takes it.
+    names : tuple of str
+        The components; none are the denoisers.
+    dtype : str
+        Compute dtype, in which kept layers are held.
+    assistant : Assistant or None
+        Process that looks at the model; None is this one, which imports torch for it.
+    """
+    if assistant is None:
+        return skip_report(model, components=names, dtype=dtype)
+    import pandas as pd
+
+    source = find_model(model, weights=False)
+    components = names or source.default_components
+    for name in components:
+        source.component(name)
+    asked = ListJob(source, components, dtype)
+    found = assistant.do(LIST_LAYERS, asked, preload=preload_of(source))
+    return pd.DataFrame(list(found.rows))
+
+
 class SkipPicker(W.VBox):
     """Chooses skip patterns among a model's Linear layers, of which no weight is read.
 
@@ -144,7 +173,7 @@ class SkipPicker(W.VBox):
             self.clear()
             self.busy = True
             self._looking.start(
-                lambda: self._look(model, names, dtype),
+                lambda: look_at_layers(model, names, dtype, self._assistant),
                 done=self._show_layers,
                 failed=self._show_failure,
             )
@@ -293,19 +322,6 @@ class SkipPicker(W.VBox):
             self.search.value = ""
 
     # --- looking at the model ---
-
-    def _look(self, model: Any, names: tuple[str, ...], dtype: str) -> pandas.DataFrame:
-        if self._assistant is None:
-            return skip_report(model, components=names, dtype=dtype)
-        import pandas as pd
-
-        source = find_model(model, weights=False)
-        components = names or source.default_components
-        for name in components:
-            source.component(name)
-        asked = ListJob(source, components, dtype)
-        found = self._assistant.do(LIST_LAYERS, asked, preload=preload_of(source))
-        return pd.DataFrame(list(found.rows))
 
     def _show_layers(self, report: pandas.DataFrame) -> None:
         self._base, self._layers = report, layers_of(report)

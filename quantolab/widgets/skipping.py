@@ -1,4 +1,4 @@
-"""The panel about skip lists: what each hits, what that costs, what plain Diffusers would do."""
+"""The panel about skip lists: what each hits, what that costs, what a word a layer is worth."""
 
 from __future__ import annotations
 
@@ -7,19 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as W
 
+from ..errors import ArgumentError
 from ..models.layers import KEEP_FP32
 from ..recipes import COMPUTE_DTYPES, Recipe
 from ..report.markup import Raw, bar, code, note, table
-from ..units import ABSENT, format_bytes, format_ratio
+from ..units import (
+    ABSENT,
+    format_bytes,
+    format_count,
+    format_decibels,
+    format_ratio,
+    format_seconds,
+)
 from ..weights import DEFAULT, QUANTIZED
 from .background import Assistant
 from .call_text import call
+from .choosing import read_budgets, read_number
 from .model_field import LABEL, WRAP, ModelField
-from .panel import Panel
 from .skip_picker import SkipCost, SkipPicker
+from .working_panel import WorkingPanel, run_button
 
 if TYPE_CHECKING:
     import pandas
+
+    from ..report.advised import AdviceCurve
+    from ..run.session import Progress
 
 __all__ = ["SkipExplorer", "SkipPicker", "skip_explorer"]
 
@@ -55,8 +67,8 @@ def skip_explorer(
     return SkipExplorer(model, variant=variant, revision=revision)
 
 
-class SkipExplorer(Panel):
-    """A skip picker and the whole report beneath it; see `skip_explorer`."""
+class SkipExplorer(WorkingPanel):
+    """A skip picker, the whole report beneath it, and what advice is worth; see `skip_explorer`."""
 
     def __init__(
         self, model=None, *, variant: str | None = None, revision: str | None = None
@@ -82,11 +94,13 @@ class SkipExplorer(Panel):
         self.rows = W.Dropdown(
             description="Show", options=list(_ROWS), style=LABEL, layout={"width": "320px"}
         )
+        self.curve: AdviceCurve | None = None
+        """What advice is worth in pictures, once it was measured."""
         row = W.HBox((self.dtype, self.weights, self.run_button), layout=WRAP)
         # The sentence in the status line sums up the picker, so the report stands below it.
         self.children = (
             self.heading, self.model_field, row, self.picker, self.status, self.error,
-            self.totals, self.rows, self.table, self._code,
+            self.totals, self.rows, self.table, self._advice_parts(), self._code,
         )  # fmt: skip
         self.on_click(self.run_button, self.run)
         self.on_change((self.dtype,), self.run)
@@ -95,7 +109,54 @@ class SkipExplorer(Panel):
         self.picker.observe(self.guarded(lambda _: self._draw()), ["value", "loaded", "busy"])
         self.run()
 
+    def _advice_parts(self) -> W.Box:
+        """Return what measures the curve of advice, and where it is shown."""
+        self.budgets = W.Text(
+            description="Budgets", placeholder="2.5MB, 4MB, 6MB", style=LABEL,
+            layout={"width": "min(420px, 100%)"},
+        )  # fmt: skip
+        self.steps = W.Text(
+            description="Steps", placeholder="model's own", style=LABEL, layout={"width": "200px"}
+        )
+        self.advise_button = run_button(
+            "Show what advice is worth",
+            "Advises a recipe for each budget, makes pictures with all of them and compares",
+            primary=False,
+        )
+        self.add_starter(self.advise_button, self.advise)
+        self.on_change((self.budgets, self.steps), self.refresh)
+        self.cost, self.plot = W.HTML(), W.HTML()
+        self.on_change((self.budgets,), self._say_cost)
+        return W.VBox((
+            W.HTML("<b>A word a layer: picture quality against bytes</b>"),
+            W.HBox((self.budgets, self.steps, self.advise_button, self.cancel_button), layout=WRAP),
+            self.cost, self.progress, self.plot,
+        ))  # fmt: skip
+
     # --- for programs ---
+
+    def advise(self, wait: bool = False) -> None:
+        """Measure what advice is worth for the budgets, in the background; then `curve` is there.
+
+        Raises
+        ------
+        ArgumentError
+            If no budget is named, or the panel is at work.
+        """
+        model, options = self.model_field.model, self._curve_options()
+        budgets = read_budgets(self.budgets.value)
+        if not budgets:
+            raise ArgumentError("no budget is named; write sizes such as 2.5MB, 4MB")
+
+        def job() -> AdviceCurve:
+            from ..experiments.advice_curve import advice_curve
+
+            cancel = self.work.cancel_asked
+            return advice_curve(model, budgets, **options, watch=self._show_progress, cancel=cancel)
+
+        self.begin("Starting", job, self._show_curve, can_cancel=True)
+        if wait:
+            self.work.wait()
 
     def run(self, wait: bool = False) -> None:
         """Read the model's layers, in the background; no weight is touched."""
@@ -109,7 +170,8 @@ class SkipExplorer(Panel):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the layers are known, or can't be; return whether that came true in time."""
-        return self.model_field.wait(timeout) and self.picker.wait(timeout)
+        found = self.model_field.wait(timeout) and self.picker.wait(timeout)
+        return found and super().wait(timeout)
 
     @property
     def skip(self) -> tuple[str, ...]:
@@ -154,7 +216,11 @@ class SkipExplorer(Panel):
             "ql.Recipe", recipe.weights,
             skip=recipe.skip or None, components=recipe.components or None,
         )  # fmt: skip
-        return f"report = {report}\nrecipe = {made}"
+        lines = [f"report = {report}", f"recipe = {made}"]
+        if budgets := read_budgets(self.budgets.value):
+            options = self._curve_options()
+            lines.append(call("ql.plot_advice", self.model_field.model, list(budgets), **options))
+        return "\n".join(lines)
 
     def static_html(self) -> str:
         """Return totals, patterns and kept layers."""
@@ -169,7 +235,50 @@ class SkipExplorer(Panel):
             self.picker.costs_html(),
             _layer_table(rows[:_STATIC_ROWS]) if rows else "",
             note(f"And {more} more.") if more > 0 else "",
+            self.plot.value,
         ))  # fmt: skip
+
+    # --- what advice is worth ---
+
+    def _curve_options(self) -> dict[str, Any]:
+        """Return the options of the call that differ from what the library takes by itself."""
+        options = {
+            "component": self.model_field.component_name,
+            "steps": read_number(self.steps.value, int),
+            "dtype": None if self.dtype.value == COMPUTE_DTYPES[0] else self.dtype.value,
+        }
+        found = {name: value for name, value in options.items() if value is not None}
+        return found | self.model_field.named
+
+    def _say_cost(self) -> None:
+        """Say before anything starts what measuring takes."""
+        from ..experiments.advising import advice_cost
+
+        self.cost.value = ""
+        if read_budgets(self.budgets.value) and self.model_field.source is not None:
+            options = self._curve_options()
+            self.cost.value = note(advice_cost(self.model_field.model, **options) + ".")
+
+    def _show_progress(self, progress: Progress) -> None:
+        if self.work.cancel_asked.is_set():
+            return
+        self.say(progress.says.capitalize() + "…")
+        togo = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
+        text = f"{progress.done} of {progress.total}" + (f", {togo} to go" if togo else "")
+        self.show_progress(progress.done, progress.total, text)
+
+    def _show_curve(self, curve: AdviceCurve) -> None:
+        from .drawing import curve_html
+
+        self.curve = curve
+        rows = [
+            (format_bytes(p.budget_bytes), format_bytes(p.weight_bytes),
+             format_decibels(p.quality), code(str(p.recipe)))
+            for p in curve.advised
+        ]  # fmt: skip
+        heads = ("budget", "held", "PSNR", "recipe")
+        self.plot.value = curve_html(curve) + table(heads, rows, align="rrrl")
+        self.say(f"{format_count(len(curve.advised), 'recipe')} advised and judged by pictures.")
 
     # --- drawing ---
 

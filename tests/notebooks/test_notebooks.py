@@ -19,7 +19,7 @@ from execute import NOTEBOOKS, WIDGET_VIEW, run
 ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
 SMALLER = {
     "00_start_here": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
-    "01_skipping": {"WEIGHTS": ["int2"], **ONE_PROMPT},
+    "01_skipping": {"WEIGHTS": ["int2"], "PICTURES": 1, **ONE_PROMPT},
     "02_single_file": {"WEIGHTS": ["int4"], "STEPS": 1},
     "03_saving": {"WEIGHTS": ["int4"], "STEPS": 1},
     # The report compiles the quantized one, `compare` the reference: each is compiled once.

@@ -18,6 +18,7 @@ import quantolab as ql
 from quantolab.errors import ArgumentError, ModelNotFoundError
 from quantolab.plain_values import to_dict
 from quantolab.processes.children import SPARE
+from quantolab.recipes import Term
 from quantolab.records import Timing
 from quantolab.report.files import load_comparison
 from quantolab.report.tables import read_table, results_table
@@ -173,6 +174,30 @@ def test_marks_choose_dtypes_and_parts():
     for box in panel.form.weights.values():
         box.value = False
     assert "recipes is empty; at least one is needed" in panel.problem.value
+
+
+def test_a_recipe_of_several_words_is_put_together_and_compared():
+    panel = explorer()
+    form = panel.form
+    for word, box in form.weights.items():
+        box.value = word == "none"
+    assert form.mixed_box.layout.display == "none" and form.add_mixed.disabled
+    form.mixed.value = True
+    assert form.words.wait(PATIENCE)
+    form.words.parts["transformer"].value = "int8"
+    form.words.parts["text_encoder_2"].value = "int4"
+    assert form.choice.recipes == (ql.Recipe("none"),)  # not before it is asked for
+    form.add_mixed.click()
+    mixed = ql.Recipe({"transformer": "int8", "text_encoder_2": "int4"})
+    assert form.choice.recipes == (ql.Recipe("none"), mixed)
+    assert 'ql.Recipe({"text_encoder_2": "int4", "transformer": "int8"})' in panel.call
+    form.add_mixed.click()
+    assert "is among those that are compared" in form.words.error.value
+    form.words.terms = (Term("proj_out", "none"),)
+    form.add_mixed.click()
+    assert len(form.choice.recipes) == 3
+    form.more.value = form.more.value[1:]  # taken away again
+    assert form.choice.recipes == (ql.Recipe("none"), form.words.recipe)
 
 
 def test_another_model_brings_its_own_defaults(pipeline_folder):

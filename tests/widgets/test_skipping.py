@@ -4,7 +4,11 @@ import pytest
 
 import quantolab as ql
 from quantolab.errors import ArgumentError
+from quantolab.recipes import Term
+from quantolab.units import format_bytes
+from quantolab.widgets import skip_explorer
 from quantolab.widgets.skip_picker import SkipPicker, skip_cost
+from quantolab.widgets.words_field import WordsField
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +87,110 @@ def test_patterns_outlive_a_change_of_model(picker, pipeline_folder, flux_folder
     other.set_model("no-such-folder")
     assert other.wait(60) and not other.loaded
     assert "is no folder here" in other.error.value
+
+
+# --- a word by component and by layer ---------------------------------------------------------
+
+PARTS = ("transformer", "text_encoder", "text_encoder_2")
+
+
+@pytest.fixture(scope="module")
+def looked(pipeline_folder):
+    field = WordsField()
+    field.set_model(pipeline_folder, PARTS, ("transformer",), "bfloat16")
+    field.unfold()
+    assert field.wait(300) and field.report is None  # nothing is said yet
+    return field
+
+
+@pytest.fixture
+def words(looked):
+    looked.show(None)
+    assert looked.value == ""
+    looked.pattern.value, looked.error.value = "", ""
+    return looked
+
+
+def test_words_and_terms_make_the_recipe_that_the_library_reads(words, pipeline_folder):
+    words.parts["transformer"].value = "int8"
+    words.parts["text_encoder_2"].value = "int4"
+    assert words.value == "transformer=int8 text_encoder_2=int4"
+    words.pattern.value, words.word.value = "*.attn.*", "float8"
+    press_enter(words.pattern)
+    words.pattern.value, words.word.value = "proj_out", "none"
+    words.add.click()
+    recipe = ql.Recipe.parse(words.value)
+    assert recipe == words.recipe
+    assert recipe == ql.Recipe(
+        {"transformer": "int8", "text_encoder_2": "int4"},
+        ("proj_out",),
+        layers={"*.attn.*": "float8"},
+    )
+    report = ql.skip_report(pipeline_folder, recipe=recipe)
+    for column in ("component", "path", "word", "term", "bytes"):
+        assert sorted(words.report[column]) == sorted(report[column])
+    assert f"{format_bytes(report.attrs['bytes'])}<" in words.preview.value  # the sum
+    for term in recipe.terms:
+        mine = report[report.term == str(term)]
+        assert f"{term}</code>" in words.preview.value
+        assert f">{format_bytes(mine.bytes.sum())}<" in words.preview.value
+    first, *_ = words.chips.children
+    assert first.description == "*.attn.*=float8  ✕"
+    first.click()
+    assert words.terms == (Term("proj_out", "none"),)
+
+
+def test_what_a_pattern_would_do_is_said_while_it_is_typed(words, pipeline_folder):
+    words.parts["transformer"].value = "int8"
+    report = ql.skip_report(pipeline_folder)
+    words.pattern.value, words.word.value = "transformer.*.attn.to_q", "int2"
+    mine = report[report.path.str.endswith("attn.to_q")]
+    said = f"hits {len(mine)} Linear layers: {format_bytes(mine.bytes_int2.sum())} in int2"
+    assert said in words.hint.value
+    words.pattern.value = "proj_ot"
+    assert "did you mean &#x27;proj_out&#x27;" in words.hint.value
+    words.add.click()
+    assert words.terms == () and "did you mean" in words.error.value
+
+
+def test_a_recipe_is_shown_and_what_takes_no_effect_is_said(words):
+    recipe = ql.Recipe("int8", layers={"text_encoder_2": "int4", "proj_out": "none"})
+    words.show(recipe)
+    assert words.parts["transformer"].value == "int8"
+    assert words.parts["text_encoder"].value == "as it is"
+    assert ql.Recipe.parse(words.value).terms[:2] == (
+        Term("transformer", "int8"), Term("text_encoder_2", "int4"),
+    )  # fmt: skip
+    words.parts["transformer"].value = "as it is"  # whose layer the term was about
+    assert "proj_out" in words.preview.value and "matches none" in words.preview.value
+    with pytest.raises(ArgumentError, match="matches none"):
+        words.recipe  # noqa: B018
+    words.show(None)
+    words.terms = (Term("proj_out", "int4"),)  # of the denoiser, all else as it is
+    assert set(words.report.word) == {"none", "int4"}
+
+
+# --- what advice is worth ---------------------------------------------------------------------
+
+
+def test_the_curve_of_advice_is_drawn_for_the_budgets(pipeline_folder):
+    panel = skip_explorer(pipeline_folder)
+    assert panel.wait(300)
+    panel.advise_button.click()
+    assert "no budget is named" in panel.error.value
+    rows = ql.plan(pipeline_folder, ["int4", "int8"]).query("component == 'transformer'")
+    sizes = dict(zip(rows.recipe, rows.weight_bytes, strict=True))
+    budgets = [int(sizes["int4"] * 1.1), int(sizes["int8"] * 1.1)]
+    panel.budgets.value, panel.steps.value = ", ".join(map(str, budgets)), "1"
+    assert "forwards" in panel.cost.value  # said before anything starts
+    assert f'"{budgets[0]}", "{budgets[1]}"' in panel.call.partition("ql.plot_advice(")[2]
+    panel.advise()
+    panel.cancel_button.click()
+    assert panel.wait(60) and panel.curve is None and "Cancelled" in panel.status.value
+    panel.advise(wait=True)
+    assert panel.error.value == ""
+    assert [point.budget_bytes for point in panel.curve.advised] == budgets
+    assert all(p.weight_bytes <= p.budget_bytes for p in panel.curve.advised)
+    assert len(panel.curve.plain) == 4
+    assert panel.plot.value.count("<img") == 2  # for light and for dark pages
+    assert panel.plot.value in panel.static_html()

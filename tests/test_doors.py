@@ -1,0 +1,101 @@
+"""One recipe of several words through every door: command line, Python, panel; the same pictures.
+
+On the demo model: int8 transformer, int4 text_encoder_2. What is saved is read in fresh processes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import quantolab as ql
+from quantolab.recipes import slug
+
+TEXT = "transformer=int8 text_encoder_2=int4"
+PROMPT, STEPS, SEED = "a white house under a sun", 2, 3
+
+FRESH = f"""
+import sys
+import numpy as np, torch
+import quantolab as ql
+pipe = ql.load_saved(sys.argv[1], device="cpu")
+pipe.set_progress_bar_config(disable=True)
+made = pipe({PROMPT!r}, num_inference_steps={STEPS}, width=128, height=128, output_type="np",
+            generator=torch.Generator("cpu").manual_seed({SEED}), max_sequence_length=24)
+np.save(sys.argv[2], (made.images[0] * 255).round().astype("uint8"))
+print(ql.weight_bytes(pipe))
+"""
+
+
+def fresh(folder, file):
+    """Return the picture of a saved pipeline made in a fresh process, and the bytes it holds."""
+    command = [sys.executable, "-c", FRESH, str(folder), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return np.load(file), int(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def by_command(tmp_path_factory):
+    """The folder of a run of the command line."""
+    out = tmp_path_factory.mktemp("doors") / "run"
+    command = [
+        sys.executable, "-m", "quantolab", "compare", "--weights", "none", "--recipe", TEXT,
+        "--prompt", PROMPT, "--steps", str(STEPS), "--seed", str(SEED), "--repeats", "1",
+        "--device", "cpu", "--out", str(out),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_command_line_python_and_the_panel_give_the_same_pictures(by_command, tmp_path):
+    from quantolab.widgets import save_panel
+
+    (file,) = (by_command / "images" / slug(TEXT)).glob("*.png")
+    wanted = np.asarray(Image.open(file))
+    row = ql.load_comparison(by_command).table.set_index("recipe").loc[TEXT]
+    assert row.weight_bytes == row.predicted_weight_bytes
+
+    pipe = ql.load_pipeline("demo", TEXT, device="cpu")
+    for name, word in (("transformer", "int8"), ("text_encoder_2", "int4")):
+        assert set(getattr(pipe, name).quantize_report.words) == {word}
+    by_python = ql.save(pipe, tmp_path / "python")
+
+    panel = save_panel("demo")
+    panel.recipe_field.more.selected_index = 1
+    assert panel.recipe_field.words.wait(300)
+    panel.recipe_field.words.parts["transformer"].value = "int8"
+    panel.recipe_field.words.parts["text_encoder_2"].value = "int4"
+    panel.recipe_field.device.value = "cpu"
+    panel.folder.value = str(tmp_path / "panel")
+    assert panel.recipe == ql.Recipe.parse(TEXT) and panel.is_whole
+    panel.run(wait=True)
+    assert panel.error.value == "" and panel.saved == tmp_path / "panel"
+    assert panel.facts.memory_bytes == ql.weight_bytes(pipe) < panel.facts.plain_bytes
+
+    for number, folder in enumerate((by_python, panel.saved)):
+        picture, held = fresh(folder, tmp_path / f"{number}.npy")
+        assert np.array_equal(picture, wanted)
+        assert held == ql.weight_bytes(pipe)
+    _verified_and_loaded(panel, tmp_path)
+
+
+def _verified_and_loaded(panel, place):
+    """The panel's other buttons, and the code that it shows."""
+    panel.verify(wait=True)
+    assert panel.error.value == "" and len(panel.reports) == 2
+    assert all(r.ok and r.weights_difference == 0 for r in panel.reports)
+    assert "text_encoder_2" in panel.result.value
+    panel.load(wait=True)
+    assert panel.error.value == "" and type(panel.module).__name__ == "FluxPipeline"
+    panel.folder.value = str(place / "by-code")
+    lines = [line for line in panel.call.splitlines() if "verify_saved" not in line]
+    assert len(lines) == 3 and "ql.load_pipeline" in lines[0]
+    names = {"ql": ql}
+    exec("\n".join(lines), names)
+    assert ql.weight_bytes(names["pipe"]) == panel.facts.memory_bytes
