@@ -256,7 +256,8 @@ def work_text(
     forwards += each * (len(QUANTIZED) - len(_COARSE)) * inputs
     return (
         f"{about}{what}, {len(_COARSE)} words and {format_count(pictures, 'picture')} of "
-        f"{format_count(steps, 'step')} are {format_count(forwards, 'forward')}, then about "
+        f"{format_count(steps, 'step')}, {len(QUANTIZED) - len(_COARSE)} more words and "
+        f"{format_count(inputs, 'input')}, are {format_count(forwards, 'forward')}, then about "
         f"{more} for {_TRIALS} recipes"
     )
 

@@ -274,7 +274,8 @@ def test_several_components_share_the_bytes(pipeline_folder):
 
 def test_what_it_costs_is_told_without_weights():
     said = advice_cost("FLUX.1-dev")
-    assert "62 blocks, 2 words and 4 pictures of 4 steps are 1984 forwards, then about 528" in said
+    assert "62 blocks, 2 words and 4 pictures of 4 steps, 2 more words and 8 inputs, are " in said
+    assert "2976 forwards, then about 528 for 33 recipes" in said  # 62 * (2*4*4 + 2*8)
     said = advice_cost("FLUX.1-dev", pictures=0)
     assert "62 blocks, 4 words and 8 inputs are 1984 forwards" in said
 
