@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..devices import check_device
-from ..errors import one_of, whole_number
+from ..errors import UnsupportedError, one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
-from ..weights import weights_of
+from ..weights import HOME, backends_of, weights_of
 
 if TYPE_CHECKING:
     from ..models.resolving import Resolved
@@ -121,12 +121,19 @@ def diffusers_code(
         An unusable argument, or a skip pattern that matches no layer.
     ModelNotFoundError, BrokenModelError
         If the model isn't there or isn't one.
+    UnsupportedError
+        If the recipe has words of another backend.
 
     Examples
     --------
     >>> print(diffusers_code("int8", "black-forest-labs/FLUX.1-dev"))
     """
     recipe = as_recipe(recipe)
+    if others := [b for b in backends_of(recipe.words) if b != HOME]:
+        raise UnsupportedError(
+            f"scripts are written for Quanto's words alone, and the recipe '{recipe}' has words of "
+            f"{others[0]}: plain Diffusers reads what quantolab.save writes of it"
+        )
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     check_device(device)
     whole_number("seed", seed, 0)

@@ -22,7 +22,7 @@ from ..files.layout import Piece, index_text, plan_files, specs_of
 from ..files.reading import read_tensors
 from ..files.whole import new_folder, write_whole
 from ..files.writing import DIGEST, write_files
-from ..weights import weights_of
+from ..weights import HOME, backends_of, weights_of
 from .folder import QMAP, SavedFolder, check_config_digest, layer_words, open_saved
 from .record import Digests, Dtype, PlainDiffusers, Record
 from .restoring import waiting_module
@@ -120,6 +120,11 @@ def to_quanto(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> Pa
     if not words:
         raise UnsupportedError(
             f"{os.fspath(folder)!r} isn't quantized, so Quanto has no map for it"
+        )
+    if backends_of(words.values()) != (HOME,):
+        raise UnsupportedError(
+            f"{os.fspath(folder)!r} is quantized by {backends_of(words.values())[0]}, for which "
+            "Quanto's map has no words: convert(..., to='quanto') first"
         )
     target = Path(out).expanduser()
     check_replaceable(target, mark=QMAP)

@@ -308,6 +308,16 @@ def test_dequantize_gives_what_the_layers_stand_for(word, flux_folder):
     assert (plain.float() - quantized.float()).norm() < 0.03 * plain.float().norm()
 
 
+def test_what_is_for_quanto_alone_says_so(flux_folder, tmp_path):
+    with pytest.raises(UnsupportedError, match="for Quanto's words alone"):
+        ql.diffusers_code("sdnq:int8", "demo")
+    needed("torchao:int8")
+    ql.save(ql.load(flux_folder, "torchao:int8", device="cpu"), tmp_path / "saved")
+    with pytest.raises(UnsupportedError, match="quantized by torchao"):
+        ql.to_quanto(tmp_path / "saved", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- installing ---------------------------------------------------------------------------------
 
 WITHOUT = """
