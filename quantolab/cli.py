@@ -316,6 +316,12 @@ def _add_compare(commands) -> None:
         help="run each recipe once more with torch.compile, in rows of its own",
     )
     p.add_argument(
+        "--offload",
+        metavar="WAY",
+        help="how recipes get onto an accelerator: none (all at once), model, group or sequential "
+        "(default: the mildest that fits, by the plan)",
+    )
+    p.add_argument(
         "--repeats",
         type=whole,
         default=REPEATS,
@@ -381,6 +387,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             until_decided=arguments.until_decided,
             most_rounds=arguments.most_rounds,
             compile=arguments.compile,
+            offload=arguments.offload,
             variant=arguments.variant,
             revision=arguments.revision,
             out=out,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,6 +168,10 @@ class Trial:
     """What the allocator had taken from the accelerator at most while pictures were made."""
     load_peak_bytes: int | None = None
     """The most that tensors took on the accelerator while it was loaded and quantized."""
+    offload: str | None = None
+    """How it was on an accelerator: ``none`` (all of it), ``model``, ``group``, ``sequential``."""
+    tiled: bool = False
+    """Whether its VAE decoded in tiles."""
     free_before_bytes: int | None = None
     """What was free on the accelerator before it was loaded."""
     picture_size: tuple[int, int] | None = None
@@ -201,9 +205,28 @@ class Trial:
         """Whether it ended with pictures and figures."""
         return self.status == OK
 
+    @property
+    def resident(self) -> bool:
+        """Whether all of it was where it ran: only then its seconds say something of others'."""
+        return self.offload in (None, "none")
+
     def _repr_html_(self) -> str | None:
         view = _VIEWS.get("trial_html")
         return view(self) if view else None
+
+
+def speed_reference(trials: Iterable[Trial]) -> Trial | None:
+    """Return the trial that speed is told against.
+
+    The reference; where that was offloaded, the most precise that wasn't. None without a
+    reference: nobody asked for one.
+    """
+    eager = [trial for trial in trials if trial.ok and not trial.compiled]
+    reference = next((trial for trial in eager if trial.recipe.is_reference), None)
+    if reference is None or reference.resident:
+        return reference
+    resident = [trial for trial in eager if trial.resident]
+    return max(resident, key=lambda trial: trial.weight_bytes or 0, default=None)
 
 
 def ended(trial: Trial, error: Exception, step: str = "") -> Trial:

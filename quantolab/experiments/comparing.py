@@ -37,6 +37,7 @@ def compare(
     until_decided: bool = False,
     most_rounds: int = MOST_ROUNDS,
     compile: bool = False,
+    offload: str | None = None,
     out: str | os.PathLike | None = None,
     resume: bool = False,
     watch: Watch | None = None,
@@ -80,6 +81,11 @@ def compare(
         Where that ends at the latest.
     compile : bool
         Whether to run each recipe a second time with a compiled denoiser, in rows of its own.
+    offload : str, optional
+        How recipes get onto an accelerator: ``"none"`` (all at once), ``"model"``, ``"group"`` or
+        ``"sequential"``. By default as the plan says that each fits, the mildest way that does,
+        and the next one where memory runs out. Pictures of an offloaded recipe count; its seconds
+        have no verdict.
     variant : str, optional
         Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
         there are none the only variant.
@@ -136,6 +142,7 @@ def compare(
                 variant=variant,
                 revision=revision,
                 compile=compile,
+                offload=offload,
             )
         with watched(watch) as watch:
             comparison = run_comparison(

@@ -155,8 +155,10 @@ def live_bytes(
     """
     for short in (True, False):
         mode, live = FakeTensorMode(), _Live()
-        given = tree_map(lambda v, m=mode: m.from_tensor(v) if torch.is_tensor(v) else v, inputs)
         try:
+            given = tree_map(
+                lambda v, m=mode: m.from_tensor(v) if torch.is_tensor(v) else v, inputs
+            )
             with (
                 mode,
                 _shortened(module, short),

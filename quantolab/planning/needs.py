@@ -137,12 +137,14 @@ def needs(parts: Mapping[str, PartBytes], denoisers: tuple[str, ...], found: Act
             return None
         return held + max(stepping, decode, loading) + CONTEXT_BYTES
 
+    vae = sum(part.held for part in rest if part not in own)
+
     def in_turn(kept: int) -> int | None:
-        vae = max((part.held for part in rest if part not in own), default=0)
         if stepping is None or found.decode_tiled is None:
             return None
         return max(kept + stepping, vae + found.decode_tiled) + CONTEXT_BYTES
 
+    group = picture(sum(part.largest_blocks for part in own) + vae, found.decode_tiled)
     held = sum(part.held for part in rest)
     encode = None
     if encoders and found.encode is not None:
@@ -152,6 +154,6 @@ def needs(parts: Mapping[str, PartBytes], denoisers: tuple[str, ...], found: Act
         picture(held, found.decode),
         picture(held, found.decode_tiled),
         in_turn(max((part.held for part in own), default=0)),
-        in_turn(max((part.largest_blocks for part in own), default=0)),
+        group,
         in_turn(max((part.largest_leaf for part in own), default=0)),
     )

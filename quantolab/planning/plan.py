@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import check_supported, layer_bytes, quantizing_bytes
-from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
+from ..errors import (
+    ArgumentError,
+    BrokenModelError,
+    QuantolabError,
+    UnsupportedError,
+    one_of,
+)
 from ..files.json_objects import read_object
 from ..models.layers import linear_layers
 from ..models.resolving import (
@@ -27,7 +33,7 @@ from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..shapes import Layer
 from ..units import format_bytes, parse_bytes
 from ..weights import REFERENCE, WORDS
-from .needs import Activations, needs, part_bytes
+from .needs import Activations, Needs, needs, part_bytes
 from .predict import predict_weight_bytes
 
 if TYPE_CHECKING:
@@ -288,14 +294,8 @@ def _needed(
     size: tuple[int, int],
     budget: int | None,
 ) -> dict[str, object]:
-    """Return what a comparison takes of an accelerator under one recipe."""
-    held = {}
-    for part in parts:
-        share = asked.quantized.get(part.name, reference_share(part.name))
-        resolved = resolve(part.module, share, dtype=dtype, strict=False)
-        weights = predict_weight_bytes(part.module, resolved.words, dtype)
-        held[part.name] = part_bytes(part.name, part.module, resolved, weights, dtype)
-    need = needs(held, source.denoisers, found)
+    """Return what a comparison takes of an accelerator under one recipe, as columns."""
+    need = _needs(source, parts, asked, found, dtype)
     fits = None if budget is None or need.compare is None else need.compare <= budget
     return {
         "size": "{}x{}".format(*size),
@@ -308,6 +308,47 @@ def _needed(
         "compare_bytes": need.compare,
         "compare_fits": fits,
     }
+
+
+def _needs(
+    source: Source, parts: list[_Part], asked: _Asked, found: Activations, dtype: str
+) -> Needs:
+    held = {}
+    for part in parts:
+        share = asked.quantized.get(part.name, reference_share(part.name))
+        resolved = resolve(part.module, share, dtype=dtype, strict=False)
+        weights = predict_weight_bytes(part.module, resolved.words, dtype)
+        held[part.name] = part_bytes(part.name, part.module, resolved, weights, dtype)
+    return needs(held, source.denoisers, found)
+
+
+def recipe_needs(
+    source: Source, recipes: Iterable[Recipe], size: tuple[int, int], dtype: str
+) -> dict[str, Needs | None]:
+    """Return what each recipe takes of an accelerator, by label; None where that can't be told.
+
+    Parameters
+    ----------
+    source : Source
+        A pipeline.
+    recipes : iterable of Recipe
+        Which recipes.
+    size : (int, int)
+        Width and height of the pictures.
+    dtype : str
+        Compute dtype.
+    """
+    from .activations import activations
+
+    needed: dict[str, Needs | None] = {recipe.label: None for recipe in recipes}
+    parts, missing = _build_parts(source, set(source.denoisers), dtype)
+    found = activations(source, {part.name: part.module for part in parts}, size, dtype)
+    for recipe in recipes if not missing else ():
+        try:
+            needed[recipe.label] = _needs(source, parts, _asked(recipe, source, ()), found, dtype)
+        except QuantolabError:
+            continue  # whoever runs it says why it can't be
+    return needed
 
 
 def _check(asked: _Asked, parts: list[_Part], dtype: str) -> None:

@@ -64,6 +64,8 @@ COLUMN_WORDS = {
     "floor_multiple": "RMS error over that of the noise floor: the reference with its own sums in "
     "another order.",
     "private_bytes": "What the trial's process held beyond its state before loading.",
+    "offload": "How it was on an accelerator: all of it (`none`), or `model`, `group` or "
+    "`sequential` offload.",
     "reserved_bytes": "Highest memory that the accelerator's allocator had reserved.",
     "load_peak_bytes": "Highest memory on the accelerator while loading.",
     "free_before_bytes": "What was free on the accelerator before loading.",

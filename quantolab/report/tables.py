@@ -32,7 +32,16 @@ from ..measure.ratios import (
     verdict_words,
 )
 from ..measure.statistics import LEAST_SAMPLES, median_interval
-from ..records import ALONE, OK, PAIRS, Comparison, PictureQuality, Trial, Workload
+from ..records import (
+    ALONE,
+    OK,
+    PAIRS,
+    Comparison,
+    PictureQuality,
+    Trial,
+    Workload,
+    speed_reference,
+)
 from ..text_tables import GAP, column_widths, markdown_columns, table_width, text_line
 from ..weights import HOME, REFERENCE, backends_of, in_order, is_word
 
@@ -55,6 +64,7 @@ EXTRA_COLUMNS = (
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
     "other_bytes", "backend", "backend_version", "kernel",
+    "offload",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -189,7 +199,8 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         "encoded": trial.encoded,
         "kept_layers": len(trial.kept_layers) if trial.ok else None,
         "notes": "; ".join(trial.notes),
-        **_latency_cells(trial, reference),
+        "offload": trial.offload,
+        **_latency_cells(trial, speed_reference(comparison.trials)),
         **_quality_cells(trial, reference, comparison.floor),
         **_workload_cells(comparison.workload, trial),
         **_condition_cells(trial),
@@ -220,7 +231,7 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
     }
     if reference is None or reference.timing is None or not reference.timing.samples:
         return cells
-    if not _comparable(trial, reference):
+    if not (trial.resident and _comparable(trial, reference)):
         return cells
     cells["speed_reference"] = reference.label
     cells["speedup"] = statistics.median(reference.timing.samples) / median
@@ -468,9 +479,26 @@ def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> t
             "Floor: how many times as far from the reference's pictures as its own with the same "
             "sums in another order."
         )
+    notes += _offload_notes(records, reference)
     if reference is None:
         notes.append("There is no unquantized reference, so no speed, PSNR or SSIM against it.")
     return tuple(notes)
+
+
+def _offload_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> list[str]:
+    """Say which rows were offloaded, and what speeds are told against then."""
+    away = [f"{r['recipe']} ({r['offload']})" for r in records if _is_offloaded(r)]
+    if not away:
+        return []
+    notes = [f"Offloaded, so no verdict on speed: {units.format_list(away)}."]
+    against = next((r["speed_reference"] for r in records if r.get("speed_reference")), None)
+    if reference is not None and _is_offloaded(reference) and against is not None:
+        notes.append(f"Speeds are told against {against}, the most precise that was timed whole.")
+    return notes
+
+
+def _is_offloaded(record: dict[str, Any]) -> bool:
+    return record.get("offload") not in (None, "none")
 
 
 def _interval_notes(records: list[dict[str, Any]]) -> list[str]:

@@ -17,6 +17,7 @@ from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import Trial, Workload
 from ..weights import WORDS
 from . import REPEATS
+from .ways import check_offload
 
 _DEFAULT_STEPS = 28
 _GREATEST_SEED = 2**63 - 1  # that torch's generators take on every device
@@ -33,6 +34,8 @@ class Request:
     recipes: tuple[Recipe, ...]
     workload: Workload
     compiled: bool
+    offload: str | None = None
+    """How recipes get onto an accelerator; None leaves it to the plan."""
     also: tuple[str, ...] = ()
     """Components whose bytes are counted too: those of a run that is gone on with."""
 
@@ -72,6 +75,7 @@ def check_request(
     device: str = "auto",
     repeats: int = REPEATS,
     compile: bool = False,
+    offload: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> Request:
@@ -121,7 +125,8 @@ def check_request(
         variant=source.asked_variant,
     )
     check_device(device)
-    return Request(source, chosen, workload, bool(compile))
+    offload = check_offload(offload, device)
+    return Request(source, chosen, workload, bool(compile), offload)
 
 
 def _many(value: Any, single: type) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ..measure.other_load import OtherLoad
 from ..measure.quality import picture_flip, picture_quality
 from ..models.resolving import check_recipe, reference_share, resolve, shares_in
 from ..models.skeleton import build_skeleton
+from ..planning.plan import recipe_needs
 from ..planning.predict import predict_weight_bytes
 from ..processes.jobs import Desk
 from ..recipes import Recipe
@@ -56,9 +57,11 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
             name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
             for name in asked.components
         }
-        return Planned(
-            device, tuple(_plan(asked, device, recipe, parts) for recipe in asked.recipes)
-        )
+        plans = tuple(_plan(asked, device, recipe, parts) for recipe in asked.recipes)
+        if asked.size is None or device.partition(":")[0] not in ("cuda", "xpu"):
+            return Planned(device, plans)
+        needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype)
+        return Planned(device, plans, needs, free_bytes(device))
 
 
 def _plan(

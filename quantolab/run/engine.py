@@ -17,13 +17,14 @@ from ..errors import (
     BrokenModelError,
     Cancelled,
     JobFailed,
+    JobOutOfMemory,
     QuantolabError,
     UnsupportedError,
 )
 from ..files.whole import scratch_folder
 from ..measure.quality import picture_flip, picture_quality
 from ..processes.children import STALL_SECONDS, Held
-from ..records import OK, Comparison, PictureQuality, Trial, ended
+from ..records import OK, Comparison, PictureQuality, Trial, ended, speed_reference
 from ..units import format_percent
 from ..weights import REFERENCE
 from .asked import Request, counted_components
@@ -42,6 +43,7 @@ from .journal import (
 from .kinds import TRIAL
 from .rounds import Lineup, is_open, missing_rounds, on_the_same_machine
 from .session import Session, Watch
+from .ways import RESIDENT, Way
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -148,8 +150,8 @@ def _run(
             content=content.content,
         )
         try:
-            said = session.request.source.variant_sentence
-            journal.notes = tuple(dict.fromkeys((*journal.notes, *([said] if said else []))))
+            said = (session.request.source.variant_sentence, session.way_note)
+            journal.notes = tuple(dict.fromkeys((*journal.notes, *filter(None, said))))
             journal.write(session.elapsed)
             if problem is None:
                 _run_trials(session, journal, plans, content, most_rounds)
@@ -218,7 +220,7 @@ def _run_trials(
                 held = _held_again(session, trial, encoded, work)
             else:
                 trial, held = _made(session, journal, trial, encoded, work, content)
-            if held is not None and trial.label == REFERENCE:
+            if held is not None and trial.label == REFERENCE and trial.resident:
                 _measure_floor(session, journal, held)
             if held is not None:
                 lineup.take(trial, held, line[number + 1 :])
@@ -248,9 +250,7 @@ def _to_time_again(
     session: Session, journal: Journal, waiting: list[Trial], most_rounds: int | None
 ) -> list[Trial]:
     """Return trials of an earlier run that lack rounds, and the reference if any does."""
-    reference = journal.done(REFERENCE)
-    if reference is not None and not reference.ok:
-        reference = None
+    reference = speed_reference(journal.trials)
     asked = {trial.label for trial in session.request.trials}
     new_reference = any(trial.label == REFERENCE for trial in waiting)
     again = [
@@ -284,7 +284,8 @@ def _held_again(
     session: Session, trial: Trial, encoded: Path | None, work: Path
 ) -> Held[TrialFound] | None:
     """Return the process of a trial of an earlier run; None where it can't be timed here now."""
-    asked = session.trial_job(trial.recipe, encoded, trial.compiled, held=True, known=True)
+    way = Way(trial.offload or RESIDENT, trial.tiled)
+    asked = session.trial_job(trial.recipe, encoded, trial.compiled, held=True, known=True, way=way)
     try:
         held = session.hold(TRIAL, asked, work)
     except Cancelled:
@@ -340,10 +341,18 @@ def _run_trial(
         held = session.hold(TRIAL, asked, work)
     except Cancelled:
         raise
+    except JobOutOfMemory as error:
+        way = session.after_out_of_memory(planned.recipe)
+        if way is None:
+            return ended(planned, error), None
+        session.enter_stage(f"out of memory, so again with --offload {way.offload}", planned.label)
+        return _run_trial(session, planned, encoded, work)
     except (QuantolabError, OSError) as error:
         return ended(planned, error), None
     names = {f.name for f in dataclasses.fields(Trial)}
     figures = {k: v for k, v in vars(held.found).items() if k in names}
+    if session.request.workload.device != "cpu":
+        figures |= {"offload": asked.way.offload, "tiled": asked.way.tiled}
     return dataclasses.replace(planned, status=OK, **figures), held
 
 

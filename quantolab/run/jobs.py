@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..models.source import Source
+from ..planning.needs import Needs
 from ..recipes import Recipe
 from ..records import Conditions, PictureQuality, Timing, WhenEncoded, Workload
+from .ways import Way
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class PlanJob:
     components: tuple[str, ...]
     """Those whose bytes are counted, whatever a recipe does with them."""
     recipes: tuple[Recipe, ...]
+    size: tuple[int, int] | None = None
+    """Of the pictures, where what they take of an accelerator is to be told."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Planned:
     device: str
     plans: tuple[RecipePlan, ...]
     """In the order of the recipes."""
+    needs: dict[str, Needs | None] = field(default_factory=dict)
+    """What each recipe takes of an accelerator, by label; empty on a CPU."""
+    free_bytes: int | None = None
+    """What is free there."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class TrialJob:
     """Whether the process stays alive after its pictures, to be asked for more, one at a time."""
     known: bool = False
     """Whether the pictures are there from an earlier run: one is made to warm up, none kept."""
+    way: Way = field(default_factory=Way)
+    """How it gets onto its device."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import Cancelled, QuantolabError
 from ..measure.other_load import share_of
 from ..measure.ratios import NOT_DECIDED, ratio_of
-from ..records import ALONE, PAIRS, ROUNDS, Timed, Timing, Trial, ended
-from ..weights import REFERENCE
+from ..records import ALONE, PAIRS, ROUNDS, Timed, Timing, Trial, ended, speed_reference
 from .jobs import NOT_REPEATABLE, Generated, Generation, TrialFound, compile_seconds
 from .journal import Journal
 
@@ -150,6 +149,8 @@ class Lineup:
         self._most = most_rounds
         self._alive: dict[str, _Alive] = {}
         self._way: Timed | None = None
+        self._first = ""
+        """The first that may wait for others."""
 
     def __enter__(self) -> Lineup:
         return self
@@ -171,15 +172,20 @@ class Lineup:
             Those that follow.
         """
         self._alive[trial.label] = _Alive(trial, held)
+        if not trial.resident:  # its seconds say nothing of others', and the card is theirs
+            self._time([trial.label])
+            self._end(trial.label)
+            return
         if self._way is None:
+            reference, self._first = self._reference(), trial.label
             self._way = way_of_timing(
                 held.found,
                 later,
                 on_cpu=self._journal.workload.device == "cpu",
-                against_first=trial.label == REFERENCE,
+                against_first=reference is not None and reference.label == trial.label,
             )
-        if self._way == PAIRS and trial.label != REFERENCE:
-            self._time([label for label in (REFERENCE, trial.label) if label in self._alive])
+        if self._way == PAIRS and trial.label != self._first:
+            self._time([label for label in (self._first, trial.label) if label in self._alive])
             self._end(trial.label)
         elif self._way == ALONE:
             self._time([trial.label])
@@ -256,7 +262,7 @@ class Lineup:
         return max((missing_rounds(t, self._reference(), self._journal) for t in trials), default=0)
 
     def _reference(self) -> Trial | None:
-        return self._journal.done(REFERENCE)
+        return speed_reference(self._journal.trials)
 
     def _goes_on(self, labels: Iterable[str]) -> bool:
         """Whether a verdict is open that more rounds may decide, within the limit."""
@@ -265,7 +271,7 @@ class Lineup:
             return False
         for label in labels:
             trial = self._journal.done(label)
-            if label not in self._alive or trial is None or label == REFERENCE:
+            if label not in self._alive or trial is None or label == reference.label:
                 continue
             if is_open(trial, reference, self._most):
                 return True
@@ -285,7 +291,7 @@ def missing_rounds(trial: Trial, reference: Trial | None, journal: Journal) -> i
     wanted, timing = journal.workload.repeats, trial.timing
     if timing is None or not timing.samples:
         return wanted
-    paired = reference is not None and reference.ok and trial.label != REFERENCE
+    paired = reference is not None and reference.ok and trial.label != reference.label
     if timing.timed == ALONE or not paired:
         return max(0, wanted - len(timing.samples))
     ratio = None if reference.timing is None else ratio_of(reference.timing, timing)

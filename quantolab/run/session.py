@@ -13,14 +13,16 @@ from typing import Any
 from ..errors import JobOutOfMemory
 from ..files.whole import scratch_folder
 from ..models.source import Source
+from ..planning.needs import Needs
 from ..processes.children import Answer, Children, Held
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import Recipe
 from ..records import Trial
 from ..weights import HOME
 from .asked import Request
-from .jobs import EncodeJob, PlanJob, RecipePlan, TrialJob
+from .jobs import EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
+from .ways import RESIDENT, Way, check_offload, chosen_ways, milder, way_words
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Session:
         self._started = clock()
         self._first_picture: float | None = None
         self._since_first = 0
+        self.ways: dict[str, Way] = {}
+        self.way_note: str | None = None
+        """How recipes run that don't fit as they are, in one line."""
+        self.needs: dict[str, Needs | None] = {}
+        self.free_bytes: int | None = None
         self._children = Children(preload_of(request.source), keep=True)
 
     def __enter__(self) -> Session:
@@ -211,12 +218,36 @@ class Session:
             request.workload.dtype,
             request.components,
             request.recipes,
+            request.workload.size,
         )
         with scratch_folder("plan") as folder:
             planned = self.job(PLAN, asked, folder)
+        self._choose_ways(planned)
         workload = dataclasses.replace(request.workload, device=planned.device)
         self.request = dataclasses.replace(request, workload=workload)
         return {r.label: p for r, p in zip(request.recipes, planned.plans, strict=True)}
+
+    def _choose_ways(self, planned: Planned) -> None:
+        """Choose how each recipe gets onto the device, and say so where it isn't all at once."""
+        asked = check_offload(self.request.offload, planned.device)
+        self.free_bytes, self.needs = planned.free_bytes, planned.needs
+        self.ways = chosen_ways(planned.needs, planned.free_bytes)
+        if asked is not None:
+            tiled = asked != RESIDENT and any(way.tiled for way in self.ways.values())
+            self.ways = {recipe.label: Way(asked, tiled) for recipe in self.request.recipes}
+        self.way_note = way_words(self.ways, planned.needs, planned.free_bytes)
+        if self.way_note:
+            self.enter_stage(self.way_note)
+
+    def after_out_of_memory(self, recipe: Recipe) -> Way | None:
+        """Return the next milder way of a recipe that ran out of memory; None if there is none."""
+        on_device = self.request.workload.device.partition(":")[0] in ("cuda", "xpu")
+        if self.request.offload is not None or not on_device:
+            return None
+        way = milder(self.ways.get(recipe.label, Way()))
+        if way is not None:
+            self.ways[recipe.label] = way
+        return way
 
     def encode(self, work: Path) -> Path | None:
         """Encode the prompts once for all trials and return the file.
@@ -230,10 +261,13 @@ class Session:
         path = work / "prompts.safetensors"
         source, workload = self.request.source, self.request.workload
         asked = EncodeJob(source, workload.prompts, workload.dtype, workload.device, path)
+        encode = max((need.encode or 0 for need in self.needs.values() if need), default=0)
+        if self.free_bytes is not None and encode > self.free_bytes:
+            asked = dataclasses.replace(asked, device="cpu")
         try:
             found = self.job(ENCODE, asked, work / "encode")
         except JobOutOfMemory:
-            if workload.device == "cpu":
+            if asked.device == "cpu":
                 raise
             on_cpu = dataclasses.replace(asked, device="cpu")
             found = self.job(ENCODE, on_cpu, work / "encode-cpu")
@@ -247,6 +281,7 @@ class Session:
         *,
         held: bool = False,
         known: bool = False,
+        way: Way | None = None,
     ) -> TrialJob:
         """Return what a child needs to know to run a trial."""
         request = self.request
@@ -259,6 +294,7 @@ class Session:
             encoded,
             held,
             known,
+            way or self.ways.get(recipe.label, Way()),
         )
 
     def _on_event(self, event: Event) -> None:

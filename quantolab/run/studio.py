@@ -27,6 +27,8 @@ from ..processes.jobs import Desk
 from ..records import AHEAD, IN_TRIAL, WhenEncoded, Workload
 from ..saved.pieces import file_bytes
 from .jobs import TrialJob
+from .offloading import decode_in_tiles, offload
+from .ways import RESIDENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,17 +85,24 @@ def prepare(asked: TrialJob) -> Prepared:
     notes: list[str] = []
     started = time.perf_counter()
     shares = shares_in(asked.recipe, source)
+    home = device if asked.way.offload == RESIDENT else "cpu"
     for name in asked.components:
         own = shares.get(name, reference_share(name))
         parts[name], report = load_component(
-            source.component(name), own, dtype=dtype, device=device, strict_skip=False
+            source.component(name), own, dtype=dtype, device=home, strict_skip=False
         )
         notes += [f"{name}: {note}" for note in report.notes()]
     synchronize(device)
     load_seconds = time.perf_counter() - started
     encoders_here = any(name.startswith("text_encoder") for name in parts)
     file = None if encoders_here else asked.encoded
-    pipe = build_pipeline(source, parts, dtype=dtype, device=device, encoders=file is None)
+    pipe = build_pipeline(source, parts, dtype=dtype, device=home, encoders=file is None)
+    held = sum(weight_bytes(module) for module in parts.values())
+    on_disk = _file_bytes(parts.values())
+    kernel = ", ".join(sorted({k for module in parts.values() if (k := kernels(module))})) or None
+    if asked.way.tiled:
+        notes += decode_in_tiles(pipe)
+    offload(pipe, source.denoisers, asked.way.offload, device)
     if asked.compiled:
         for name in source.default_components:  # loaded by us or with the pipeline
             getattr(pipe, name).compile()
@@ -105,12 +114,12 @@ def prepare(asked: TrialJob) -> Prepared:
         pipe,
         getattr(pipe, source.denoiser),
         encoded,
-        sum(weight_bytes(module) for module in parts.values()),
-        _file_bytes(parts.values()),
+        held,
+        on_disk,
         load_seconds,
         tuple(notes),
         IN_TRIAL if file is None else AHEAD,
-        ", ".join(sorted({k for module in parts.values() if (k := kernels(module))})) or None,
+        kernel,
     )
 
 

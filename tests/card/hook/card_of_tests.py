@@ -22,6 +22,7 @@ import weakref
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -297,6 +298,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+        if any(isinstance(t, FakeTensor) for t in given):
+            return function(*args, **(kwargs or {}))
         if any(type(t) not in _PLAIN for t in given):
             return NotImplemented
         places = {self.card.place_of(t) for t in given if t.dim()}
