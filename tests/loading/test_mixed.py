@@ -21,6 +21,8 @@ from quantolab.recipes import Recipe
 from quantolab.weights import WORDS
 
 CHOSEN = ("flux", "sd3", "pixart")
+# Why a random recipe is none: it keeps all, or a term does nothing (a glob for deeper layers).
+REFUSED = ("nothing to quantize", "can't take effect", "has nothing to", "matches none")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,7 @@ def test_random_recipes_hold_what_is_predicted_and_are_saved_bit_for_bit(modules
             recipe = random_recipe(draw, module)
             resolved = resolve(module, recipe)
         except ArgumentError as error:  # it keeps everything, or only what the model keeps itself
-            assert "nothing" in str(error) or "can't take effect" in str(error)
+            assert any(word in str(error) for word in REFUSED)
             continue
         if recipe.is_reference:
             continue
@@ -145,7 +147,7 @@ def test_random_recipes_of_components_hold_what_is_planned(pipelines, count, tmp
             recipe = random_recipe_of(draw, {name: list(part.path) for name, part in rows})
             table = ql.plan(folder, recipe)
         except ArgumentError as error:  # it keeps everything, or only what the model keeps itself
-            assert "nothing" in str(error) or "can't take effect" in str(error)
+            assert any(word in str(error) for word in REFUSED)
             continue
         if recipe.is_reference:
             continue
