@@ -20,7 +20,7 @@ class Run:
     def __init__(self, monkeypatch, total):
         self.now = 1000.0
         self.progress = []
-        monkeypatch.setattr(session_room, "Children", lambda preload: self)
+        monkeypatch.setattr(session_room, "Children", lambda preload, keep: self)
         self.session = Session(
             check_request("demo"),
             total=total,
