@@ -505,7 +505,7 @@ def _add_convert(commands) -> None:
         "--to",
         required=True,
         choices=FORMS,
-        help="the backend whose form it gets",
+        help="the backend whose form it gets (default: none, it must be said)",
     )
     p.set_defaults(run=_convert)
 

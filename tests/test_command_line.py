@@ -29,6 +29,10 @@ OPTIONS = [
 ]
 
 
+NEEDED = {"plan": ["demo"], "convert": ["a", "b", "--to", "sdnq"]}
+"""What a command can't go without."""
+
+
 def titled(text: str, title: str) -> list[str]:
     """Return the lines under a title of a help text."""
     block = re.search(rf"^{title}:\n((?:  .*\n?)+)", text, re.MULTILINE)
@@ -89,13 +93,13 @@ def test_hints_name_only_what_the_command_has(name):
     words = {option for command in COMMANDS.values() for option in _options(command)} - {*own}
     for word in [*words, *(w + "x" for w in own), "--wieghts", "--crv=x", "extra"]:
         with pytest.raises(ArgumentError) as refused:
-            PROGRAM.parse_args([name, *(["demo"] if name == "plan" else []), word, "more"])
+            PROGRAM.parse_args([name, *NEEDED.get(name, ()), word, "more"])
         hint = str(refused.value).partition("did you mean ")[2]
         assert set(re.findall(r"'(.*?)'", hint)) <= {*own}, word
         assert f"(see quantolab {name} --help)" in str(refused.value)
-    slip = {"compare": "--rsume", "lab": "--prot"}.get(name, "--cvs")
-    with pytest.raises(ArgumentError, match=r"did you mean '--(csv|resume|port)'"):
-        PROGRAM.parse_args([name, *(["demo"] if name == "plan" else []), slip])
+    slip = {"compare": "--rsume", "lab": "--prot", "convert": "--too"}.get(name, "--cvs")
+    with pytest.raises(ArgumentError, match=r"did you mean '--(csv|resume|port|to)'"):
+        PROGRAM.parse_args([name, *NEEDED.get(name, ()), slip])
 
 
 SINGLE = [(n, a) for n, a in OPTIONS if a.option_strings and type(a).__name__ == "_Once"]
@@ -103,8 +107,8 @@ SINGLE = [(n, a) for n, a in OPTIONS if a.option_strings and type(a).__name__ ==
 
 @pytest.mark.parametrize(("name", "action"), SINGLE)
 def test_what_takes_one_value_is_given_once(name, action):
-    words = [name, *(["demo"] if name == "plan" else [])]
-    value = {"size": "8x8", "out": "x"}.get(action.dest, "1")
+    words = [name, *(w for w in NEEDED.get(name, ()) if w not in ("--to", "sdnq"))]
+    value = {"size": "8x8", "out": "x", "to": "sdnq"}.get(action.dest, "1")
     option = action.option_strings[0]
     PROGRAM.parse_args([*words, option, value])  # and once more, which has its own count
     with pytest.raises(ArgumentError, match=f"{option}: given more than once"):

@@ -60,7 +60,7 @@ class ConvertReport:
 
 @public
 def convert(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], *, to: str
+    folder: str | os.PathLike[str], out: str | os.PathLike[str], to: str = "sdnq"
 ) -> ConvertReport:
     """Convert a saved model into another backend's form, without quantizing anything again.
 
