@@ -229,3 +229,11 @@ def test_what_the_system_refuses_is_said_in_one_sentence():
 
 def test_only_public_names_are_offered():
     assert dir(ql) == sorted(ql.__all__)
+
+
+@pytest.mark.parametrize(
+    "find", [ql.advice_cost, lambda model, **more: ql.advise(model, 1, **more)]
+)
+def test_advice_chooses_the_words_itself(find):
+    with pytest.raises(ArgumentError, match="take no recipes: they choose among float8"):
+        find("demo", recipes=["sdnq:int8"])

@@ -182,7 +182,7 @@ def advise(
     >>> advice_report(recipe)                                    # doctest: +SKIP
     """
     one_of("groups", groups, ("auto", *GROUPS))
-    checked_arguments(sensitivity, (model,), measuring)  # refused here, not after the first work
+    _check_measuring(model, measuring)
     dtype = measuring.get("dtype", "bfloat16")
     named = {"variant": measuring.get("variant"), "revision": measuring.get("revision")}
     source = find_model(model, weights=False, **named)
@@ -225,6 +225,17 @@ def _pictures(asked: int | None, groups: str) -> int:
 
 
 _TRIALS = 12 + _ROUNDS * _EACH  # recipes that are run for a budget, about
+
+
+def _check_measuring(model: Any, measuring: Mapping[str, Any]) -> None:
+    """Refuse what `sensitivity` doesn't take here, not after the first work."""
+    if "recipes" in measuring:
+        raise ArgumentError(
+            f"advise and advice_cost take no recipes: they choose among {', '.join(QUANTIZED)}"
+        )
+    checked_arguments(sensitivity, (model,), measuring)
+
+
 _COARSE = tuple(word for word in QUANTIZED if weights_of(word).is_packed)
 
 
@@ -284,7 +295,7 @@ def advice_cost(
     >>> advice_cost("FLUX.1-dev")                                # doctest: +SKIP
     """
     one_of("groups", groups, ("auto", *GROUPS))
-    checked_arguments(sensitivity, (model,), measuring)
+    _check_measuring(model, measuring)
     source = find_model(model, weights=False)
     components = (components,) if isinstance(components, str) else tuple(components)
     names = components or (component or source.denoiser,)
