@@ -122,7 +122,7 @@ def test_plan_needs_no_weights_and_no_network(capsys, tmp_path):
     arguments = ["plan", "FLUX.1-dev", "--weights", "int8,int4", "--vram", "24GB"]
     assert cli.main([*arguments, "--csv", str(tmp_path / "plan.csv")]) == 0
     said = capsys.readouterr().out
-    assert "Into 24.0 GB the transformer alone fits as none, int8 or int4." in said
+    assert "fits into 25.8 GB with int8 (14.2 GB) or int4 (8.61 GB)." in said
     table = pd.read_csv(tmp_path / "plan.csv")
     rows = table[table.component == "transformer"]
     assert list(rows.weight_bytes) == [23_802_816_640, 11_910_627_552, 6_327_162_976]

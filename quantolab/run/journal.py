@@ -286,7 +286,8 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
             f"{str(path)!r} already holds a comparison; add --resume (resume=True) to finish it, "
             "or name another folder"
         )
-    if resume and not is_begun(path):
+    # A run that was killed between making its folder and marking it left an empty one.
+    if resume and not (is_begun(path) or _is_empty(path)):
         raise ArgumentError(
             f"{str(path)!r} holds no run to go on with; without --resume (resume=True) a new one "
             f"begins there{_nearest_run(path)}"
@@ -300,6 +301,13 @@ def check_folder(folder: str | os.PathLike, *, resume: bool) -> None:
 def is_begun(folder: Path) -> bool:
     """Return whether a folder is that of a run, be it one that was cut before it wrote anything."""
     return any(os.path.lexists(folder / name) for name in (RUN_FILE, WORK, _LOCK_FILE))
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and next(folder.iterdir(), None) is None
+    except OSError:
+        return False
 
 
 def _nearest_run(path: Path) -> str:

@@ -22,12 +22,14 @@ from ..report.tables import results_table
 from ..run.asked import Request
 from ..run.journal import (
     RUN_FILE,
+    WORK,
     check_folder,
     new_folder,
     read,
     read_asked,
     read_run,
     with_pictures,
+    withdraw,
 )
 from ..run.session import MadePicture, Progress
 from ..units import format_roughly
@@ -574,7 +576,7 @@ def _discard(folder: Path) -> None:
     try:
         if (folder / RUN_FILE).exists() and not read_run(folder).trials:
             (folder / RUN_FILE).unlink()
-        folder.rmdir()
+        withdraw((folder / WORK, folder))
     except (OSError, QuantolabError):
         pass  # there is something in it: it stays
 

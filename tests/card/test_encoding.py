@@ -27,7 +27,8 @@ def wide_pipeline(pipeline_folder, tmp_path_factory):
 def test_what_the_card_does_not_hold_the_processor_encodes(test_card, wide_pipeline, tmp_path):
     card = test_card(30_000_000)
     done = card.command(
-        "compare", str(wide_pipeline), "--weights", "none,int8", "--device", "cuda", "--prompt",
+        "compare", str(wide_pipeline), "--weights", "none,int8", "--device", "cuda", "--offload",
+        "none", "--prompt",
         "a red cat", "--steps", "1", "--repeats", "1", "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,8 @@ def on_the_second(test_card, pipeline_folder, tmp_path_factory):
     card, out = test_card(SIZE, SIZE, context=1_000_000), tmp_path_factory.mktemp("run") / "out"
     done = card.command(
         "compare", str(pipeline_folder), "--weights", "none,int8", "--device", "cuda:1",
-        "--size", "32x32", "--steps", "1", "--repeats", "1", "--prompt", "a cat", "--out", str(out),
+        "--offload", "none", "--size", "32x32",
+        "--steps", "1", "--repeats", "1", "--prompt", "a cat", "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return card, read_table(out / "results.csv")
