@@ -286,3 +286,11 @@ def test_a_run_of_wrong_types_is_refused(tmp_path, change, message):
     path.write_text(json.dumps(values))
     with pytest.raises(BrokenModelError, match=message):
         journal.read_run(tmp_path / "run")
+
+
+def test_a_folder_that_a_killed_run_left_empty_is_gone_on_with(tmp_path):
+    (tmp_path / "run").mkdir()
+    journal.check_folder(tmp_path / "run", resume=True)
+    (tmp_path / "run" / "letter.txt").write_text("mine")
+    with pytest.raises(ArgumentError, match="holds no run to go on with"):
+        journal.check_folder(tmp_path / "run", resume=True)
