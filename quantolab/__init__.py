@@ -21,6 +21,7 @@ _ROOMS = {
     "demo_model": "demo",
     # quantize and load
     "quantize": "loading.in_memory",
+    "freeze": "loading.freezing",
     "dequantize": "loading.dequantizing",
     "load": "loading.component",
     "load_single_file": "single_file.reading",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .experiments.sensitivity import sensitivity
     from .loading.component import load
     from .loading.dequantizing import dequantize
+    from .loading.freezing import freeze
     from .loading.in_memory import quantize
     from .loading.pipelines import load_pipeline
     from .measure.held_bytes import weight_bytes

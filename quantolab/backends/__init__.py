@@ -2,9 +2,10 @@
 
 ``bytes`` (formulae and what can't be, without torch), ``layers`` (a Linear layer quantized, or
 waiting for its tensors), ``stored_form`` (its tensors as files hold them), ``diffusers_form`` and
-``config_note`` (how a model says that it is quantized), and, of those that convert, ``exchange``
-(layers as plain values, and back). Only a backend's own folder imports its
-library, and that of a backend beside Quanto is imported only where its words are used.
+``config_note`` (how a model says that it is quantized), of those that convert ``exchange`` (layers
+as plain values, and back), and of those that train ``training`` (a layer whose weight is trained
+first). Only a backend's own folder imports its library, and that of a backend beside Quanto is
+imported only where its words are used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UnsupportedError
 from ..quietly import quiet_imports
 from ..shapes import Layer
-from ..weights import BACKENDS, COMPUTE_BYTES, HOME, REFERENCE, backends_of, weights_of
+from ..units import format_list
+from ..weights import (
+    BACKENDS,
+    COMPUTE_BYTES,
+    HOME,
+    QUANTIZED,
+    REFERENCE,
+    backends_of,
+    weights_of,
+)
 from .forms import DiffusersForm
 
 if TYPE_CHECKING:
@@ -215,6 +225,43 @@ def quantized_layers(module: torch.nn.Module) -> dict[str, str]:
         for path, part in module.named_modules()
         if (form := stored_form_of(part)) is not None
     }
+
+
+def trainable_layers(module: torch.nn.Module) -> dict[str, str]:
+    """Return the weights word of each layer of a module that is in training, by its path."""
+    return {
+        path: word
+        for path, word in quantized_layers(module).items()
+        if _in_training(module.get_submodule(path))
+    }
+
+
+def _in_training(part: torch.nn.Module) -> bool:
+    form = stored_form_of(part)
+    return hasattr(form, "is_trainable") and form.is_trainable(part)
+
+
+def trainable_linear(layer: Layer, word: str, linear: torch.nn.Linear) -> torch.nn.Module:
+    """Return a layer that computes by a word while its weight, another layer's, is trained."""
+    return door(word, "training").trainable_linear(layer, word, linear)
+
+
+def check_trainable(words: Iterable[tuple[Layer, str]]) -> None:
+    """Make sure that layers can be trained while they compute by their words.
+
+    Raises
+    ------
+    UnsupportedError
+        For the first that can't.
+    """
+    for layer, word in words:
+        backend = weights_of(word).backend
+        if importlib.util.find_spec(f"{__name__}.{backend}.training") is None:
+            raise UnsupportedError(
+                f"layer {layer.path!r} can't be trained as {word}: {_about(backend).TITLE}'s "
+                f"layers are quantized once and for all; {format_list(list(QUANTIZED))} can be "
+                "trained, and converted afterwards"
+            )
 
 
 def is_quantized(module: torch.nn.Module) -> bool:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..arguments import public
-from ..backends import check_installed, check_supported, door, is_quantized
+from ..backends import (
+    check_installed,
+    check_supported,
+    check_trainable,
+    door,
+    is_quantized,
+    trainable_layers,
+    trainable_linear,
+)
 from ..errors import ArgumentError, BrokenModelError, one_of
 from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
@@ -24,16 +32,19 @@ from ..models.resolving import (
 from ..models.source import DENOISERS
 from ..recipes import Recipe, as_recipe
 from .placing import put_module
-from .report import QuantizeReport, finish
+from .report import QuantizeReport, finish, joined, put_report
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+IN_TRAINING = "weights in full precision, computing as if quantized: freeze makes them final"
 
 
 @public
 def quantize(
     module: torch.nn.Module | DiffusionPipeline,
     recipe: Recipe | str,
+    trainable: bool = False,
     *,
     component: str | None = None,
 ) -> tuple[torch.nn.Module | DiffusionPipeline, QuantizeReport]:
@@ -49,6 +60,10 @@ def quantize(
         pipeline, the components that the recipe names, by default the denoiser.
     recipe : Recipe or str
         What to quantize to and which layers to keep.
+    trainable : bool
+        Whether the weights stay as they are, to be trained, while the layers compute with them
+        quantized (quantization-aware training); `freeze` makes them final. They ask for
+        gradients then, which pass rounding over ("straight through").
     component : str, optional
         Which of the recipe's components the module is, where it has other words for others.
 
@@ -68,6 +83,8 @@ def quantize(
         lie on the meta device; the module is then unchanged.
     BrokenModelError
         If a weight holds NaN or infinity.
+    UnsupportedError
+        If a layer can't have its word, or can't be trained so: other backends' can't.
 
     Examples
     --------
@@ -77,12 +94,14 @@ def quantize(
     """
     recipe = as_recipe(recipe)
     check_installed(recipe.words)
+    if trainable and recipe.is_reference:
+        raise ArgumentError(f"the recipe '{recipe}' quantizes nothing that could be trained so")
     if not isinstance(module, torch.nn.Module):
-        return module, _quantize_parts(module, recipe)
-    return _quantize_module(module, share_of_module(recipe, component))
+        return module, _quantize_parts(module, recipe, trainable)
+    return _quantize_module(module, share_of_module(recipe, component), trainable)
 
 
-def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe) -> QuantizeReport:
+def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe, trainable: bool) -> QuantizeReport:
     """Quantize the components of a pipeline that a recipe means; nothing if one of them can't."""
     parts = {n: p for n, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
     denoisers = tuple(name for name in parts if name in DENOISERS)
@@ -104,20 +123,13 @@ def _quantize_parts(pipe: DiffusionPipeline, recipe: Recipe) -> QuantizeReport:
     check_recipe(recipe, found)
     reports = {}
     for name, share in shares.items():
-        part, reports[name] = _quantize_module(parts[name], share, strict=False)
+        part, reports[name] = _quantize_module(parts[name], share, trainable, strict=False)
         setattr(pipe, name, part)
-    return QuantizeReport(
-        recipe,
-        tuple(f"{name}.{path}" for name, r in reports.items() for path in r.quantized),
-        tuple((f"{name}.{path}", why) for name, r in reports.items() for path, why in r.kept),
-        tuple((f"{name}.{path}", cure) for name, r in reports.items() for path, cure in r.cures),
-        weight_bytes(pipe),
-        tuple(word for r in reports.values() for word in r.words),
-    )
+    return joined(pipe, recipe, reports)
 
 
 def _quantize_module(
-    module: torch.nn.Module, share: Share, *, strict: bool = True
+    module: torch.nn.Module, share: Share, trainable: bool = False, *, strict: bool = True
 ) -> tuple[torch.nn.Module, QuantizeReport]:
     _check_module(module)
     resolved = resolve(module, share, dtype=_compute_dtype(module), strict=strict)
@@ -125,6 +137,8 @@ def _quantize_module(
         report = QuantizeReport(share.recipe, (), (), (), weight_bytes(module))
         module.quantize_report = report
         return module, report
+    if trainable:
+        return _train_resolved(module, share.recipe, resolved)
     return quantize_resolved(module, share.recipe, resolved)
 
 
@@ -140,15 +154,7 @@ def quantize_resolved(
     BrokenModelError
         If a weight holds NaN or infinity; the module is then unchanged.
     """
-    if not resolved.quantized:
-        raise ArgumentError(
-            f"{type(module).__name__} has {len(resolved.layers)} Linear layers and the recipe "
-            f"'{recipe}' keeps all of them: nothing to quantize"
-        )
-    dtype, device = _compute_dtype(module), _device(module)
-    check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
-    for choice in resolved.quantized:  # before anything changes
-        _check_finite(module.get_submodule(choice.layer.path).weight, choice.layer.path)
+    _check_resolved(module, recipe, resolved)
     applied = []
     for choice in resolved.quantized:
         path = choice.layer.path
@@ -162,6 +168,37 @@ def quantize_resolved(
     return module, finish(module, recipe, resolved, applied)
 
 
+def _train_resolved(
+    module: torch.nn.Module, recipe: Recipe, resolved: Resolved
+) -> tuple[torch.nn.Module, QuantizeReport]:
+    """Have the layers of a module compute by their words while they are trained."""
+    _check_resolved(module, recipe, resolved)
+    check_trainable((c.layer, c.word) for c in resolved.quantized)
+    if not resolved.quantized[0].layer.path:
+        raise ArgumentError(
+            f"a {type(module).__name__} by itself can't be trained so, for nothing holds it in "
+            "whose place a quantized one could be put: put it into a torch.nn.Sequential"
+        )
+    for choice in resolved.quantized:
+        linear = module.get_submodule(choice.layer.path)
+        new = trainable_linear(choice.layer, choice.word, linear)
+        module = put_module(module, choice.layer.path, new)
+    return module, put_report(module, recipe, resolved.words, resolved.kept, said=(IN_TRAINING,))
+
+
+def _check_resolved(module: torch.nn.Module, recipe: Recipe, resolved: Resolved) -> None:
+    """Raise if a recipe can't be applied to a module, before anything changes."""
+    if not resolved.quantized:
+        raise ArgumentError(
+            f"{type(module).__name__} has {len(resolved.layers)} Linear layers and the recipe "
+            f"'{recipe}' keeps all of them: nothing to quantize"
+        )
+    dtype, device = _compute_dtype(module), _device(module)
+    check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
+    for choice in resolved.quantized:
+        check_finite(module.get_submodule(choice.layer.path).weight, choice.layer.path)
+
+
 def _device(module: torch.nn.Module) -> str:
     return next((p.device.type for p in module.parameters()), "cpu")
 
@@ -172,7 +209,7 @@ def _compute_dtype(module: torch.nn.Module) -> str:
     return str(min(dtypes, key=lambda d: (d.itemsize, str(d)))).removeprefix("torch.")
 
 
-def _check_finite(weight: torch.Tensor, path: str) -> None:
+def check_finite(weight: torch.Tensor, path: str) -> None:
     """Raise `BrokenModelError` if a weight holds NaN or infinity, which no dtype can store."""
     low, high = torch.aminmax(weight.detach())  # both carry NaN and infinity
     if not (torch.isfinite(low) and torch.isfinite(high)):
@@ -201,6 +238,10 @@ def _check_foreign(module: torch.nn.Module) -> None:
 
 def _check_module(module: torch.nn.Module) -> None:
     name = type(module).__name__
+    if trainable_layers(module):
+        raise ArgumentError(
+            f"{name} is in training already: freeze it, or load it anew to quantize it otherwise"
+        )
     if is_quantized(module):
         raise ArgumentError(f"{name} is quantized already; load it anew to quantize it otherwise")
     _check_foreign(module)

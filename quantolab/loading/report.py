@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -70,16 +71,42 @@ def finish(
     """
     words = resolved.words
     note_config(module, words, [path for path, _ in resolved.kept])
+    return put_report(module, recipe, words, resolved.kept, cures)
+
+
+def put_report(
+    module: torch.nn.Module,
+    recipe: Recipe,
+    words: dict[str, str],
+    kept: Iterable[tuple[str, str]],
+    cures: Iterable[tuple[str, str]] = (),
+    said: Iterable[str] = (),
+) -> QuantizeReport:
+    """Return what became of a module's layers, also put into its attribute `quantize_report`."""
     report = QuantizeReport(
         recipe,
         tuple(words),
-        resolved.kept,
+        tuple(kept),
         tuple(cures),
         weight_bytes(module),
         tuple(words.values()),
+        tuple(said),
     )
     module.quantize_report = report
     return report
+
+
+def joined(module: Any, recipe: Recipe, reports: Mapping[str, QuantizeReport]) -> QuantizeReport:
+    """Return the reports of a pipeline's parts as one; paths begin with the component."""
+    return QuantizeReport(
+        recipe,
+        tuple(f"{name}.{path}" for name, r in reports.items() for path in r.quantized),
+        tuple((f"{name}.{path}", why) for name, r in reports.items() for path, why in r.kept),
+        tuple((f"{name}.{path}", cure) for name, r in reports.items() for path, cure in r.cures),
+        weight_bytes(module),
+        tuple(word for r in reports.values() for word in r.words),
+        tuple(dict.fromkeys(said for r in reports.values() for said in r.said)),
+    )
 
 
 def note_config(module: torch.nn.Module, words: dict[str, str], kept: Iterable[str]) -> None:

@@ -53,7 +53,7 @@ def kernel_of(linear: torch.nn.Module) -> str:
     """
     weight = linear.weight
     if not isinstance(weight, QTensor):
-        return "torch's own"
+        return "torch's own"  # a layer in training quantizes it on the way
     name = type(weight).__name__
     if name in _BY_CLASS:
         return _BY_CLASS[name]

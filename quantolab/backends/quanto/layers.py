@@ -21,8 +21,10 @@ from .offloading import (
     let_flux_find_weights,
     loaded_weight,
 )
-from .plain_product import multiplied
+from .plain_product import made_plain, multiplied
 from .quantizing import quantized_weight
+from .row_wise import weight_of
+from .tinygemm import generic_parts
 
 cures.use_no_compiler()
 writes.install()
@@ -48,15 +50,7 @@ class QuantoLinear(QLinear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return ``input @ weight.T + bias`` for an input of shape (..., in_features)."""
         x = input.contiguous()  # cures.CONTIGUOUS
-        weight = self.qweight
-        if isinstance(weight, TinyGemmWeightQBitsTensor):
-            return TinyGemmProduct.apply(x, weight, self.bias)  # cures.TINYGEMM_TRACED
-        if self.plain_product and isinstance(weight, QTensor):
-            weight = weight.dequantize()
-        product = multiplied(x, weight, self.bias)
-        if product is not None:
-            return product
-        return torch.nn.functional.linear(x, weight, self.bias)
+        return multiplied_by(x, self.qweight, self.bias, self.plain_product)
 
     @property
     def _hf_hook(self) -> Any:
@@ -106,6 +100,42 @@ class QuantoLinear(QLinear):
         torch.nn.Module._load_from_state_dict(
             self, rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def multiplied_by(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plainly: bool
+) -> torch.Tensor:
+    """Return ``x @ weight.T + bias``, by the kernel that a quantized weight has.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        Of shape (..., in_features), contiguous.
+    weight : torch.Tensor
+        Of shape (out_features, in_features).
+    bias : torch.Tensor or None
+        Of shape (out_features,).
+    plainly : bool
+        Whether by the dequantized weight, whatever kernel there is (`cures.INT8_PLAIN`).
+    """
+    if isinstance(weight, TinyGemmWeightQBitsTensor):
+        return TinyGemmProduct.apply(x, weight, bias)  # cures.TINYGEMM_TRACED
+    if plainly and isinstance(weight, QTensor):
+        weight = weight.dequantize()
+    product = multiplied(x, weight, bias)
+    if product is not None:
+        return product
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def plain_values(weight: torch.Tensor) -> torch.Tensor:
+    """Return the values that a quantized weight stands for, whatever kernel it is packed for."""
+    if isinstance(weight, TinyGemmWeightQBitsTensor):
+        parts = dict(zip(("_data._data", "_scale", "_shift"), generic_parts(weight), strict=True))
+        shape = weight._group_size, weight.size(), weight.stride()
+        weight = weight_of(parts, weight.qtype, *shape)
+    plain = made_plain(weight)
+    return weight.dequantize() if plain is None else plain
 
 
 def quantize_linear(

@@ -17,9 +17,10 @@ from ...files.layout import Piece, Spec
 from ...shapes import Layer
 from ...weights import weights_of, words_of
 from . import cures, writes
-from .layers import empty_linear
+from .layers import empty_linear, plain_values
 from .row_wise import weight_of
 from .tinygemm import generic_parts, optimized
+from .training import TrainableLinear
 
 SCALE = "weight._scale"
 """Name of the tensor in a layer whose dtype is the one that the layer computes in."""
@@ -36,7 +37,14 @@ _BY_DTYPE = {qtypes[name].dtype: word for name, word in _WORDS.items() if word n
 
 def owns(part: torch.nn.Module) -> bool:
     """Return whether Quanto made a layer, or we with it."""
+    if isinstance(part, TrainableLinear):
+        return True
     return isinstance(part, QModuleMixin) and part.weight_qtype is not None
+
+
+def is_trainable(part: torch.nn.Module) -> bool:
+    """Return whether a layer computes as if quantized, and isn't yet."""
+    return isinstance(part, TrainableLinear)
 
 
 def word_of(part: torch.nn.Module, path: str = "") -> str:
@@ -47,6 +55,8 @@ def word_of(part: torch.nn.Module, path: str = "") -> str:
     ArgumentError
         If none means its type.
     """
+    if isinstance(part, TrainableLinear):
+        return part.word
     name = part.weight_qtype.name
     if name not in _WORDS:
         raise ArgumentError(
@@ -102,6 +112,11 @@ def piece_of(layer: torch.nn.Module, prefix: str, path: str) -> Piece:
     UnsupportedError
         If its activations are quantized.
     """
+    if isinstance(layer, TrainableLinear):
+        raise ArgumentError(
+            f"layer {path!r} is still in training: make its weights final first, by "
+            "quantolab.freeze(module)"
+        )
     if layer.activation_qtype is not None:
         raise UnsupportedError(
             f"layer {path!r} quantizes its activations too; only weights can be saved"
@@ -123,6 +138,8 @@ def piece_of(layer: torch.nn.Module, prefix: str, path: str) -> Piece:
 
 def plain_weight(layer: torch.nn.Module) -> torch.Tensor:
     """Return the weight that a layer stands for, whatever kernel it is packed for."""
+    if isinstance(layer, TrainableLinear):
+        return plain_values(layer.quantized(layer.weight)[0])
     weight = layer.weight.data if type(layer.weight) is torch.nn.Parameter else layer.weight
     names = [spec.name for spec in weight_specs(weight, "")]
     parts = dict(zip(names, weight_values(weight), strict=True))
