@@ -54,6 +54,7 @@ _ROOMS = {
     "save_comparison": "report.files",
     "load_comparison": "report.files",
     "runs": "report.listing",
+    "side_by_side": "report.beside",
     "picture_origin": "run.origin",
 }
 
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .planning.plan import plan
     from .planning.skips import skip_report
     from .recipes import Recipe
+    from .report.beside import side_by_side
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison

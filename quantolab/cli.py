@@ -524,8 +524,12 @@ def _add_runs(commands) -> None:
         "runs",
         help="list the runs under a folder",
         description="List the runs under FOLDER, the latest first: model, recipes, when, and how "
-        "they ended. Reads their records, writes nothing.",
-        examples=("quantolab runs", "quantolab runs quantolab-runs --csv runs.csv"),
+        "they ended. Reads their records, writes nothing. Or put some of them side by side.",
+        examples=(
+            "quantolab runs",
+            "quantolab runs quantolab-runs --csv runs.csv",
+            "quantolab runs --beside fox --beside fox-2 --grid both.png",
+        ),
         statuses={OK: "the list is printed, empty or not"},
     )
     p.add_argument(
@@ -540,20 +544,55 @@ def _add_runs(commands) -> None:
         "--csv",
         type=place,
         metavar="FILE",
-        help="write the list, with all its columns, to FILE (default: print it only)",
+        help="write the list, or the table of --beside, with all its columns, to FILE (default: "
+        "print it only)",
+    )
+    p.add_argument(
+        "--beside",
+        action="append",
+        type=place,
+        metavar="RUN",
+        help="folder of a run to put beside the others named so: one table, and what differs in "
+        "how they were made; twice or more (default: list the runs)",
+    )
+    p.add_argument(
+        "--grid",
+        type=place,
+        metavar="FILE",
+        help="with --beside, write all pictures as one PNG file (default: none)",
     )
     p.set_defaults(run=_runs)
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    if arguments.csv:
-        _check_writable(arguments.csv)
+    for option in ("csv", "grid"):
+        if getattr(arguments, option):
+            _check_writable(getattr(arguments, option), option)
+    if arguments.grid and not arguments.beside:
+        raise ArgumentError("--grid shows runs that are named with --beside")
+    if arguments.beside:
+        return _beside(arguments)
     from .report.listing import runs, runs_text
 
     table = runs(arguments.folder)
     _print(runs_text(table), end="")
     if arguments.csv:
         _write_csv(table, arguments.csv)
+    return OK
+
+
+def _beside(arguments: argparse.Namespace) -> int:
+    from .files.whole import write_whole
+    from .report.beside import side_by_side
+    from .report.lettering import png
+
+    side = side_by_side(arguments.beside)
+    _print(str(side))
+    if arguments.csv:
+        _write_csv(side.table, arguments.csv)
+    if arguments.grid:
+        write_whole(Path(arguments.grid), png(side.grid(page=1)))
+        _print(f"grid    {arguments.grid}")
     return OK
 
 
@@ -649,7 +688,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return OK if ok else SOME_FAILED
 
 
-def _check_writable(path: str) -> None:
+def _check_writable(path: str, option: str = "csv") -> None:
     """Refuse a place that nothing can be written to, before minutes are spent."""
     try:
         usable = not Path(path).is_dir() and Path(path).absolute().parent.is_dir()
@@ -657,7 +696,7 @@ def _check_writable(path: str) -> None:
     except (OSError, ValueError):
         usable = False
     if not usable:
-        raise ArgumentError(f"--csv {path!r} is no file in an existing folder")
+        raise ArgumentError(f"--{option} {path!r} is no file in an existing folder")
 
 
 def _write_csv(table, path: str) -> None:

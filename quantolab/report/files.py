@@ -53,7 +53,7 @@ def report_makers(comparison: Comparison) -> dict[str, Callable[[], bytes]]:
         "results.csv": lambda: table.to_csv(index=False, lineterminator="\n").encode(),
         "results.parquet": lambda: table.to_parquet(index=False),
         "results.md": lambda: _markdown(comparison, table).encode(),
-        "grid.png": lambda: png(image_grid(comparison)),
+        "grid.png": lambda: png(image_grid(comparison, page=1)),
         "tradeoff.png": lambda: png(plot_tradeoff(table).get_figure(root=True)),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from .. import units
 from ..arguments import public
-from ..errors import ArgumentError, one_of
+from ..errors import ArgumentError, one_of, whole_number
 from ..records import Comparison, Trial
 from ..weights import place_of
 from .error_maps import error_maps
@@ -304,6 +304,7 @@ def image_grid(
     *,
     prompts: Iterable[str] | str | None = None,
     view: str = "pictures",
+    page: int | None = None,
 ) -> Figure:
     """Return a figure of every picture: a row a prompt and seed, a column a recipe.
 
@@ -321,6 +322,8 @@ def image_grid(
     view : str
         ``"pictures"``, or ``"errors"`` for what FLIP says of each against the reference's, whose
         own pictures stay.
+    page : int, optional
+        Which part of a grid that is too large for one figure, from 1 on.
 
     Returns
     -------
@@ -330,8 +333,8 @@ def image_grid(
     Raises
     ------
     ArgumentError
-        If a prompt is no prompt of the comparison, nothing is left to show, or errors are asked
-        for and there is no reference.
+        If a prompt is no prompt of the comparison, nothing is left to show, errors are asked for
+        and there is no reference, or the grid needs several pages and none is named.
     UnsupportedError
         If errors are asked for and flip-evaluator isn't installed.
 
@@ -343,7 +346,43 @@ def image_grid(
     if one_of("view", view, VIEWS) == VIEWS[1]:
         content, comparison = _with_errors(content, comparison)
     first = next(iter(comparison.images.values()), None)
-    scale = picture_scale(comparison.workload.size if first is None else first.size)
+    size = comparison.workload.size if first is None else first.size
+    return drawn_grid(content, comparison.images, size, page)
+
+
+def drawn_grid(
+    content: GridContent,
+    images: Mapping[tuple[str, str, int], Image.Image],
+    size: tuple[int, int],
+    page: int | None = None,
+) -> Figure:
+    """Return the figure of a grid's words and its pictures; see `image_grid`.
+
+    Parameters
+    ----------
+    content : GridContent
+        Every word.
+    images : mapping
+        Pictures by (column's label, prompt, seed).
+    size : (int, int)
+        Width and height of the pictures in pixels.
+    page : int, optional
+        Which of its `grid_pages`, from 1 on.
+
+    Raises
+    ------
+    ArgumentError
+        If there are several and none is named, or there is no such page.
+    """
+    scale = picture_scale(size)
+    pages = grid_pages(content, scale)
+    if page is None and len(pages) > 1:
+        count = units.format_count(len(content.rows) * len(content.columns), "picture")
+        raise ArgumentError(
+            f"{count} are too many for one figure: ask for one of {len(pages)} pages (page=1 is "
+            "the first) or for fewer prompts"
+        )
+    content = pages[whole_number("page", 1 if page is None else page, most=len(pages)) - 1]
     layout = _Layout(content, scale)
     sheet = _Sheet(layout.width, layout.height, scale.dpi)
     _draw_labels(sheet, layout)
@@ -353,9 +392,46 @@ def image_grid(
             _draw_reason(sheet, layout, column, x)
             continue
         for row, y in zip(content.rows, layout.tops, strict=True):
-            _draw_cell(sheet, layout, comparison, column, row, x, y)
+            _draw_cell(sheet, layout, images, column, row, x, y)
     sheet.lines(_MARGIN, layout.bottom + 0.12, layout.footer, _SMALL, colour=_QUIET)
     return sheet.figure
+
+
+_MOST_PIXELS = 64_000_000  # of a figure: a byte for each of red, green, blue and opacity
+_MOST_ACROSS = 16_000  # pixels; no figure can have 65,536
+
+
+def grid_pages(content: GridContent, scale: PictureScale) -> tuple[GridContent, ...]:
+    """Return a grid in parts that each fit one figure, columns first; one part if it fits.
+
+    Parameters
+    ----------
+    content : GridContent
+        The whole grid.
+    scale : PictureScale
+        How its pictures are shown.
+    """
+    across = scale.width + _GAP * scale.dpi
+    down = scale.height + _CAPTION * scale.dpi
+    columns = max(1, int(_MOST_ACROSS / across))
+    rows = max(1, int(min(_MOST_PIXELS / (across * min(columns, len(content.columns))),
+                          4 * _MOST_ACROSS) / down))  # fmt: skip
+    parts = [
+        (content.rows[r : r + rows], content.columns[c : c + columns])
+        for r in range(0, len(content.rows), rows)
+        for c in range(0, len(content.columns), columns)
+    ]
+    if len(parts) == 1:
+        return (content,)
+    return tuple(
+        dataclasses.replace(
+            content,
+            columns=some,
+            rows=(dataclasses.replace(few[0], first=True), *few[1:]),
+            footer=f"page {number} of {len(parts)} · {content.footer}",
+        )
+        for number, (few, some) in enumerate(parts, 1)
+    )
 
 
 def _with_errors(content: GridContent, comparison: Comparison) -> tuple[GridContent, Comparison]:
@@ -446,7 +522,7 @@ def _draw_empty(sheet: _Sheet, x: float, y: float, width: int, height: int) -> N
 def _draw_cell(
     sheet: _Sheet,
     layout: _Layout,
-    comparison: Comparison,
+    images: Mapping[tuple[str, str, int], Image.Image],
     column: GridColumn,
     row: GridRow,
     x: float,
@@ -454,7 +530,7 @@ def _draw_cell(
 ) -> None:
     key = (column.label, row.prompt, row.seed)
     scale = layout.scale
-    picture = comparison.images.get(key)
+    picture = images.get(key)
     if picture is None:
         _draw_empty(sheet, x, y, scale.width, scale.height)
         sheet.lines(x + 0.12, y + 0.1, ["no picture"], _FACT, colour=_ALARM)

@@ -27,7 +27,8 @@ LISTED = (
 
 FINISHED, UNFINISHED, RUNNING, UNREADABLE = "finished", "unfinished", "running", "unreadable"
 _DEEPEST = 6  # folders below the one that is named; runs lie one or two below where people work
-_HEADERS = ("run", "model", "recipes", "when", "state", "took")
+HEADERS = ("run", "model", "recipes", "machine", "when (UTC)", "state", "took")
+"""Headings of the cells of `readable_row`."""
 
 
 @public
@@ -76,19 +77,27 @@ def runs_text(table: pd.DataFrame) -> str:
     if not len(table):
         return "No runs here: `quantolab compare --out FOLDER` makes one.\n"
     rows = plain_rows(table)
-    lines = text_columns([_HEADERS, *map(_cells, rows)], "lllllr", rule=True)
+    lines = text_columns([HEADERS, *map(readable_row, rows)], "llllllr", rule=True)
     lines += [
         f"{row['run']} can't be read: {row['reason']}" for row in rows if row["state"] == UNREADABLE
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def readable_row(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return what people read of a run: a text for each of `HEADERS`.
+
+    Parameters
+    ----------
+    row : dict
+        Row of `runs`, of `plain_rows`.
+    """
     failed = "" if not row["failed"] else f", {row['failed']} failed"
     return (
         row["run"],
         row["model"] or ABSENT,
         row["recipes"] or ABSENT,
+        row["device_name"] or ABSENT,
         row["when"].strftime("%Y-%m-%d %H:%M"),
         row["state"] + failed,
         format_seconds(row["wall_seconds"]),

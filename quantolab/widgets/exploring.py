@@ -20,6 +20,7 @@ from ..records import FAILED, Comparison, Trial
 from ..report.markup import alert, note
 from ..report.tables import results_table
 from ..run.asked import Request
+from ..run.identity import differences
 from ..run.journal import (
     RUN_FILE,
     WORK,
@@ -47,6 +48,7 @@ from .model_field import WRAP
 from .panel import Panel
 from .pictures import PictureViewer
 from .recent import remember
+from .runs_tab import RunsTab
 from .tabling import ResultsTable, table_html
 from .take_away import TakeAway
 from .working_panel import run_button
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
 _MAKING = "making the pictures"  # the stage in which a trial's pictures come
 _LIVE_SECONDS = 0.5  # between two looks at what has been made
 
-TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away")
+TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away", "Runs")
 
 
 def explorer(
@@ -149,11 +151,14 @@ class Explorer(Panel):
         self.cancel_button.add_class("ql-cancel")
         self.resume_button = W.Button(description="Resume", layout={"width": "auto"})
         self.resume_button.add_class("ql-resume")
+        self.add_button = W.Button(description="Add to this run", layout={"width": "auto"})
+        self.add_button.add_class("ql-add")
         self._buttons = W.HBox(
             (
                 self.run_button,
                 self.cancel_button,
                 self.resume_button,
+                self.add_button,
                 DroppedPicture(self.guarded(self._take_picture)),
             ),
             layout=WRAP,
@@ -161,14 +166,14 @@ class Explorer(Panel):
         self.viewer, self.shown_table, self.blind = PictureViewer(), ResultsTable(), BlindTest()
         self.plot = W.HTML()
         self.take_away = TakeAway(self, self._assistant)
-        self.tabs = W.Tab(
-            (self.viewer, self.shown_table, self.plot, self.blind, self.take_away), titles=TABS
-        )
-        self.tabs.layout.display = "none"
+        self.runs = RunsTab(self.open_run, self._run_moved)
+        self.tabs = W.Tab((self.runs,), titles=TABS[-1:])
+        self.tabs.selected_index = None  # nobody has asked for the runs yet
         self.on_click(self.run_button, self.run)
         self.on_click(self.cancel_button, self.cancel)
         self.on_click(self.resume_button, self.resume)
-        self.tabs.observe(self.guarded(lambda _: self._draw_plot()), "selected_index")
+        self.on_click(self.add_button, self.add)
+        self.tabs.observe(self.guarded(lambda _: self._tab_chosen()), "selected_index")
         self._show_buttons()
 
     # --- for programs ---
@@ -236,6 +241,42 @@ class Explorer(Panel):
         self._begin(resume=True)
         if wait:
             self.wait()
+
+    def add(self, wait: bool = False) -> None:
+        """Add the form's recipes that the run shown lacks to it, and run them.
+
+        Raises
+        ------
+        QuantolabError
+            If there are none, the form says otherwise than the run, or something runs already.
+        """
+        self._refuse_if_running()
+        if not self._new_recipes():
+            raise ArgumentError("the form names no recipe that could be added to the run shown")
+        choice = self.form.choice
+        new = self._request(choice).trials
+        known = {trial.label for trial in self._asked}
+        self._asked = (*self._asked, *(trial for trial in new if trial.label not in known))
+        self._ran = dataclasses.replace(choice, out=self._ran.out)
+        self._show_results(self.comparison)
+        self._begin(resume=True)
+        if wait:
+            self.wait()
+
+    def open_run(self, folder: str | os.PathLike) -> None:
+        """Show an earlier run, finished or not, in place of the one that is shown.
+
+        Raises
+        ------
+        QuantolabError
+            If it can't be read, or something runs.
+        """
+        self._refuse_if_running()
+        self.show_error(None)
+        self._open(*_read_earlier(Path(folder)))
+        self.tabs.selected_index = 0
+        self.form.model.wait()
+        self._form_changed()
 
     def cancel(self) -> None:
         """End the run; finished trials are kept and shown, and `resume` does the rest."""
@@ -453,7 +494,7 @@ class Explorer(Panel):
             if self._live:  # they were made, if only to be looked at
                 self._show_pictures(ended=True)
             else:
-                self.tabs.layout.display = "none"
+                self._offer_tabs(results=False)
         self.refresh_static()
 
     def _free(self) -> None:
@@ -475,7 +516,25 @@ class Explorer(Panel):
         }
         return [trial.label for trial in self._asked if trial.label not in ended]
 
+    def _new_recipes(self) -> list[str]:
+        """Labels of the form's recipes that the run shown lacks, where all else is the same."""
+        if self._running or self._ran is None or self.comparison is None:
+            return []
+        choice = self.form.choice
+        try:
+            workload = self._request(choice).workload
+        except QuantolabError:
+            return []  # it is shown already
+        free = ("repeats", "revision", *(("device",) if workload.device == "auto" else ()))
+        if differences(self.comparison.workload, workload, but=free):
+            return []
+        known = {trial.recipe for trial in self._asked}
+        return [recipe.label for recipe in choice.recipes if recipe not in known]
+
     def _show_buttons(self) -> None:
+        new = self._new_recipes() if hasattr(self, "form") else []
+        self.add_button.layout.display = None if new and self._problem is None else "none"
+        self.add_button.tooltip = f"Runs {', '.join(new)} too, in the folder of the run shown"
         self.run_button.disabled = self._running or self._problem is not None
         self.cancel_button.disabled = not self._running
         missing = [] if self._running else self._missing()
@@ -488,7 +547,7 @@ class Explorer(Panel):
         """Show an earlier run, and fill in the form with what it was asked by."""
         self.comparison, self._asked = comparison, asked
         choice = choice_of(comparison, asked)
-        self._ran = dataclasses.replace(choice, out=comparison.folder)
+        self._ran, self._live = dataclasses.replace(choice, out=comparison.folder), {}
         self.form.show(choice)
         self._show_results(comparison, ended=True)
         missing = self._missing()
@@ -497,14 +556,46 @@ class Explorer(Panel):
     def _show_results(self, comparison: Comparison, *, ended: bool = False) -> None:
         """Show a comparison in every tab; one that has no trial yet as an empty grid."""
         self._shown = comparison
-        self.results.value = note(f"Results in {_shortest(comparison.folder)}")
+        where = comparison.folder
+        self.results.value = note(
+            f"Results in {_shortest(where)}" if where else "This run is in the trash."
+        )
         self._show_pictures(ended=ended)
         self.shown_table.update(results_table(comparison))
         self.take_away.update(comparison, choice_of(comparison, self._asked))
         self._draw_plot(now=True)
         if ended:  # not before: a test that has begun is not disturbed
             self.blind.update(comparison)
-        self.tabs.layout.display = None
+        self._offer_tabs(results=True)
+
+    def _offer_tabs(self, *, results: bool) -> None:
+        """Offer every tab, or where there is no result that of runs alone."""
+        parts = (self.viewer, self.shown_table, self.plot, self.blind, self.take_away, self.runs)
+        wanted = parts if results else parts[-1:]
+        if self.tabs.children != wanted:
+            self.tabs.selected_index = 0
+            self.tabs.children, self.tabs.titles = wanted, TABS[-len(wanted) :]
+            self.tabs.selected_index = 0 if results else None
+
+    def _run_moved(self, before: Path, now: Path | None) -> None:
+        """Follow the shown run to its new place; of one in the trash its figures stay in sight."""
+        if self._ran is None or Path(self._ran.out).resolve() != before:
+            return
+        folder = None if now is None else str(now)
+        self._ran = None if folder is None else dataclasses.replace(self._ran, out=folder)
+        if self.comparison is not None:
+            self.comparison = dataclasses.replace(self.comparison, folder=folder)
+            self._show_results(self.comparison, ended=True)
+        self._show_buttons()
+
+    def _tab_chosen(self) -> None:
+        if self.tabs.selected_index is None:
+            return
+        if self.tabs.children[self.tabs.selected_index] is self.runs:
+            if not self.runs.found:
+                self.runs.look()
+        else:
+            self._draw_plot()
 
     def _draw_plot(self, now: bool = False) -> None:
         """Draw the plot if it is looked at and isn't the newest: drawing takes a second."""
@@ -512,7 +603,8 @@ class Explorer(Panel):
         if comparison is None:
             self.plot.value = note("There is nothing to draw yet.")
             return
-        if comparison is self._plot_of or self.tabs.selected_index != TABS.index("Trade-off"):
+        chosen = self.tabs.selected_index
+        if comparison is self._plot_of or chosen != TABS.index("Trade-off"):
             return
         self._plot_of = comparison
         frame = results_table(comparison)

@@ -131,6 +131,7 @@ class Grid {
 
   drawLegend(sheet) {
     this.view.value = this.views[this.viewer.model.get("view")];
+    this.tools.hidden = !this.viewer.model.get("_has_views");
     this.legend.hidden = !sheet.ticks.length;
     this.legend.replaceChildren(...scaleOf(this.viewer.model, sheet.ticks, "flip"));
   }

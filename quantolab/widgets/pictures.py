@@ -15,6 +15,7 @@ from .. import units
 from ..errors import ArgumentError, QuantolabError, UnsupportedError, one_of
 from ..measure.quality import difference_map, flip_map, picture_psnr, picture_quality
 from ..records import Comparison, Trial
+from ..report.beside import SideBySide
 from ..report.difference_heat import (
     ERROR_STEPS,
     HeatScale,
@@ -25,7 +26,7 @@ from ..report.difference_heat import (
 from ..report.error_maps import WHAT, ErrorMaps, error_maps, why_no_flip
 from ..report.grid import VIEWS
 from .assets import asset
-from .sheet import Pictures, Sheet, make_sheet, map_place, png_file, sheet_html
+from .sheet import Pictures, Sheet, beside_sheet, make_sheet, map_place, png_file, sheet_html
 
 MODES = ("grid", "compare")
 MAPS = ("levels", "flip")
@@ -93,7 +94,7 @@ def pair_figures(one: Image.Image, other: Image.Image, kind: str = MAPS[0]) -> P
     return PairFigures(*figures, scale, heat_picture(errors, scale), float(errors.mean()))
 
 
-def worst_place(comparison: Comparison, pair: tuple[str, str]) -> tuple[str, int]:
+def worst_place(comparison: Comparison | SideBySide, pair: tuple[str, str]) -> tuple[str, int]:
     """Return prompt and seed at which two recipes' pictures are least alike, by PSNR.
 
     Raises
@@ -104,7 +105,7 @@ def worst_place(comparison: Comparison, pair: tuple[str, str]) -> tuple[str, int
     images = comparison.images
     found = {
         place: picture_psnr(*(images[label, *place] for label in pair))
-        for place in comparison.workload.pairs
+        for place in dict.fromkeys(key[1:] for key in images)
         if all((label, *place) in images for label in pair)
     }
     if not found:
@@ -154,10 +155,11 @@ class PictureViewer(anywidget.AnyWidget):
     _small = traitlets.Dict().tag(sync=True)
     _colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
     _what = traitlets.Dict().tag(sync=True)  # what the colours of each map mean
+    _has_views = traitlets.Bool(True).tag(sync=True)  # whether errors can take the pictures' place
     _no_flip = traitlets.Unicode("").tag(sync=True)  # why there are no errors to show
 
     def __init__(self, comparison: Comparison | None = None) -> None:
-        self.comparison: Comparison | None = None
+        self.comparison: Comparison | SideBySide | None = None
         self._words = Sheet()
         self._pictures = Pictures()
         self._waiting: tuple[Trial, ...] = ()
@@ -173,7 +175,7 @@ class PictureViewer(anywidget.AnyWidget):
 
     def update(
         self,
-        comparison: Comparison,
+        comparison: Comparison | SideBySide,
         waiting: Iterable[Trial] = (),
         running: str | None = None,
         *,
@@ -183,8 +185,9 @@ class PictureViewer(anywidget.AnyWidget):
 
         Parameters
         ----------
-        comparison : Comparison
-            Its trials have ended; among its images there may be some of a trial under way.
+        comparison : Comparison or SideBySide
+            Its trials have ended; among its images there may be some of a trial under way. Or
+            several runs side by side.
         waiting : iterable of Trial
             Those that are still to come.
         running : str, optional
@@ -202,16 +205,24 @@ class PictureViewer(anywidget.AnyWidget):
         if maps is not None:
             images |= {map_place(*place): picture for place, picture in maps.images.items()}
         self._pictures.take(images)
-        self._words = make_sheet(
-            comparison, self._pictures, self._waiting, self._running, ended=self._over, maps=maps
-        )
+        self._words = self._sheet_of(comparison, maps)
         with self.hold_sync():
+            self._has_views = isinstance(comparison, Comparison)
             self._small = dict(self._pictures.small)
             self._sheet = self._words.plain()
             self._keep_choices()
 
+    def _sheet_of(self, shown: Comparison | SideBySide, maps: ErrorMaps | None) -> Sheet:
+        if isinstance(shown, SideBySide):
+            return beside_sheet(shown, self._pictures)
+        return make_sheet(
+            shown, self._pictures, self._waiting, self._running, ended=self._over, maps=maps
+        )
+
     def _maps(self) -> ErrorMaps | None:
         """Return the error maps, where they are to be shown and there is something to judge by."""
+        if not isinstance(self.comparison, Comparison):
+            return None  # several runs have several references
         if self.view == VIEWS[0] or self._no_flip or self.comparison.reference is None:
             return None
         return error_maps(self.comparison, self._errors)

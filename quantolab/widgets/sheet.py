@@ -14,6 +14,7 @@ import xxhash
 from PIL import Image
 
 from ..records import Comparison, Trial
+from ..report.beside import SideBySide
 from ..report.error_maps import WHAT, ErrorMaps
 from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_grid_order
 from ..report.markup import Raw, escaped, table_cell, table_of, table_row
@@ -184,6 +185,24 @@ def make_sheet(
     ticks = () if maps is None else maps.scale.ticks
     shown = tuple(map(tuple, cells))
     return Sheet(columns, content.rows, shown, content.footer, tuple(size), ticks)
+
+
+def beside_sheet(side: SideBySide, pictures: Pictures) -> Sheet:
+    """Return the sheet of several runs.
+
+    Parameters
+    ----------
+    side : SideBySide
+        The runs.
+    pictures : Pictures
+        Holding its images.
+    """
+    content = side.content
+    cells = tuple(
+        tuple(_cell(column, row, content, pictures, MISSING, None) for column in content.columns)
+        for row in content.rows
+    )
+    return Sheet(content.columns, content.rows, cells, content.footer, tuple(side.size))
 
 
 def map_place(label: str, prompt: str, seed: int) -> tuple[str, str, int]:

@@ -11,6 +11,7 @@ import ipywidgets as W
 import traitlets
 
 from ..errors import one_of
+from ..report.beside import RUN, readable_runs
 from ..report.markup import Raw, escaped, note, table
 from ..report.tables import ALIGN, held_bytes, plain_rows, readable
 from ..units import ABSENT
@@ -56,14 +57,22 @@ NOTHING = TableContent((), (), (), (), (), ())
 
 
 def readable_content(frame: pandas.DataFrame) -> TableContent:
-    """Return the few columns that people read, in the words of `report.tables.readable`."""
-    text = readable(frame)
+    """Return the few columns that people read, in the words of `report.tables.readable`.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        From `results_table`, or that of several runs side by side.
+    """
+    joined = RUN in frame.columns
+    text = readable_runs(frame) if joined else readable(frame)
+    sorted_by = (RUN, *_SORTED_BY) if joined else _SORTED_BY
     return TableContent(
         headers=text.headers,
-        numbers=tuple(letter == "r" for letter in ALIGN),
+        numbers=tuple(letter == "r" for letter in ("l" * joined + ALIGN)),
         rows=text.rows,
         keys=tuple(
-            tuple(_key(record.get(name)) for name in _SORTED_BY)
+            tuple(_key(record.get(name)) for name in sorted_by)
             for record in ({**r, "memory": held_bytes(r)} for r in plain_rows(frame))
         ),
         reasons=text.reasons,

@@ -83,7 +83,8 @@ def test_a_run_itself_and_none(place, tmp_path, monkeypatch):
 def test_the_command(place, tmp_path, capsys):
     assert main(["runs", str(place), "--csv", str(tmp_path / "runs.csv")]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].split() == ["run", "model", "recipes", "when", "state", "took"]
+    headings = ["run", "model", "recipes", "machine", "when", "(UTC)", "state", "took"]
+    assert said[0].split() == headings
     assert "finished" in said[2] and said[2].split()[0].endswith("finished")
     assert said[-2].startswith(f"{place}/damaged can't be read: ")
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 4
