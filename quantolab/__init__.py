@@ -49,6 +49,7 @@ _ROOMS = {
     "advice_cost": "experiments.advising",
     "plot_advice": "experiments.advice_curve",
     "results_table": "report.tables",
+    "choose": "report.choosing",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
     "save_comparison": "report.files",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .planning.skips import skip_report
     from .recipes import Recipe
     from .report.beside import side_by_side
+    from .report.choosing import choose
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, save_comparison

@@ -411,6 +411,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _show(comparison, out: str) -> None:
+    from .report.choosing import choose
     from .report.nearer import nearer_sentences
     from .report.tables import results_table, text_table
 
@@ -419,6 +420,7 @@ def _show(comparison, out: str) -> None:
         _print(sentence)
     for note in comparison.notes:
         _print(f"note    {note}")
+    _print(f"advice  {choose(comparison)}")
     _print()
     _print(f"table   {Path(out) / 'results.csv'} (also .parquet and .md)")
     _print(f"grid    {Path(out) / 'grid.png'}")

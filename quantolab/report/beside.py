@@ -246,10 +246,13 @@ def _said(value: Any) -> str:
 def _told(field: str, values: dict[str, tuple[str, ...]]) -> str:
     word = _WORDS[field]
     if field not in ("prompts", "seeds"):
-        each = (f"{units.format_list(list(v)) or 'not known'} in {n}" for n, v in values.items())
+        each = (
+            f"{units.format_list(list(value)) if value else 'not known'} in {name}"
+            for name, value in values.items()
+        )
         return f"{word}: {', '.join(each)}."
-    shared = set.intersection(*(set(v) for v in values.values()))
-    each = (f"{len(v)} in {name}" for name, v in values.items())
+    shared = set.intersection(*(set(value) for value in values.values()))
+    each = (f"{len(value)} in {name}" for name, value in values.items())
     return f"{word}: {', '.join(each)}, {len(shared) or 'none'} in all of them."
 
 

@@ -189,6 +189,45 @@ def test_an_earlier_run_in_the_dark(notebooks, shoot):
     expect(panel.locator(".ql-resume")).to_be_visible()
 
 
+def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot):
+    page = notebooks.open([MADE, _TWO_SAVED, PANEL], width=1280)
+    panel = page.locator(".ql-panel")
+    panel.get_by_role("tab", name="Runs").focus()
+    page.keyboard.press("Enter")
+    boxes = panel.locator(".ql-runs-list input")
+    expect(boxes).to_have_count(2)
+    boxes.nth(0).focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")  # its name
+    page.keyboard.press("Tab")
+    expect(boxes.nth(1)).to_be_focused()
+    page.keyboard.press("Space")
+    for name in ("dog", "fox"):
+        expect(panel.get_by_role("checkbox", name=f"Choose runs/{name}")).to_be_checked()
+    button = panel.get_by_role("button", name="Side by side")
+    expect(button).to_be_enabled()
+    button.press("Enter")
+    beside = panel.locator(".ql-beside")
+    expect(beside.locator(".ql-cell img")).to_have_count(14)
+    expect(beside).to_contain_text("Seeds: 2 in")
+    expect(beside.locator(".ql-table tbody tr")).to_have_count(5)
+    shoot(page, "explorer-runs-light")
+
+    # What is renamed stays ticked; what is opened fills the other tabs.
+    boxes.nth(1).press("Space")
+    field = panel.get_by_placeholder("new name")
+    field.fill("wolf")
+    field.press("Tab")
+    panel.get_by_role("button", name="Rename").press("Enter")
+    expect(panel.locator(".ql-runs-list .ql-open")).to_have_text(
+        [re.compile("runs/(wolf|fox|dog)")] * 2
+    )
+    expect(panel.get_by_role("checkbox", name="Choose runs/wolf")).to_be_checked()
+    panel.get_by_role("button", name="runs/wolf").press("Enter")
+    expect(panel.locator(".ql-results")).to_contain_text("Results in runs/wolf")
+    expect(panel.get_by_role("tab", name="Pictures")).to_have_attribute("aria-selected", "true")
+
+
 # Drops a file onto an element, as a person's hand does.
 DROP = """(element, file) => {
     const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
@@ -239,6 +278,14 @@ from conftest import make_comparison
 from quantolab.run import journal
 journal.save(make_comparison(failed={"int2": ("failed", "killed for using 16.2 GB")}), "saved")
 """.replace("FOLDER", repr(str(__import__("pathlib").Path(__file__).parents[1] / "report")))
+
+_TWO_SAVED = (
+    _SAVED.rpartition("journal.save")[0]
+    + """
+journal.save(make_comparison(("none", "int8", "int4"), compiled=(), seeds=(0,)), "runs/fox")
+journal.save(make_comparison(("none", "int8"), compiled=(), seeds=(0, 1)), "runs/dog")
+"""
+)
 
 
 def run_cells(page, count):

@@ -16,7 +16,16 @@ from PIL import Image
 from quantolab.errors import ArgumentError
 from quantolab.recipes import Recipe
 from quantolab.report.figures import grid_content, image_grid, plot_tradeoff, tradeoff
-from quantolab.report.grid import GridColumn, GridRow, picture_scale, shown_pixels
+from quantolab.report.grid import (
+    GridColumn,
+    GridContent,
+    GridRow,
+    _Layout,
+    drawn_grid,
+    grid_pages,
+    picture_scale,
+    shown_pixels,
+)
 from quantolab.report.lettering import png, text_width, wrapped
 from quantolab.report.tables import results_table
 from quantolab.report.tradeoff import (
@@ -439,3 +448,39 @@ def test_wrapped_lines_fit():
     assert len(cut) == 2 and cut[1].endswith("…") and text_width(cut[1], 9) <= 1.2
     assert wrapped("", 1.2, 9) == ()
     assert wrapped("数" * 40, 0.5, 9, most=3)[-1].endswith("…")
+
+
+def content_of(columns, rows):
+    """Return the words of a grid of so many columns and rows."""
+    return GridContent(
+        columns=tuple(GridColumn(f"int8 {n}", "int8", str(n), ("ok",)) for n in range(columns)),
+        rows=tuple(GridRow("a prompt", seed, first=seed == 0) for seed in range(rows)),
+        captions={},
+        footer="footer",
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (4, 500), (500, 4), (1, 3000), (1, 1)])
+@pytest.mark.parametrize("size", [(64, 64), (1024, 1024), (768, 1344)])
+def test_pages_hold_every_picture_once_and_each_fits(shape, size):
+    content, scale = content_of(*shape), picture_scale(size)
+    pages = grid_pages(content, scale)
+    seen = [(c.label, r.seed) for page in pages for c in page.columns for r in page.rows]
+    assert sorted(seen) == sorted((c.label, r.seed) for c in content.columns for r in content.rows)
+    for page in pages:
+        layout = _Layout(page, scale)
+        pixels = layout.width * scale.dpi, layout.height * scale.dpi
+        assert max(pixels) < 65_536 and pixels[0] * pixels[1] < 90_000_000
+        assert page.rows[0].first  # the prompt is said on each
+    assert len(pages) == 1 or [page.footer for page in pages] == [
+        f"page {n} of {len(pages)} · footer" for n in range(1, len(pages) + 1)
+    ]
+    assert (len(pages) == 1) == (shape in ((5, 8), (1, 1)))
+
+
+def test_a_grid_too_large_is_refused_with_its_pages():
+    with pytest.raises(ArgumentError, match=r"2000 pictures are too many .*page=1"):
+        drawn_grid(content_of(4, 500), {}, (64, 64))
+    for wrong in (0, 99, "1"):
+        with pytest.raises(ArgumentError, match="page must be a whole number"):
+            drawn_grid(content_of(4, 500), {}, (64, 64), wrong)
