@@ -29,7 +29,7 @@ def test_the_smallest_whose_pictures_are_near(run):
     )
     # By the noise floor where there is one: at 38 dB int8 is below it, float8 little above.
     chosen = ql.choose(with_floor(run, 38.0))
-    assert chosen.recipe == "float8" and "1.3 times the floor" in chosen.sentence
+    assert chosen.recipe == "float8" and "1.2 times the floor" in chosen.sentence
     far = ql.choose(with_floor(run, 70.0))
     assert far.recipe is None and "stay within 3.0x the floor. Nearest is int8" in far.sentence
 
