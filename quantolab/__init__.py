@@ -54,6 +54,7 @@ _ROOMS = {
     "plot_tradeoff": "report.figures",
     "save_comparison": "report.files",
     "load_comparison": "report.files",
+    "merge": "report.files",
     "runs": "report.listing",
     "side_by_side": "report.beside",
     "picture_origin": "run.origin",
@@ -83,7 +84,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.choosing import choose
     from .report.code import diffusers_code
     from .report.figures import image_grid, plot_tradeoff
-    from .report.files import load_comparison, save_comparison
+    from .report.files import load_comparison, merge, save_comparison
     from .report.listing import runs
     from .report.shown import Comparison, Trial
     from .report.tables import results_table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from ..arguments import public
 from ..files.whole import usable_folder, write_whole
 from ..records import Comparison
 from ..run import journal
+from ..run.merging import joined, read_runs
 from .figures import image_grid, plot_tradeoff
 from .lettering import png
 from .nearer import nearer_sentences
@@ -108,3 +110,44 @@ def load_comparison(folder: str | Path) -> Comparison:
     >>> load_comparison("run").trials                           # doctest: +SKIP
     """
     return journal.read(Path(folder))
+
+
+@public
+def merge(folders: Iterable[str | os.PathLike], out: str | os.PathLike) -> Comparison:
+    """Join runs of the same workload that were made apart into one: two machines, or two days.
+
+    Each recipe is there once. What two runs both hold must agree: the same bytes, and the same
+    pictures unless other versions or devices made them, which is said. All rows are judged against
+    one reference. Rounds of different runs are never compared, so recipes that were timed on
+    another kind of device than the reference have no verdict; `device_name` tells each row's.
+
+    Parameters
+    ----------
+    folders : iterable of str or pathlib.Path
+        Folders of two runs or more, as ``compare --out`` wrote them. They stay as they are.
+    out : str or pathlib.Path
+        A new folder for the whole, which opens everywhere as any other run does.
+
+    Returns
+    -------
+    Comparison
+        Trials in the order of the runs, and their pictures.
+
+    Raises
+    ------
+    ArgumentError
+        If the runs don't fit together, with what differs, or `out` holds a run.
+    ModelNotFoundError, BrokenModelError
+        If one holds no run, or one that can't be read.
+    OutputError
+        If `out` can't be written.
+
+    Examples
+    --------
+    >>> merge(["monday", "tuesday"], "both").table              # doctest: +SKIP
+    """
+    journal.check_folder(out, resume=False)
+    comparison, asked = joined(read_runs([Path(folder) for folder in folders]))
+    place = journal.save(comparison, Path(out).expanduser(), asked)
+    write_report(comparison, place)
+    return journal.read(place)

@@ -529,6 +529,7 @@ def speed_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None)
         notes.append("Timed one after the other, so speeds have no verdict.")
     if PAIRS in ways:
         notes.append("Timed in pairs with the reference: not all fit into memory together.")
+    notes += _device_notes(records)
     busy = max((record.get("other_load") or 0.0 for record in records), default=0.0)
     if busy > BUSY:
         share = units.format_percent(busy, 0, "")
@@ -538,6 +539,24 @@ def speed_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None)
         size = units.format_bytes(held)
         notes.append(f"Other programs held {size} or more of the {_accelerator(records)}'s memory.")
     return notes
+
+
+def _device_notes(records: list[dict[str, Any]]) -> list[str]:
+    """Say which rows were timed by which device, where they weren't all by the same one."""
+    rows: dict[tuple[str, int], list[str]] = {}
+    for record in records:
+        if record["repeats"] and record.get("device_name"):
+            device = (record["device_name"], record.get("threads") or 0)
+            rows.setdefault(device, []).append(record["recipe"])
+    if len(rows) < 2:
+        return []
+    alike = len({name for name, _ in rows}) < len(rows)  # then the threads tell them apart
+    said = [
+        f"{units.format_list(recipes)} by {name}"
+        + (f" with {units.format_count(threads, 'thread')}" if alike and threads else "")
+        for (name, threads), recipes in rows.items()
+    ]
+    return [f"Timed {'; '.join(said)}: speeds on different devices have no verdict."]
 
 
 def _accelerator(records: list[dict[str, Any]]) -> str:

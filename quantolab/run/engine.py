@@ -22,9 +22,8 @@ from ..errors import (
     UnsupportedError,
 )
 from ..files.whole import scratch_folder
-from ..measure.quality import picture_flip, picture_quality
 from ..processes.children import STALL_SECONDS, Held
-from ..records import OK, Comparison, PictureQuality, Trial, ended, speed_reference
+from ..records import OK, Comparison, Trial, ended, speed_reference
 from ..units import format_percent
 from ..weights import REFERENCE
 from .asked import Request, counted_components
@@ -40,6 +39,7 @@ from .journal import (
     read_run,
     with_pictures,
 )
+from .judging import judged, version_notes
 from .kinds import TRIAL
 from .rounds import Lineup, is_open, missing_rounds, on_the_same_machine
 from .session import Session, Watch
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _TELL_SECONDS = 0.2
-_MAKE_PICTURES = ("torch", "diffusers", "transformers", "quanto", "device_name")
 _PICTURE_ERRORS = (QuantolabError, OSError, ValueError, SyntaxError)  # PIL raises all of them
 
 
@@ -416,28 +415,9 @@ def _compared(trial: Trial, places: list[Path], session: Session, journal: Journ
         return trial
     for (prompt, seed), own in zip(journal.workload.pairs, places, strict=True):
         with Image.open(own) as ours:
-            quality.append(_judged(prompt, seed, ours, theirs[REFERENCE, prompt, seed]))
-    notes = (*trial.notes, *_version_notes(trial, reference))
+            quality.append(judged(prompt, seed, ours, theirs[REFERENCE, prompt, seed]))
+    notes = (*trial.notes, *version_notes(trial, reference))
     return dataclasses.replace(trial, quality=tuple(quality), notes=tuple(dict.fromkeys(notes)))
-
-
-def _judged(prompt: str, seed: int, ours: Image.Image, theirs: Image.Image) -> PictureQuality:
-    psnr_db, ssim = picture_quality(ours, theirs)
-    return PictureQuality(prompt, seed, psnr_db, ssim, picture_flip(ours, theirs))
-
-
-def _version_notes(trial: Trial, reference: Trial) -> list[str]:
-    """Say what else than the recipe tells two trials' pictures apart, when a run was resumed."""
-    ours, theirs = trial.conditions, reference.conditions
-    if ours is None or theirs is None:
-        return []
-    said = [
-        f"{name} {getattr(ours, name)}, the reference's {getattr(theirs, name)}"
-        for name in _MAKE_PICTURES
-        if getattr(ours, name) != getattr(theirs, name)
-    ]
-    end = ": PSNR and SSIM hold that difference too"
-    return [f"made with {'; '.join(said)}{end}"] if said else []
 
 
 def _pictures_of(

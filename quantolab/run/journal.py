@@ -68,8 +68,17 @@ class _Run:
     floor: tuple[PictureQuality, ...] = ()
 
 
-def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
+def save(comparison: Comparison, folder: str | os.PathLike, asked: tuple[Trial, ...] = ()) -> Path:
     """Write ``run.json`` and ``images/RECIPE/*.png`` of a comparison and return the folder.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What to keep.
+    folder : path
+        Where to.
+    asked : tuple of Trial
+        All trials that it asks for, where some haven't ended.
 
     Raises
     ------
@@ -93,7 +102,8 @@ def save(comparison: Comparison, folder: str | os.PathLike) -> Path:
                     compiled=trial.compiled,
                 ))  # fmt: skip
             keep_pictures(folder, trial, comparison.workload, made)
-    write_run(folder, comparison)
+    finished = len(comparison.trials) == len(asked or comparison.trials)
+    write_run(folder, comparison, finished=finished, asked=asked)
     return folder
 
 

@@ -32,7 +32,8 @@ NO_ROUND = -1
 
 _CONTEXT_BYTES = 1 << 30  # of an accelerator's memory what a process takes beside what it allocates
 _SPARE = 0.9  # of what is free: loading takes more for a moment than what it leaves
-_SAME_MACHINE = ("device_name", "threads", "torch")
+SAME_MACHINE = ("device_name", "threads", "torch")
+"""Conditions that must agree before seconds may stand beside others."""
 
 
 def way_of_timing(
@@ -301,5 +302,5 @@ def missing_rounds(trial: Trial, reference: Trial | None, journal: Journal) -> i
 def on_the_same_machine(trial: Trial, found: TrialFound) -> bool:
     """Whether seconds of an earlier run may stand beside those of this one."""
     return trial.conditions is None or all(
-        getattr(trial.conditions, name) == getattr(found.conditions, name) for name in _SAME_MACHINE
+        getattr(trial.conditions, name) == getattr(found.conditions, name) for name in SAME_MACHINE
     )
