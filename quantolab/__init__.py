@@ -22,6 +22,7 @@ _ROOMS = {
     # quantize and load
     "quantize": "loading.in_memory",
     "freeze": "loading.freezing",
+    "calibrate": "run.calibrating",
     "dequantize": "loading.dequantizing",
     "load": "loading.component",
     "load_single_file": "single_file.reading",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.listing import runs
     from .report.shown import Comparison, Trial
     from .report.tables import results_table
+    from .run.calibrating import calibrate
     from .run.origin import picture_origin
     from .saved.changing import convert
     from .saved.converting import from_quanto, to_quanto

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, NoReturn
 
-from .errors import ArgumentError, one_of
+from .errors import ArgumentError, UnsupportedError, one_of
 from .plain_values import LATER
 from .units import format_list
 from .weights import (
@@ -310,6 +310,21 @@ def as_recipe(value: Recipe | str) -> Recipe:
         f"a recipe is a Recipe, one of the words {', '.join(WORDS)}, or a text such as "
         f"'int4 proj_out=none', not {value!r}"
     )
+
+
+def weights_only(recipes: Iterable[Recipe | str], what: str) -> None:
+    """Make sure that no recipe quantizes activations, where they can't be calibrated.
+
+    Raises
+    ------
+    UnsupportedError
+        For the first that does.
+    """
+    for recipe in map(as_recipe, recipes):
+        if recipe.activations is not None:
+            raise UnsupportedError(
+                f"{what} looks at weights alone, and the recipe '{recipe}' quantizes activations"
+            )
 
 
 def default_recipes(

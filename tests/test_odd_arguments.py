@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 import quantolab as ql
@@ -65,6 +66,8 @@ NEEDED = {
     "a table": pd.DataFrame(),
     "text or a path": "no/such/place",
     "a Recipe": "int8",
+    "a pipeline": object.__new__(DiffusionPipeline),
+    "a list": ["a circle"],
     "": None,
 }
 

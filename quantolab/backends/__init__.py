@@ -264,6 +264,20 @@ def check_trainable(words: Iterable[tuple[Layer, str]]) -> None:
             )
 
 
+def quantized_inputs(module: torch.nn.Module) -> dict[str, str]:
+    """Return to what each layer quantizes what flows into it, by its path; others are left out."""
+    return {
+        path: inputs.word
+        for path in quantized_layers(module)
+        if (inputs := getattr(module.get_submodule(path), "inputs", None)) is not None
+    }
+
+
+def activations() -> Any:
+    """Return what quantizes activations: Quanto's alone can."""
+    return _room(HOME, "activations")
+
+
 def is_quantized(module: torch.nn.Module) -> bool:
     """Return whether any layer of a module is quantized."""
     return any(stored_form_of(part) is not None for part in module.modules())

@@ -17,7 +17,7 @@ from ..measure.ratios import paired_ratio
 from ..measure.statistics import median_interval
 from ..models.source import size_step
 from ..processes.children import STALL_SECONDS
-from ..recipes import Recipe
+from ..recipes import Recipe, weights_only
 from ..records import FAILED, OK, UNSUPPORTED
 from ..report.compiled import NEVER, break_even, break_even_range
 from ..run import REPEATS, torch_compile
@@ -145,6 +145,7 @@ def compile_report(
             variant=variant,
             revision=revision,
         )
+    weights_only(request.recipes, "compile_report")
     if other_size is None:
         other_size = _other_size(request)
     with watched(watch) as watch:

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.source import DEMO
 from ..processes.children import STALL_SECONDS
-from ..recipes import Recipe, as_recipe
+from ..recipes import Recipe, as_recipe, weights_only
 from ..run.asked import check_request
 from ..run.session import Watch
 from ..shapes import Layer, block_of
@@ -242,6 +242,7 @@ def _of_component(recipes, component: str | None) -> tuple[Recipe, ...]:
     single = isinstance(recipes, (str, Recipe))
     chosen = [as_recipe(recipe) for recipe in ((recipes,) if single else recipes)]
     names = (component,) if component else ()
+    weights_only(chosen, "sensitivity")
     chosen = [recipe for recipe in chosen if not recipe.is_reference]
     if not chosen:
         raise ArgumentError(f"recipes names nothing to quantize; allowed: {', '.join(QUANTIZED)}")

@@ -16,7 +16,7 @@ from ..backends import (
     trainable_layers,
     trainable_linear,
 )
-from ..errors import ArgumentError, BrokenModelError, one_of
+from ..errors import ArgumentError, BrokenModelError, UnsupportedError, one_of
 from ..files.foreign import WRITTEN_HERE, check_classes, foreign_method, method_in
 from ..measure.held_bytes import weight_bytes
 from ..models.layers import linear_layers
@@ -96,6 +96,11 @@ def quantize(
     check_installed(recipe.words)
     if trainable and recipe.is_reference:
         raise ArgumentError(f"the recipe '{recipe}' quantizes nothing that could be trained so")
+    if trainable and recipe.activations is not None:
+        raise UnsupportedError(
+            f"the recipe '{recipe}' quantizes activations, which are calibrated on final weights: "
+            "weights alone can be trained so"
+        )
     if not isinstance(module, torch.nn.Module):
         return module, _quantize_parts(module, recipe, trainable)
     return _quantize_module(module, share_of_module(recipe, component), trainable)

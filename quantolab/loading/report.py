@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
-from ..backends import door
+from ..backends import activations, door
 from ..measure.held_bytes import weight_bytes
 from ..models.resolving import Resolved
 from ..recipes import Recipe
 from .dequantizing import let_libraries_dequantize
 from .telling_dtype import let_libraries_tell_dtype
+
+WAIT = "wait to be calibrated"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,13 @@ def finish(
         Also put into the attribute `quantize_report`: `save` records what it says.
     """
     words = resolved.words
+    said: tuple[str, ...] = ()
+    if recipe.activations is not None:
+        for path in words:
+            activations().quantize_inputs(module.get_submodule(path), recipe.activations)
+        said = (f"activations of {len(words)} layers {WAIT}",)
     note_config(module, words, [path for path, _ in resolved.kept])
-    return put_report(module, recipe, words, resolved.kept, cures)
+    return put_report(module, recipe, words, resolved.kept, cures, said)
 
 
 def put_report(

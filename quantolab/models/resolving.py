@@ -10,7 +10,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipes import Recipe, Term
 from ..shapes import Layer
 from ..units import format_list
-from ..weights import REFERENCE, backends_of
+from ..weights import HOME, REFERENCE, backends_of
 from .layers import (
     KEEP_ADAPTER,
     KEEP_FP32,
@@ -267,7 +267,8 @@ def resolve(
     ArgumentError
         If `strict` and a pattern hits nothing, or no layer is left to quantize.
     UnsupportedError
-        If the recipe quantizes activations, or the component with several backends.
+        If the recipe quantizes activations with other backends' words, or the component with
+        several backends.
     """
     share = as_share(recipe, component)
     layers = linear_layers(module)
@@ -293,16 +294,28 @@ def resolve_layers(share: Share, layers: Iterable[Layer], own: Mapping[str, str]
 
     Raises
     ------
-    UnsupportedError
-        If the recipe quantizes activations.
+    ArgumentError, UnsupportedError
+        If the recipe quantizes activations of unquantized layers, or of another backend's.
     """
-    if share.recipe.activations is not None:
-        raise UnsupportedError(
-            f"the recipe '{share.recipe}' quantizes activations, and only weights can be quantized"
-        )
+    _check_activations(share.recipe)
     layers = tuple(layers)
     hits = _hits(share, layers)
     return Resolved(tuple(_choice(share, layer, hits, own.get(layer.path)) for layer in layers))
+
+
+def _check_activations(recipe: Recipe) -> None:
+    if recipe.activations is None:
+        return
+    if recipe.is_reference:
+        raise ArgumentError(
+            f"the recipe '{recipe}' quantizes activations of layers whose weights it keeps; "
+            "activations are quantized with the weights of their layer"
+        )
+    if others := [b for b in backends_of(recipe.words) if b != HOME]:
+        raise UnsupportedError(
+            f"the recipe '{recipe}' quantizes activations, which only Quanto's words can, and it "
+            f"has words of {others[0]}"
+        )
 
 
 def _kept_by_itself(module: torch.nn.Module, layers: Iterable[Layer], dtype: str) -> dict[str, str]:

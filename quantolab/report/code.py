@@ -13,7 +13,7 @@ from ..arguments import public
 from ..devices import check_device
 from ..errors import UnsupportedError, one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
-from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug
+from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug, weights_only
 from ..weights import HOME, backends_of, weights_of
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def diffusers_code(
             f"scripts are written for Quanto's words alone, and the recipe '{recipe}' has words of "
             f"{others[0]}: plain Diffusers reads what quantolab.save writes of it"
         )
+    weights_only([recipe], "a script of plain Diffusers")
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     check_device(device)
     whole_number("seed", seed, 0)

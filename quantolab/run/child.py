@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..backends import check_supported, import_layers, package_versions
+from ..backends import check_supported, import_layers, package_versions, quantized_inputs
 from ..devices import free_bytes, held_bytes, resolve_device
 from ..errors import UnsupportedError
 from ..measure.conditions import describe_conditions
@@ -22,6 +22,7 @@ from ..processes.jobs import Desk
 from ..recipes import Recipe
 from ..records import PictureQuality, Timing, Workload
 from . import studio
+from .calibrating import calibrated
 from .jobs import (
     IMAGES,
     NOT_REPEATABLE,
@@ -42,6 +43,14 @@ from .torch_compile import use_own_cache
 
 if TYPE_CHECKING:
     from PIL import Image
+
+MOST_CALIBRATED = 4
+"""Prompts by which activations are calibrated, at most."""
+
+NOT_COMPILED = (
+    "activations that are quantized aren't compiled: torch.compile hasn't been shown to take them; "
+    "leave --compile out, or activations"
+)
 
 
 def plan(asked: PlanJob, desk: Desk) -> Planned:
@@ -103,6 +112,8 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     `repeats` times.
     """
     if asked.compiled:
+        if asked.recipe.activations is not None:
+            raise UnsupportedError(NOT_COMPILED)
         use_own_cache(desk.folder)
     desk.stage("loading")
     with desk.signs_of_life():
@@ -112,6 +123,10 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     with desk.signs_of_life(), PeakMemory(device) as loading:
         prepared = studio.prepare(asked)
     maker = _Repeating(prepared, asked.workload, desk)
+    if asked.recipe.activations is not None:
+        desk.stage("calibrating")
+        with desk.signs_of_life():
+            prepared.notes += maker.calibrate()
     with PeakMemory(device) as peak:
         warmup = _pictures(asked, desk, maker)
         timing, compiling = Timing((), tuple(warmup)), None
@@ -149,7 +164,7 @@ class _Repeating:
 
     def __init__(self, prepared: studio.Prepared, workload: Workload, desk: Desk) -> None:
         self._maker = maker = studio.Studio(prepared, workload, desk)
-        self._denoiser = prepared.denoiser
+        self._denoiser, self._pipe = prepared.denoiser, prepared.pipe
         self._workload = workload
         self._seen: dict[int, bytes] = {}
         self._same = True
@@ -162,6 +177,26 @@ class _Repeating:
         self._same &= self._seen.setdefault(number, pixels) == pixels
         self.sizes[picture.size] = number
         return picture, seconds
+
+    def calibrate(self) -> tuple[str, ...]:
+        """Find the scales of quantized activations by some of the run's prompts, from other noise.
+
+        Returns
+        -------
+        tuple of str
+            What is to be said of it.
+        """
+        prompts, seed = self._workload.prompts[:MOST_CALIBRATED], max(self._workload.seeds) + 1
+
+        def pictures() -> None:
+            for prompt in prompts:
+                self._maker.pixels(prompt, seed)
+
+        said = [f"activations calibrated on {len(prompts)} of the run's prompts, from other noise"]
+        for name, part in self._pipe.components.items():
+            if isinstance(part, torch.nn.Module) and quantized_inputs(part):
+                said += [f"{name}: {note}" for note in calibrated(part, pictures).said]
+        return tuple(said)
 
     def generate(self, asked: Generation) -> Generated:
         """Make one picture more, and look at what others do meanwhile."""

@@ -18,6 +18,7 @@ from ..devices import synchronize
 from ..errors import UnsupportedError
 from ..loading.component import load_component
 from ..loading.pipelines import assemble
+from ..loading.report import WAIT
 from ..measure.held_bytes import weight_bytes
 from ..measure.quality import check_pixels
 from ..models.resolving import reference_share, shares_in
@@ -91,7 +92,7 @@ def prepare(asked: TrialJob) -> Prepared:
         parts[name], report = load_component(
             source.component(name), own, dtype=dtype, device=home, strict_skip=False
         )
-        notes += [f"{name}: {note}" for note in report.notes()]
+        notes += [f"{name}: {note}" for note in report.notes() if WAIT not in note]
     synchronize(device)
     load_seconds = time.perf_counter() - started
     encoders_here = any(name.startswith("text_encoder") for name in parts)
@@ -220,7 +221,7 @@ def encode_with(
         extra["prompt_2"] = None
     if "prompt_3" in accepted:
         extra["prompt_3"] = None
-    extra.update(_text_length(pipe, accepted))
+    extra.update(text_length(pipe, accepted))
     encoded = {}
     with quiet_libraries():
         for prompt in prompts:
@@ -281,7 +282,7 @@ class Studio:
         if arguments["guidance_scale"] is None:
             del arguments["guidance_scale"]
         if self._encoded is None:
-            arguments.update(_text_length(self._pipe, accepted))
+            arguments.update(text_length(self._pipe, accepted))
         self._arguments = {k: v for k, v in arguments.items() if k in accepted}
         # Pipelines whose embeddings include negative ones refuse a default negative prompt text.
         if self._encoded is not None and "negative_prompt" in accepted:
@@ -381,7 +382,7 @@ class Studio:
         return kwargs
 
 
-def _text_length(pipe: Any, accepted) -> dict[str, int]:
+def text_length(pipe: Any, accepted) -> dict[str, int]:
     """Return the prompt length in tokens: the pipeline's own, or its tokenizer's if that is less.
 
     FLUX pads every prompt to 512 tokens, also for a model whose tokenizer says 32.

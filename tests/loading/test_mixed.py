@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import quantolab as ql
-from quantolab.errors import ArgumentError, UnsupportedError
+from quantolab.errors import ArgumentError
 from quantolab.files.writing import raw_bytes
 from quantolab.measure.held_bytes import inner_tensors
 from quantolab.models.layers import linear_layers
@@ -235,5 +235,3 @@ def test_a_module_in_memory():
         ql.quantize(module(), Recipe(mixed))
     _, report = ql.quantize(module(), Recipe(mixed), component="text_encoder_2")
     assert set(report.words) == {"int4"}
-    with pytest.raises(UnsupportedError, match="only weights can be quantized"):
-        ql.quantize(module(), "int8 activations=int8")

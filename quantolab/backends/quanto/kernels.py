@@ -55,6 +55,11 @@ def kernel_of(linear: torch.nn.Module) -> str:
     if not isinstance(weight, QTensor):
         return "torch's own"  # a layer in training quantizes it on the way
     name = type(weight).__name__
+    inputs = getattr(linear, "inputs", None)
+    if inputs is not None and inputs.word == "int8" and weight.qtype.name == "qint8":
+        return "int8 by int8, inputs quantized"
+    if inputs is not None:
+        return f"inputs rounded to {inputs.word}; {_BY_CLASS.get(name, PLAIN)}"
     if name in _BY_CLASS:
         return _BY_CLASS[name]
     device, in_features = weight.device.type, linear.in_features

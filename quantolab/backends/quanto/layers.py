@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from optimum.quanto import QLinear, QTensor
+from optimum.quanto import QLinear
 
 from ...errors import ArgumentError
 from ...shapes import Layer
 from ...weights import weights_of
-from . import cures, writes
-from .kernels import TinyGemmProduct, TinyGemmWeightQBitsTensor
+from . import activations, cures, writes
 from .kernels import kernel_of as kernel_of
 from .offloading import (
     WithWeight,
@@ -21,10 +20,8 @@ from .offloading import (
     let_flux_find_weights,
     loaded_weight,
 )
-from .plain_product import made_plain, multiplied
+from .products import multiplied_by
 from .quantizing import quantized_weight
-from .row_wise import weight_of
-from .tinygemm import generic_parts
 
 cures.use_no_compiler()
 writes.install()
@@ -44,12 +41,17 @@ class QuantoLinear(QLinear):
     plain_product = False
     """Whether to multiply by the dequantized weight instead of calling a kernel."""
 
+    inputs: activations.Inputs | None = None
+    """How what flows into it is quantized, if it is."""
+
     def reset_parameters(self) -> None:
         """Do nothing: a layer is built empty and its tensors are put in."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return ``input @ weight.T + bias`` for an input of shape (..., in_features)."""
         x = input.contiguous()  # cures.CONTIGUOUS
+        if self.inputs is not None:
+            return activations.product(self, x)
         return multiplied_by(x, self.qweight, self.bias, self.plain_product)
 
     @property
@@ -100,42 +102,6 @@ class QuantoLinear(QLinear):
         torch.nn.Module._load_from_state_dict(
             self, rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-def multiplied_by(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plainly: bool
-) -> torch.Tensor:
-    """Return ``x @ weight.T + bias``, by the kernel that a quantized weight has.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        Of shape (..., in_features), contiguous.
-    weight : torch.Tensor
-        Of shape (out_features, in_features).
-    bias : torch.Tensor or None
-        Of shape (out_features,).
-    plainly : bool
-        Whether by the dequantized weight, whatever kernel there is (`cures.INT8_PLAIN`).
-    """
-    if isinstance(weight, TinyGemmWeightQBitsTensor):
-        return TinyGemmProduct.apply(x, weight, bias)  # cures.TINYGEMM_TRACED
-    if plainly and isinstance(weight, QTensor):
-        weight = weight.dequantize()
-    product = multiplied(x, weight, bias)
-    if product is not None:
-        return product
-    return torch.nn.functional.linear(x, weight, bias)
-
-
-def plain_values(weight: torch.Tensor) -> torch.Tensor:
-    """Return the values that a quantized weight stands for, whatever kernel it is packed for."""
-    if isinstance(weight, TinyGemmWeightQBitsTensor):
-        parts = dict(zip(("_data._data", "_scale", "_shift"), generic_parts(weight), strict=True))
-        shape = weight._group_size, weight.size(), weight.stride()
-        weight = weight_of(parts, weight.qtype, *shape)
-    plain = made_plain(weight)
-    return weight.dequantize() if plain is None else plain
 
 
 def quantize_linear(

@@ -17,7 +17,8 @@ from ...files.layout import Piece, Spec
 from ...shapes import Layer
 from ...weights import weights_of, words_of
 from . import cures, writes
-from .layers import empty_linear, plain_values
+from .layers import empty_linear
+from .products import plain_values
 from .row_wise import weight_of
 from .tinygemm import generic_parts, optimized
 from .training import TrainableLinear
@@ -117,7 +118,7 @@ def piece_of(layer: torch.nn.Module, prefix: str, path: str) -> Piece:
             f"layer {path!r} is still in training: make its weights final first, by "
             "quantolab.freeze(module)"
         )
-    if layer.activation_qtype is not None:
+    if layer.activation_qtype is not None or getattr(layer, "inputs", None) is not None:
         raise UnsupportedError(
             f"layer {path!r} quantizes its activations too; only weights can be saved"
         )

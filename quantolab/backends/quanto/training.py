@@ -17,7 +17,7 @@ from ...shapes import Layer
 from ...weights import weights_of
 from . import cures
 from .bytes import group_size
-from .layers import multiplied_by, plain_values
+from .products import multiplied_by, plain_values
 from .quantizing import quantized_weight
 
 
