@@ -201,6 +201,22 @@ def pipeline_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shallow_pipeline(pipeline_folder, tmp_path_factory):
+    """The tiny pipeline with one block in its denoiser, for tests that compile one."""
+    import shutil
+
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    folder = tmp_path_factory.mktemp("shallow") / "pipeline"
+    shutil.copytree(pipeline_folder, folder)
+    torch.manual_seed(0)
+    shallow = FluxTransformer2DModel(**{**FLUX, "num_single_layers": 0})
+    shallow.save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def layout_folders(pipeline_folder, tmp_path_factory):
     """Ten repositories of the tiny pipeline, as people publish them: folders by layout."""
     from hub_server import layouts

@@ -23,21 +23,24 @@ FRESH = f"""
 import sys
 import numpy as np, torch
 import quantolab as ql
-pipe = ql.load_saved(sys.argv[1], device="cpu")
-pipe.set_progress_bar_config(disable=True)
-made = pipe({PROMPT!r}, num_inference_steps={STEPS}, width=128, height=128, output_type="np",
-            generator=torch.Generator("cpu").manual_seed({SEED}), max_sequence_length=24)
-np.save(sys.argv[2], (made.images[0] * 255).round().astype("uint8"))
-print(ql.weight_bytes(pipe))
+pictures = []
+for folder in sys.argv[2:]:
+    pipe = ql.load_saved(folder, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe({PROMPT!r}, num_inference_steps={STEPS}, width=128, height=128, output_type="np",
+                generator=torch.Generator("cpu").manual_seed({SEED}), max_sequence_length=24)
+    pictures.append((made.images[0] * 255).round().astype("uint8"))
+    print(ql.weight_bytes(pipe))
+np.save(sys.argv[1], pictures)
 """
 
 
-def fresh(folder, file):
-    """Return the picture of a saved pipeline made in a fresh process, and the bytes it holds."""
-    command = [sys.executable, "-c", FRESH, str(folder), str(file)]
+def fresh(file, *folders):
+    """Return what a fresh process makes of saved pipelines: the pictures, and the bytes held."""
+    command = [sys.executable, "-c", FRESH, str(file), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return np.load(file), int(done.stdout)
+    return zip(np.load(file), map(int, done.stdout.split()), strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,7 @@ def test_the_command_line_python_and_the_panel_give_the_same_pictures(by_command
     assert panel.error.value == "" and panel.saved == tmp_path / "panel"
     assert panel.facts.memory_bytes == ql.weight_bytes(pipe) < panel.facts.plain_bytes
 
-    for number, folder in enumerate((by_python, panel.saved)):
-        picture, held = fresh(folder, tmp_path / f"{number}.npy")
+    for picture, held in fresh(tmp_path / "pictures.npy", by_python, panel.saved):
         assert np.array_equal(picture, wanted)
         assert held == ql.weight_bytes(pipe)
     _verified_and_loaded(panel, tmp_path)

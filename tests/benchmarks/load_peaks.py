@@ -2,7 +2,8 @@
 
 ``python tests/benchmarks/load_peaks.py`` prints a line each, as CSV. Each load is a process of its
 own, whose private memory (RssAnon: tensors, and whatever else the C library holds) is looked at
-every millisecond. ``--depth N`` makes the models N times as deep. Linux only.
+every millisecond. ``--depth N`` makes the models N times as deep; ``--few`` takes one dtype a shape,
+and all for the first. Linux only.
 """
 
 from __future__ import annotations
@@ -109,13 +110,19 @@ def _private() -> int:
     return int(text.partition("RssAnon:")[2].split()[0]) * 1024
 
 
-def rows(names=tuple(SHAPES), words=WORDS, depth: int = 1):
+def few() -> dict[str, tuple[str, ...]]:
+    """Return all words for the first shape, for each other one of them in turn."""
+    first, *others = SHAPES
+    return {first: WORDS} | {n: (WORDS[i % len(WORDS)],) for i, n in enumerate(others)}
+
+
+def rows(asked: dict[str, tuple[str, ...]], depth: int = 1):
     """Yield shape, word, what `plan` says that it holds and takes, and what was measured."""
     from quantolab.planning.plan import plan
 
     torch.set_num_threads(1)  # a process that forks has no other thread
     with tempfile.TemporaryDirectory() as kept:
-        for name in names:
+        for name, words in asked.items():
             folder = make(name, Path(kept), depth)
             table = plan(folder, words).set_index("weights")
             measured(folder, words[0])  # what is imported at the first load
@@ -129,8 +136,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--depth", type=int, default=1)
+    parser.add_argument("--few", action="store_true")
+    options = parser.parse_args()
+    asked = few() if options.few else dict.fromkeys(SHAPES, WORDS)
     print("shape,weights,weight_bytes,load_peak_bytes,measured_bytes,said_over_measured")
-    for *row, said, peak in rows(depth=parser.parse_args().depth):
+    for *row, said, peak in rows(asked, options.depth):
         print(",".join(map(str, (*row, said, peak, round(said / peak, 2)))), flush=True)
 
 

@@ -94,8 +94,8 @@ def test_save_verify_and_load(notebooks, shoot):
     shoot(panel, "save-light")
 
 
-def test_compiling_in_the_dark(notebooks, shoot):
-    cells = [START + "panel = widgets.compile_explorer('demo')", "panel"]
+def test_compiling_in_the_dark(notebooks, shoot, shallow_pipeline):
+    cells = [START + f"panel = widgets.compile_explorer({str(shallow_pipeline)!r})", "panel"]
     page = notebooks.open(cells, theme="dark", height=1300)
     panel = page.locator(".ql-compile")
     for label, text in (("Steps", "1"), ("Repeats", "1")):

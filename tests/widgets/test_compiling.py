@@ -107,9 +107,9 @@ def small_panel(folder):
 
 
 @pytest.fixture(scope="module")
-def ran(pipeline_folder):
+def ran(shallow_pipeline):
     """A panel that has compiled once, since that takes long; and how many rows it showed when."""
-    panel, arrived = small_panel(pipeline_folder), []
+    panel, arrived = small_panel(shallow_pipeline), []
     panel.table.observe(lambda _: arrived.append(len(panel.rows)), "value")
     panel.run(wait=True)
     return panel, arrived
