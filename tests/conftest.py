@@ -19,9 +19,10 @@ import pytest
 
 HERE = Path(__file__).parent
 
-# Folders and files that take long, for they start processes, compile, train or open a browser; the
-# longest first. `pytest -m quick` leaves them out, and workers begin with them, so that none is
-# left to one worker at the end. Whatever isn't named here is quick.
+# Folders and files that take long: more than ten seconds of a processor, measured, for they start
+# processes, compile, train, open a browser or try many models; the longest first. `pytest -m quick`
+# leaves them out, and workers begin with them, so that none is left to one worker at the end.
+# Whatever isn't named here is quick, but for single tests that are marked `long`.
 SLOW = (
     "notebooks",
     "browser",
@@ -53,6 +54,17 @@ SLOW = (
     "test_earlier_versions.py",
     "test_docs.py",
     "doctor/test_children.py",
+    "backends/test_others.py",
+    "backends/test_architectures.py",
+    "planning/test_needs.py",
+    "planning/test_plan.py",
+    "report/test_planned.py",
+    "loading",
+    "models/test_on_hub.py",
+    "report/test_figures.py",
+    "planning/test_skips.py",
+    "single_file",
+    "models/test_known.py",
 )
 
 
@@ -91,7 +103,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=heavy)
     items.sort(key=lambda item: rank(item.path))
     for item in items:
-        if rank(item.path) == len(SLOW):
+        if rank(item.path) == len(SLOW) and not item.get_closest_marker("long"):
             item.add_marker("quick")
 
 

@@ -10,6 +10,7 @@ imported only where its words are used.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -57,6 +58,7 @@ def door(word: str, name: str) -> Any:
     return _room(backend, name)
 
 
+@functools.cache  # it is asked for every layer, and keeping quiet empties every logger's cache
 def _room(backend: str, name: str) -> Any:
     with quiet_imports():
         return importlib.import_module(f"{__name__}.{backend}.{name}")

@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/load_peaks.py`` prints a line each, as CSV. Each load is a process of its
 own, whose private memory (RssAnon: tensors, and whatever else the C library holds) is looked at
-every millisecond. ``--depth N`` makes the models N times as deep; ``--few`` takes one dtype a shape,
-and all for the first. Linux only.
+every millisecond. ``--depth N`` makes the models N times as deep; ``--few`` takes one dtype a
+shape, and all for the first. Linux only.
 """
 
 from __future__ import annotations

@@ -41,10 +41,12 @@ def found():
     return check_up("cpu")
 
 
+@pytest.mark.long
 def test_this_machine_is_healthy(found):
     assert found.broken == ()
 
 
+@pytest.mark.long
 def test_text_names_versions_and_devices(found):
     text = text_checkup(found)
     assert metadata.version("torch") in text
@@ -57,6 +59,7 @@ def test_text_names_versions_and_devices(found):
     assert text.endswith("quantolab doctor --paths")
 
 
+@pytest.mark.long
 def test_every_dtype_is_timed(found):
     table = speed_table(found)
     assert len(table) == 3 * 5

@@ -14,7 +14,8 @@ from quantolab.experiments import full_size
 @pytest.fixture(scope="module")
 def table(shallow_pipeline, tmp_path_factory):
     path = tmp_path_factory.mktemp("full-size") / "table.csv"
-    arguments = [str(shallow_pipeline / "transformer"), "--weights", "none,int4", "--pixels", "64", "--tokens", "8"]
+    arguments = [str(shallow_pipeline / "transformer"), "--weights", "none,int4"]
+    arguments += ["--pixels", "64", "--tokens", "8"]
     arguments += ["--repeats", "6", "--way", "fullgraph", "--device", "cpu", "--csv", str(path)]
     assert full_size.main(arguments) == 0
     return pd.read_csv(path)

@@ -75,6 +75,7 @@ def test_more_tensors_than_a_process_may_open_files_are_held_at_once(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, limits as Linux does")
+@pytest.mark.long
 def test_memory_is_promised_for_one_tensor_at_a_time(tmp_path):
     """Where the system promises no more than it has, a file may be larger than what is left."""
     save_file({f"{n}": torch.ones(1 << 20) for n in range(64)}, tmp_path / "a.safetensors")

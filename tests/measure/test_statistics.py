@@ -52,6 +52,7 @@ def test_less_confidence_is_narrower():
     assert low < inner_low < inner_high < high
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [6, 7, 10, 15, 40])
 def test_coverage_of_skewed_timings(size):
     random = np.random.default_rng(2026)

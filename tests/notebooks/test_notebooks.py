@@ -37,9 +37,15 @@ def test_every_notebook_is_listed():
     assert sorted(SMALLER) == NAMES
 
 
+# Those that take long on the demo run on the tests' own tiny pipeline, as on a reader's model.
+OF_THEIR_OWN = {"01_skipping": "pipeline_folder", "04_compile": "shallow_pipeline"}
+
+
 @pytest.mark.parametrize("name", SMALLER)
-def test_it_runs(name, tmp_path):
-    notebook = run(name, tmp_path, SMALLER[name])
+def test_it_runs(name, tmp_path, request):
+    own = OF_THEIR_OWN.get(name)
+    model = {"MODEL": str(request.getfixturevalue(own))} if own else {}
+    notebook = run(name, tmp_path, {**SMALLER[name], **model})
     assert all(cell.execution_count for cell in code_cells(notebook))
 
 
