@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 
 FILES = {
     "quick": "def test_quick():\n    pass\n",
+    "long": "@pytest.mark.long\ndef test_long():\n    pass\n",
     "heavy": "".join(
         f"@pytest.mark.{name}\ndef test_{name}():\n    pass\n\n"
         for name in ("kills", "mutations", "sweep")
@@ -43,21 +44,21 @@ def selected(tmp_path_factory):
 @pytest.mark.parametrize(
     ("expression", "names"),
     [
-        (None, {"quick"}),
-        ("", {"quick"}),
+        (None, {"quick", "long"}),
+        ("", {"quick", "long"}),
         ("quick", {"quick"}),
-        ("not browser", {"quick"}),
+        ("not browser", {"quick", "long"}),
         ("quick and not browser", {"quick"}),
         ("kills", {"kills"}),
-        ("kills or not kills", {"quick", "kills"}),
-        ("not kills", {"quick"}),
+        ("kills or not kills", {"quick", "long", "kills"}),
+        ("not kills", {"quick", "long"}),
         ("sweep or mutations", {"sweep", "mutations"}),
         ("sweep and kills", {"both"}),
         (
             "kills or mutations or sweep or quick",
             {*["quick", "kills", "mutations", "sweep", "both"]},
         ),
-        ("not (kills or sweep)", {"quick"}),
+        ("not (kills or sweep)", {"quick", "long"}),
     ],
 )
 def test_heavy_tests_are_run_where_they_are_named(selected, expression, names):

@@ -21,6 +21,9 @@ def local_hub(monkeypatch, cache: Path) -> Iterator[HubServer]:
                     "NO_PROXY": "127.0.0.1"}  # fmt: skip
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
+        for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # of busy machines
+            monkeypatch.setenv(name, "120")
+            monkeypatch.setattr(constants, name, 120)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.address)
