@@ -59,7 +59,7 @@ class Place:
     def whole(self, *more: str) -> tuple[list[dict], dict[str, bytes]]:
         """Run to the end and return the table, timings aside, and the pictures' bytes."""
         run = self.begin(*more)
-        _, said = run.communicate(timeout=180)
+        _, said = run.communicate(timeout=600)  # patience costs nothing
         assert run.returncode == 0, said
         record = json.loads((self.folder / "run" / "run.json").read_text())
         assert record["finished"]
@@ -128,7 +128,7 @@ def kill(place: Place, victim: str, moment: str, dice: random.Random) -> bool:
     except (psutil.NoSuchProcess, AttributeError):  # it has just ended: a moment like any other
         hit = False
     try:
-        run.communicate(timeout=120)
+        run.communicate(timeout=600)
     finally:
         run.kill()  # of a run that hangs nothing is left to other tests
     _, alive = psutil.wait_procs(family, timeout=20)
