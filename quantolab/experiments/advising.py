@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, checked_arguments, public
 from ..backends import layer_bytes
+from ..devices import resolve_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.resolving import reference_share, resolve
@@ -52,14 +53,12 @@ _NEEDED = (
 )  # fmt: skip
 
 _MANY = 200  # layers; of more the blocks get words, not each layer by itself
-_RUNGS, _LOWER = (
-    24,
-    4,
-)  # of budgets between the least and the most: advice of the next lower is tried
+_RUNGS, _LOWER = 24, 2  # budgets between the least and the most; advice of the next lower is tried
 PICTURES, _PICTURES_OF_BLOCKS = 12, 4
 """Whole pictures that decide, unless others are asked for."""
 
 _STEPS = 4  # of such a picture: what a layer does to it, it does to one of more steps, too
+_FLOAT32_BYTES = 1 << 30  # of components that on a CPU are looked at in float32
 _ROUNDS, _EACH, _PATIENCE = 7, 3, 3
 """How often what was learnt gives new recipes to try, how many, and how often in vain."""
 
@@ -124,13 +123,19 @@ def advise(
 ) -> Recipe:
     """Return the recipe that does the least damage to pictures within a budget of bytes.
 
-    Every layer, or block, is quantized by itself to the coarse dtypes, and pictures of a few
-    steps tell what that does; finer dtypes are told from these by the errors of their weights.
-    Then every layer gets a dtype of its own, by integer programming over the sum of the squared
-    errors. The choice, the best keep-list of each dtype and every plain dtype that fits make the
-    same pictures; what they show corrects what was believed of single layers, gives new choices,
-    and so on, some rounds. The one with the smallest error of the pictures is returned: never one
+    Every layer, or block, is quantized by itself, and what that does is measured. Then every layer
+    gets a dtype of its own, by integer programming over the sum of the squared errors. The choice,
+    the best keep-list of each dtype and every plain dtype that fits make the same pictures of a
+    few steps; what they show corrects what was believed of single layers, gives new choices, and
+    so on, some rounds. The one with the smallest error of the pictures is returned: never one
     that is worse there than a plain dtype, a keep-list, or what was tried for fewer bytes.
+
+    On a CPU, components of less than 1 GiB are looked at in float32, with the very values that
+    weights have in `dtype` and that they are quantized to: so rounding hides nothing, and what a
+    layer does is measured in each dtype, in `inputs` calls of the denoiser. What rounding to
+    `dtype` does to pictures is measured beside it, and said. Elsewhere rounding hides what fine
+    dtypes do: there coarse ones are measured in the pictures, and fine ones told from these by
+    the errors of their weights.
 
     Parameters
     ----------
@@ -192,7 +197,7 @@ def advise(
     budget = _budget(shapes, budget_bytes, fits, named)
     if shapes.held({}) <= budget:
         return Recipe(REFERENCE)
-    _check_fits(shapes, budget)
+    _check_fits(shapes, budget, fits)
     groups = shapes.groups if groups == "auto" else groups
     pictures = _pictures(pictures, groups)
     common = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}
@@ -205,17 +210,18 @@ def advise(
         return _given(choice, chosen, [], is_default, name)
     if watch is None and table is None:
         say_line(work_text(shapes, groups, measuring, pictures))
-    with _measuring(model, shapes, measuring, common, out) as session:
+    with _measuring(model, shapes, measuring, common, out, pictures) as session:
         if table is None:
-            session.expect(_work(shapes, groups, pictures) + check * _TRIALS)
-            table = _measured(session, shapes, groups, pictures)
+            session.expect(_work(shapes, groups) + check * _TRIALS)
+            table = _measured(session, shapes, groups, 0 if session.in_float32 else pictures)
         choice = _Choice(shapes, table, budget)
         if not check:
             best = min(choice.candidates(), key=choice.predicted)
             return _given(choice, best, [], is_default, name)
         tried = Search(choice, session, pictures).tried()
+        rounding = session.seen(pictures).output_floor if session.in_float32 else None
     chosen = min(tried, key=lambda one: (one[1], shapes.held(one[0])))[0]
-    return _given(choice, chosen, tried, is_default, name, pictures)
+    return _given(choice, chosen, tried, is_default, name, pictures, rounding)
 
 
 def _pictures(asked: int | None, groups: str) -> int:
@@ -239,7 +245,7 @@ def _check_measuring(model: Any, measuring: Mapping[str, Any]) -> None:
 _COARSE = tuple(word for word in QUANTIZED if weights_of(word).is_packed)
 
 
-def _work(shapes: Shapes, groups: str, pictures: int) -> int:
+def _work(shapes: Shapes, groups: str) -> int:
     """Return how many sets of layers are measured by themselves."""
     each = sum(len(grouped(layers, groups)) for layers in shapes.layers.values())
     return each * len(QUANTIZED)
@@ -254,16 +260,22 @@ def work_text(
     what = format_count(each, groups[:-1])
     about = f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
     inputs = measuring.get("inputs", INPUTS)
-    if not pictures:
+    steps = min(_STEPS, measuring.get("steps") or _STEPS)
+    more = _TRIALS * pictures * steps
+    in_float32 = looks_in_float32(shapes, measuring, pictures)
+    if not pictures or in_float32:
         forwards = each * len(QUANTIZED) * inputs
+        then = "some for the candidates"
+        if in_float32:
+            made = f"{format_count(pictures, 'picture')} of {format_count(steps, 'step')}"
+            then = f"about {more} for {made} of {_TRIALS} recipes, all in float32"
         return (
             f"{about}{what}, {len(QUANTIZED)} words and {format_count(inputs, 'input')} are "
             f"{format_count(forwards, 'forward')}, each from the first changed block on (half of "
-            "it on average), then some for the candidates"
+            f"it on average), then {then}"
         )
-    steps = min(_STEPS, measuring.get("steps") or _STEPS)
     sets = each * len(_COARSE)
-    forwards, more = sets * pictures * steps, _TRIALS * pictures * steps
+    forwards = sets * pictures * steps
     forwards += each * (len(QUANTIZED) - len(_COARSE)) * inputs
     return (
         f"{about}{what}, {len(_COARSE)} words and {format_count(pictures, 'picture')} of "
@@ -302,6 +314,13 @@ def advice_cost(
     shapes = Shapes(source, names, measuring.get("dtype", "bfloat16"))
     groups = shapes.groups if groups == "auto" else groups
     return work_text(shapes, groups, measuring, _pictures(pictures, groups))
+
+
+def looks_in_float32(shapes: Shapes, measuring: Mapping[str, Any], pictures: int) -> bool:
+    """Return whether recipes are looked at in float32, where rounding hides nothing."""
+    if not pictures or shapes.held({}) > _FLOAT32_BYTES:
+        return False
+    return resolve_device(measuring.get("device", "auto")) == "cpu"
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -370,14 +389,18 @@ def _budget(
     return parse_bytes(fits) - int(others)
 
 
-def _check_fits(shapes: Shapes, budget: int) -> None:
+def _check_fits(shapes: Shapes, budget: int, fits: float | str | None) -> None:
     smallest = {word: shapes.uniform(word) for word in QUANTIZED}
     least = min(smallest, key=lambda word: smallest[word])
+    others = ""
+    if fits is not None:
+        taken = format_bytes(parse_bytes(fits) - budget)
+        others = f"; the other parts of the pipeline, which components can name too, take {taken}"
     if smallest[least] > budget:
         raise ArgumentError(
             f"{format_list(shapes.names)} of {shapes.source.model!r} does not fit into {budget} "
             f"bytes ({format_bytes(max(budget, 0))}): the least is {least} with {smallest[least]} "
-            f"bytes ({format_bytes(smallest[least])})"
+            f"bytes ({format_bytes(smallest[least])}){others}"
         )
 
 
@@ -429,6 +452,7 @@ def _measuring(
     measuring: Mapping[str, Any],
     common: Mapping[str, Any],
     out: str | os.PathLike | None,
+    pictures: int,
 ) -> LayerErrors:
     options = {k: v for k, v in measuring.items() if k not in ("inputs", "prompt", "seed")}
     with watching(cancel=common["cancel"]):
@@ -450,8 +474,13 @@ def _measuring(
         )
     inputs = measuring.get("inputs", INPUTS)
     place = None if out is None else Path(out)
-    kept = {"others": others, "out": place, "picture_steps": min(_STEPS, request.workload.steps)}
-    return LayerErrors(request, main, inputs, **kept, **common)
+    how = {
+        "others": others,
+        "out": place,
+        "picture_steps": min(_STEPS, request.workload.steps),
+        "in_float32": looks_in_float32(shapes, measuring, pictures),
+    }
+    return LayerErrors(request, main, inputs, **how, **common)
 
 
 def _measured(session: LayerErrors, shapes: Shapes, groups: str, pictures: int) -> pandas.DataFrame:
@@ -677,6 +706,7 @@ def _given(
     is_default: bool,
     name: str | None,
     pictures: int = 0,
+    rounding: float | None = None,
 ) -> Recipe:
     """Return the recipe of chosen words, and remember what it rests on."""
     spelled: dict[str, dict[str, str]] = (
@@ -703,6 +733,7 @@ def _given(
         tuple((str(_worded(w, is_default, None)), shapes.held(w), error) for w, error in tried),
         pictures,
         choice.by_pictures,
+        rounding,
     )
     return recipe
 

@@ -102,6 +102,9 @@ class SetsJob:
     whatever component they come from."""
     picture_steps: int = 0
     """Steps of pictures that are looked at; 0 means the workload's."""
+    in_float32: bool = False
+    """Whether all is computed in float32, with the very values of the weights in the workload's
+    dtype and of what they are quantized to."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .jobs import LayerSet, LayersJob, SetError, Sets, SetsFound, SetsJob, SetsR
 from .kinds import LAYERS, SETS
 from .opening import watched
 
-_RULES = 3
+_RULES = 4
 """How inputs and floor are found; results by other rules aren't mixed with these."""
 
 _AT_ONCE = 16  # sets that one question is about
@@ -88,6 +88,9 @@ class LayerErrors:
         File that keeps what is measured; by default this process keeps it.
     picture_steps : int
         Steps of whole pictures that are looked at; 0 means the workload's.
+    in_float32 : bool
+        Whether to compute in float32, with the values that weights have in the workload's dtype
+        and that they are quantized to.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class LayerErrors:
         others: Sequence[str] = (),
         out: Path | None = None,
         picture_steps: int = 0,
+        in_float32: bool = False,
     ) -> None:
         self.component = component or request.source.denoiser
         self.others = tuple(others)
@@ -112,6 +116,7 @@ class LayerErrors:
         self._stack = ExitStack()
         self._out = out
         self._picture_steps = picture_steps
+        self.in_float32 = in_float32
         self._held: Held[SetsReady] | None = None
         self._results: _Results | None = None
 
@@ -195,6 +200,7 @@ class LayerErrors:
                 None if self._out is None else self._out.absolute(),
                 self.others,
                 self._picture_steps,
+                self.in_float32,
             )
             self._held = session.hold(SETS, job, self._work / "measure")
             self._stack.callback(self._held.end)
@@ -214,7 +220,8 @@ class LayerErrors:
         ]
         files = [(str(p), p.stat().st_size, p.stat().st_mtime) for p in paths]
         said = [
-            _RULES, chosen, files, self.component, self._inputs, self._picture_steps, *self.others
+            _RULES, chosen, files, self.component, self._inputs, self._picture_steps,
+            self.in_float32, *self.others,
         ]  # fmt: skip
         text = json.dumps(said, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

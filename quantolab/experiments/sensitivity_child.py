@@ -42,7 +42,9 @@ from .jobs import (
 from .replaying import Call, Replay, copied, first_output_of
 
 _KEPT_BYTES = 1 << 30  # of quantized layers; more are quantized anew each time
-_AT_ONCE, _SMALL_BYTES = 4, 1 << 28  # pictures of a small denoiser, which is quicker so
+_AT_ONCE, _MOST_AT_ONCE = 4, 12  # pictures of a small denoiser, which is quicker so
+_SMALL_BYTES, _SMALL_PIXELS = 1 << 28, 1 << 18  # such a denoiser's, and of all of more pictures
+_ROUNDED = 2  # pictures that tell what rounding to the compute dtype does
 
 
 class _Enough(Exception):
@@ -74,8 +76,9 @@ class _Measuring:
 
     def __init__(self, prepared: Prepared, asked: SetsJob, desk: Desk) -> None:
         self._prepared, self._asked, self._desk = prepared, asked, desk
+        self._rounding = _in_float32(prepared, asked, desk) if asked.in_float32 else None
         self._layers = _layers(prepared, asked)
-        self._quantized = _Quantized()
+        self._quantized = _Quantized(_compute_dtype(asked) if asked.in_float32 else None)
         self._probes: dict[int, tuple[_Probe, float]] = {}
 
     def measure(self, asked: Sets) -> SetsFound:
@@ -101,7 +104,8 @@ class _Measuring:
                 probe = _picture_probe(self._prepared, self._asked, pictures, self._desk)
             else:
                 probe = _probe(self._prepared, self._asked, self._desk)
-            self._probes[pictures] = probe, _floor(self._layers, probe)
+            floor = self._rounding if pictures else None
+            self._probes[pictures] = probe, floor or _floor(self._layers, probe)
         return self._probes[pictures]
 
 
@@ -188,6 +192,45 @@ def _probe(prepared: Prepared, asked: SetsJob, desk: Desk) -> _Probe:
     return _Probe([_FromText(module, prepared, *found).output for found in captured])
 
 
+def _compute_dtype(asked: SetsJob) -> torch.dtype:
+    return getattr(torch, asked.trial.workload.dtype)
+
+
+def _in_float32(prepared: Prepared, asked: SetsJob, desk: Desk) -> float | None:
+    """Go on in float32 from here; return what the other dtype's rounding does to pictures.
+
+    What quantizing changes is then seen by itself, however little it is, and processors without
+    arithmetic in bfloat16 are many times as fast. None if it was float32 before.
+    """
+    if _compute_dtype(asked) == torch.float32:
+        return None
+    before = _few_pictures(prepared, asked, desk)
+    for part in prepared.pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(torch.float32)
+    if prepared.encoded is not None:
+        prepared.encoded = {
+            prompt: {name: _widened(value) for name, value in text.items()}
+            for prompt, text in prepared.encoded.items()
+        }
+    after = _few_pictures(prepared, asked, desk)
+    pairs = zip(before, after, strict=True)
+    return math.sqrt(sum((a - b).square().mean().item() for a, b in pairs) / len(after))
+
+
+def _widened(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _few_pictures(prepared: Prepared, asked: SetsJob, desk: Desk) -> list[torch.Tensor]:
+    workload = asked.trial.workload
+    desk.stage("making pictures to compare")
+    few = dataclasses.replace(workload, steps=asked.picture_steps or workload.steps)
+    studio = Studio(prepared, few, desk)
+    pairs = _varied(workload.prompts, workload.seeds, _ROUNDED)
+    return [torch.from_numpy(studio.pixels(*pair).copy()).double() for pair in pairs]
+
+
 def _picture_probe(prepared: Prepared, asked: SetsJob, count: int, desk: Desk) -> _Probe:
     """Return what tells the errors of sets in whole pictures.
 
@@ -199,7 +242,11 @@ def _picture_probe(prepared: Prepared, asked: SetsJob, count: int, desk: Desk) -
     pairs = _varied(workload.prompts, workload.seeds, count)
     text = asked.component.startswith("text_encoder")
     small = weight_bytes(prepared.denoiser) < _SMALL_BYTES
-    at_once = _AT_ONCE if small and studio.makes_several else 1
+    width, height = workload.size
+    several = min(max(_AT_ONCE, _SMALL_PIXELS // (width * height)), _MOST_AT_ONCE)
+    at_once = several if small and studio.makes_several else 1
+    if at_once > 1 and hasattr(prepared.pipe.vae, "enable_slicing"):
+        prepared.pipe.vae.enable_slicing()  # decoded one by one, which processors' caches like
 
     def maker(some: list[tuple[str, int]]) -> Run:
         def make(changed: Collection[str]) -> list[torch.Tensor]:
@@ -355,10 +402,14 @@ def _reordered(linear: torch.nn.Linear) -> torch.nn.Linear:
 
 
 class _Quantized:
-    """Layers that were quantized once, as long as there is room for them."""
+    """Layers that were quantized once, as long as there is room for them.
 
-    def __init__(self, room: int = _KEPT_BYTES) -> None:
-        self._room = room
+    With a compute dtype they are plain float32 layers, of the values that weights quantized from
+    that dtype stand for.
+    """
+
+    def __init__(self, values_of: torch.dtype | None = None, room: int = _KEPT_BYTES) -> None:
+        self._values_of, self._room = values_of, room
         self._found: dict[tuple[str, str], tuple[torch.nn.Module, float, float]] = {}
 
     def get(
@@ -368,14 +419,29 @@ class _Quantized:
         if (path, word) in self._found:
             return self._found[path, word]
         backend, form = door(word, "layers"), door(word, "stored_form")
-        module, _ = backend.quantize_linear(place.layer, word, linear.weight, linear.bias)
-        delta = form.plain_weight(module).double() - linear.weight.double()
+        weight, bias = linear.weight, linear.bias
+        if self._values_of is not None:
+            weight = weight.to(self._values_of)
+            bias = None if bias is None else bias.to(self._values_of)
+        module, _ = backend.quantize_linear(place.layer, word, weight, bias)
+        plain = form.plain_weight(module)
+        if self._values_of is not None:
+            module = _plain_layer(linear, plain)
+        delta = plain.double() - linear.weight.double()
         norm = linear.weight.double().square().sum().item()
         found = module, delta.square().sum().item(), norm
         self._room -= weight_bytes(module)
         if self._room > 0:
             self._found[path, word] = found
         return found
+
+
+def _plain_layer(linear: torch.nn.Linear, weight: torch.Tensor) -> torch.nn.Linear:
+    """Return a layer with other values as its weight."""
+    new = torch.nn.Linear(linear.in_features, linear.out_features, device="meta")
+    new.weight = torch.nn.Parameter(weight.to(linear.weight.dtype), requires_grad=False)
+    new.bias = linear.bias
+    return new.eval()
 
 
 def _errors(

@@ -64,6 +64,9 @@ class Advice:
     """How many whole pictures the measured errors are of: root mean squares, from 0 to 1."""
     by_pictures: bool = False
     """Whether the errors of single layers, and so the predicted one, are of pictures, too."""
+    picture_floor: float | None = None
+    """What rounding to the compute dtype alone does to pictures, where the measured errors are
+    without it because all was computed in float32."""
 
 
 class AdviceReport:
@@ -161,6 +164,8 @@ def _errors(advice: Advice) -> tuple[str, ...]:
         elif measured is None:
             said += ", not measured"
         sentences = [f"{said}; rounding alone makes {digits(advice.output_floor)}."]
+        if advice.picture_floor is not None:
+            sentences = [f"{said} from single layers."]
     else:
         sentences = [
             f"Pictures: {_decibels(predicted)} predicted; rounding alone leaves "
@@ -172,6 +177,11 @@ def _errors(advice: Advice) -> tuple[str, ...]:
             f"{made} of few steps, made to choose by: {_decibels(measured)} measured, the best of "
             f"{units.format_count(len(advice.tried), 'recipe')}."
         )
+        if advice.picture_floor is not None:
+            sentences.append(
+                f"Errors are those of float32. In the compute dtype rounding comes on top, which "
+                f"alone leaves {_decibels(advice.picture_floor)}."
+            )
     return tuple(sentences)
 
 
