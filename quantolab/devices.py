@@ -73,6 +73,20 @@ def check_device(device: str) -> str:
     return kind
 
 
+def processor_computes(dtype: str) -> bool:
+    """Return whether this machine's processor multiplies in a compute dtype by itself.
+
+    Without that, torch does it number by number, several times slower than in float32.
+    """
+    import torch
+
+    if dtype == "bfloat16":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == "float16":
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
 def device_name(device: str) -> str:
     """Return the name of the hardware behind a device, as its maker calls it."""
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, checked_arguments, public
 from ..backends import layer_bytes
-from ..devices import resolve_device
+from ..devices import processor_computes, resolve_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.resolving import reference_share, resolve
@@ -130,12 +130,12 @@ def advise(
     so on, some rounds. The one with the smallest error of the pictures is returned: never one
     that is worse there than a plain dtype, a keep-list, or what was tried for fewer bytes.
 
-    On a CPU, components of less than 1 GiB are looked at in float32, with the very values that
-    weights have in `dtype` and that they are quantized to: so rounding hides nothing, and what a
-    layer does is measured in each dtype, in `inputs` calls of the denoiser. What rounding to
-    `dtype` does to pictures is measured beside it, and said. Elsewhere rounding hides what fine
-    dtypes do: there coarse ones are measured in the pictures, and fine ones told from these by
-    the errors of their weights.
+    Rounding hides what fine dtypes do to a layer: coarse ones are measured in the pictures, and
+    fine ones told from these by the errors of their weights. On a processor that has no
+    arithmetic in `dtype`, where that would take most of an hour, components of at most 1 GiB are
+    looked at in float32, with the very values that weights have in `dtype` and that they are
+    quantized to: there nothing is hidden, and each layer is measured in each dtype, in `inputs`
+    calls of the denoiser. What rounding to `dtype` does to pictures is then said beside it.
 
     Parameters
     ----------
@@ -320,7 +320,8 @@ def looks_in_float32(shapes: Shapes, measuring: Mapping[str, Any], pictures: int
     """Return whether recipes are looked at in float32, where rounding hides nothing."""
     if not pictures or shapes.held({}) > _FLOAT32_BYTES:
         return False
-    return resolve_device(measuring.get("device", "auto")) == "cpu"
+    on_cpu = resolve_device(measuring.get("device", "auto")) == "cpu"
+    return on_cpu and not processor_computes(shapes.dtype)
 
 
 # --- what there is --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 import quantolab as ql
 from quantolab.backends import layer_bytes
 from quantolab.errors import ArgumentError, Cancelled
+from quantolab.experiments import advising
 from quantolab.experiments.advising import advice_cost, advice_of, advise
 from quantolab.experiments.choosing_words import Group, Option, choose, damages, size_of
 from quantolab.experiments.sensitivity import block_of, sensitivity
@@ -257,6 +258,21 @@ def test_a_card_leaves_what_the_other_parts_do_not_take(pipeline_folder, table, 
     recipe = advise(pipeline_folder, fits=card, **asked)
     assert advice_of(recipe).budget_bytes == sizes["int8"]
     assert recipe == advise(pipeline_folder, sizes["int8"], **asked)
+    with pytest.raises(ArgumentError, match="the other parts of the pipeline, which components"):
+        advise(pipeline_folder, fits=card - sizes["int8"], **asked)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(pipeline_folder, monkeypatch):
+    """Errors far below what rounding to bfloat16 does are told apart there."""
+    monkeypatch.setattr(advising, "processor_computes", lambda dtype: False)
+    held = ql.plan(pipeline_folder, ["int8"]).query("component == 'transformer'").weight_bytes
+    asked = {**ASKED, "dtype": "bfloat16", "groups": "blocks", "pictures": 2}
+    recipe = advise(pipeline_folder, int(1.3 * held.iloc[-1]), **asked)
+    advice = advice_of(recipe)
+    assert 0 < advice.output_floor < 1e-4 < advice.picture_floor
+    assert all(choice.error > advice.output_floor for choice in advice.choices if choice.error)
+    said = ql.advice_report(recipe).sentences()
+    assert any("rounding comes on top" in sentence for sentence in said)
 
 
 def test_several_components_share_the_bytes(pipeline_folder):
