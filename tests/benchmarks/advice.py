@@ -4,8 +4,9 @@
                                       [--earlier FILE] [--out FOLDER]
 
 For each budget the advised recipe, the best plain dtype that fits and, with ``--earlier``, what
-another version advised (``{budget: [weights, [skip, ...]]}`` as JSON; ``advice_0_1_0.json`` beside
-this has 0.1.0's for the demo model) are made into pictures of the same prompts, none of which the advice has seen. Prints a table; ``--out`` keeps the run.
+another version advised (``{budget: [weights, [skip, ...]]}`` as JSON; ``advice_0_1_0.json``
+beside this has 0.1.0's for the demo model) are made into pictures of the same prompts, none of
+which the advice has seen. Prints a table; ``--out`` keeps the run.
 """
 
 from __future__ import annotations
