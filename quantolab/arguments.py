@@ -251,6 +251,7 @@ KINDS = {
         "a Comparison (compare returns one, load_comparison reads one)",
         _ours("Comparison"),
     ),
+    "Client": Kind("a distributed.Client", _of_class("distributed:Client")),
     "torch.nn.Module": Kind("a module of torch", _of_class("torch:nn.Module")),
     "DiffusionPipeline": Kind("a pipeline of Diffusers", _of_class("diffusers:DiffusionPipeline")),
     "pandas.DataFrame": _TABLE,

@@ -349,6 +349,17 @@ def _add_compare(commands) -> None:
         "as a failed row (default: 1800)",
     )
     p.add_argument(
+        "--workers",
+        metavar="N|ADDRESS",
+        help="have several make the pictures at once: so many workers on this machine, or those of "
+        "a dask scheduler (tls://HOST:PORT); needs quantolab[workers] (default: one place)",
+    )
+    p.add_argument(
+        "--trust-workers",
+        action="store_true",
+        help="use a tcp:// address of another machine, which neither encrypts nor authenticates",
+    )
+    p.add_argument(
         "--out",
         type=place,
         metavar="FOLDER",
@@ -395,6 +406,8 @@ def _compare(arguments: argparse.Namespace) -> int:
             out=out,
             resume=arguments.resume,
             stall=arguments.stall,
+            workers=arguments.workers,
+            trust_workers=arguments.trust_workers,
         )
     except KeyboardInterrupt as interrupt:
         if not (Path(out).expanduser() / "run.json").is_file():

@@ -80,6 +80,10 @@ class Cancelled(QuantolabError):
     """The user ended the work; what was finished is kept."""
 
 
+class WorkersLost(QuantolabError):
+    """The workers that a run was given, or their scheduler, are gone; finished trials are kept."""
+
+
 class JobFailed(QuantolabError):
     """A job's process ended without a result; the text says how."""
 

@@ -47,6 +47,8 @@ class ProgressBar:
         self._bar.total = progress.total  # it may become known only on the way
         rest = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
         what = progress.says if progress.label is None else f"{progress.label}: {progress.says}"
+        if progress.doing:  # as many as there is room for
+            what = " | ".join(said.removeprefix("worker ") for said in progress.says.split("; "))
         self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(f"{rest} to go" if rest else "", refresh=False)
         self._bar.n = progress.done

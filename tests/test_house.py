@@ -89,7 +89,7 @@ EXCEPTIONS = {
         "models/skeleton.py": "the library of a component's class, from the model's own files",
         "processes/jobs.py": "finds the job that a JobKind names; names count where they stand",
         "processes/server.py": "what a Preload names; names count where they stand",
-        "run/session.py": "preloads the layers of the backend that is always there",
+        "run/preloads.py": "preloads the layers of the backend that is always there",
         "saved/verifying.py": "preloads the layers of the backend that is always there",
     },
     "past_the_door": {

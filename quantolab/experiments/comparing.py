@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from ..arguments import Seconds, public
 from ..errors import ArgumentError, whole_number
@@ -15,10 +16,14 @@ from ..recipes import Recipe
 from ..report.shown import Comparison
 from ..run import MOST_ROUNDS, REPEATS
 from ..run.asked import MOST, check_request
+from ..run.crew import check_workers
 from ..run.engine import run_comparison
 from ..run.journal import begun
 from ..run.session import Watch
 from .opening import watched
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @public
@@ -46,6 +51,8 @@ def compare(
     stall_seconds: Seconds = STALL_SECONDS,
     variant: str | None = None,
     revision: str | None = None,
+    workers: int | str | Client | None = None,
+    trust_workers: bool = False,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
 
@@ -107,6 +114,16 @@ def compare(
     stall_seconds : float
         The same, under its older name.
 
+    workers : int, str or distributed.Client, optional
+        Who makes the pictures, several recipes at once: so many workers on this machine, the
+        address of a dask scheduler that runs already (``"tls://host:port"``), or a client of one.
+        Needs the extra ``quantolab[workers]``. Rows and pictures are those of one place. Timing
+        rounds stay exclusive, all of them where the reference is; where that can't be had there
+        is no verdict.
+    trust_workers : bool
+        Whether a ``tcp://`` address of another machine may be used: it is neither encrypted nor
+        authenticated, and exchanges code.
+
     Returns
     -------
     Comparison
@@ -126,6 +143,7 @@ def compare(
     most_rounds = whole_number("most_rounds", most_rounds, most=MOST)
     if resume and out is None:
         raise ArgumentError("resume needs the folder (out) of the run to finish")
+    asked_workers = check_workers(workers, trust_workers)
     with nullcontext() if out is None else begun(out, resume=resume):
         with watching(cancel=cancel):
             request = check_request(
@@ -154,6 +172,7 @@ def compare(
                 stall_seconds=stall_seconds,
                 meanwhile=_import_ahead,
                 most_rounds=most_rounds if until_decided else None,
+                workers=asked_workers,
             )
     if out is not None:
         from ..report.files import write_report

@@ -24,7 +24,7 @@ from ..processes.children import Children
 from ..processes.jobs import Event
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import FAILED, OK, UNSUPPORTED
-from ..run.session import preload_of
+from ..run.preloads import preload_of
 from ..units import format_digits, format_percent
 from ..weights import REFERENCE, WORDS
 from .jobs import StepJob, Steps

@@ -245,7 +245,7 @@ def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
     # Compiling calls nobody back, nor do some pipelines.
     quiet = asked.compiled or not maker.tells_steps
     with desk.signs_of_life() if quiet else nullcontext():
-        for number in range(1 if asked.known else len(asked.workload.pairs)):
+        for number in asked.wanted:
             picture, seconds = maker.make(number, counted=not asked.known)
             if not asked.known:
                 path = images / f"{number:03d}.png"

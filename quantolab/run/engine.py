@@ -20,6 +20,7 @@ from ..errors import (
     JobOutOfMemory,
     QuantolabError,
     UnsupportedError,
+    WorkersLost,
 )
 from ..files.whole import scratch_folder
 from ..processes.children import STALL_SECONDS, Held
@@ -27,6 +28,7 @@ from ..records import OK, Comparison, Trial, ended, speed_reference
 from ..units import format_percent
 from ..weights import REFERENCE
 from .asked import Request, counted_components
+from .crew import Crew
 from .identity import ContentWatch
 from .jobs import IMAGES, Generated, Generation, RecipePlan, TrialFound
 from .journal import (
@@ -43,9 +45,11 @@ from .judging import judged, version_notes
 from .kinds import TRIAL
 from .rounds import Lineup, is_open, missing_rounds, on_the_same_machine
 from .session import Session, Watch
+from .spread import Spread
 from .ways import RESIDENT, Way
 
 if TYPE_CHECKING:
+    from distributed import Client
     from PIL import Image
 
 _TELL_SECONDS = 0.2
@@ -62,11 +66,13 @@ def run_comparison(
     stall_seconds: float = STALL_SECONDS,
     meanwhile: Callable[[], None] = lambda: None,
     most_rounds: int | None = None,
+    workers: int | str | Client | None = None,
 ) -> Comparison:
     """Run a checked request and return what came of it; see `compare`.
 
     While the first child imports torch, which takes seconds, `meanwhile` is called. With
     `most_rounds` trials are timed until every verdict stands, but in no more rounds than that.
+    `workers`, as `check_workers` returns them, make the pictures, several trials at once.
 
     Raises
     ------
@@ -78,12 +84,14 @@ def run_comparison(
     if out is not None:
         check_folder(out, resume=resume)
         request = _with_earlier(request, Path(out).expanduser()) if resume else request
+    crew = None if workers is None else Crew(workers, request.source)
     session = Session(
         request,
         total=pictures_each(request) * len(request.trials),
         watch=watch,
         cancel=cancel,
         stall_seconds=stall_seconds,
+        crew=crew,
     )
     content = ContentWatch(request.source, cancel)
     if out is not None:
@@ -139,6 +147,9 @@ def _run(
     with session:
         content.begin()
         meanwhile()
+        if session.crew is not None:  # they are told which content the model must have
+            _wait_for(content, session)
+            session.crew.open(content.content, session.tell_workers)
         plans, problem = _plans(session)
         _wait_for(content, session)
         journal = Journal(
@@ -190,27 +201,23 @@ def _run_trials(
     content: ContentWatch,
     most_rounds: int | None,
 ) -> None:
-    waiting = []
-    for trial in _waiting(session, journal):
-        plan = plans[trial.recipe.label]
-        planned = _planned(trial, plan)
-        if plan.unsupported:  # known before anything is loaded
-            _give_up(session, journal, [planned], "", UnsupportedError(plan.unsupported))
-        else:
-            waiting.append(planned)
+    waiting = _that_can_be(session, journal, plans)
     again = _to_time_again(session, journal, waiting, most_rounds)
     _count(session, len(waiting), len(again))
     if not waiting and not again:
         return
     try:
         encoded = session.encode(journal.work)
-    except Cancelled:
+    except (Cancelled, WorkersLost):
         raise
     except QuantolabError as error:
         _give_up(session, journal, waiting, "encoding the prompts", error)
         return
     # The reference first, whichever way it comes: it shows how much fits beside it.
     line = sorted([*again, *waiting], key=lambda trial: trial.label != REFERENCE)
+    if session.crew is not None:
+        _by_workers(session, session.crew, journal, line, again, encoded, content, most_rounds)
+        return
     with Lineup(session, journal, most_rounds) as lineup:
         for number, trial in enumerate(line):
             session.enter_stage("loading", trial.label)
@@ -226,6 +233,58 @@ def _run_trials(
         lineup.finish()
 
 
+def _that_can_be(session: Session, journal: Journal, plans: dict[str, RecipePlan]) -> list[Trial]:
+    """Return the trials to run; those that are known not to work are kept as unsupported."""
+    waiting = []
+    for trial in _waiting(session, journal):
+        plan = plans[trial.recipe.label]
+        planned = _planned(trial, plan)
+        if plan.unsupported:  # known before anything is loaded
+            _give_up(session, journal, [planned], "", UnsupportedError(plan.unsupported))
+        else:
+            waiting.append(planned)
+    return waiting
+
+
+def _by_workers(
+    session: Session,
+    crew: Crew,
+    journal: Journal,
+    line: list[Trial],
+    again: list[Trial],
+    encoded: Path | None,
+    content: ContentWatch,
+    most_rounds: int | None,
+) -> None:
+    """Have workers make the pictures of all trials at once; then time them, one at a time."""
+
+    def keep(trial: Trial, work: Path) -> Trial:
+        changed = content.changed()
+        if changed is not None and trial.ok:
+            reason = f"{changed} of the model was changed while the run went on"
+            trial = _without_figures(ended(trial, ArgumentError(reason)))
+        return _keep(session, journal, trial, work)
+
+    spread = Spread(session, crew, journal, keep)
+    alive = spread.make([trial for trial in line if trial not in again], encoded)
+    _judge_kept(session, journal)
+    spread.settle()
+    session.doing = ()
+    # The reference first: what isn't alive any more is loaded beside it.
+    rest = [trial for trial in map(journal.done, [t.label for t in line]) if trial and trial.ok]
+    with Lineup(session, journal, most_rounds) as lineup:
+        for number, trial in enumerate(rest):
+            session.enter_stage("loading", trial.label)
+            held = alive.pop(trial.label, None)
+            if held is None:
+                work = journal.work / f"again-{number}"
+                held = _held_again(session, trial, encoded, work)
+            if held is not None:
+                later = [t for t in rest[number + 1 :] if t.label not in alive]
+                lineup.take(trial, held, later)
+        lineup.finish()
+
+
 def _measure_floor(session: Session, journal: Journal, held: Held[TrialFound]) -> None:
     """Have the reference make its pictures once more with reordered sums, where it is compared."""
     if journal.floor or len(session.request.trials) < 2:
@@ -235,7 +294,7 @@ def _measure_floor(session: Session, journal: Journal, held: Held[TrialFound]) -
     for number in range(len(journal.workload.pairs)):
         try:
             answer = session.ask(held, Generation(number, reordered=True), Generated)
-        except Cancelled:
+        except (Cancelled, WorkersLost):
             raise
         except (QuantolabError, OSError):
             return  # if its process has died, the next round says so
@@ -287,7 +346,7 @@ def _held_again(
     asked = session.trial_job(trial.recipe, encoded, trial.compiled, held=True, known=True, way=way)
     try:
         held = session.hold(TRIAL, asked, work)
-    except Cancelled:
+    except (Cancelled, WorkersLost):
         raise
     except (QuantolabError, OSError):
         return None  # what it has stays
@@ -338,7 +397,7 @@ def _run_trial(
     asked = session.trial_job(planned.recipe, encoded, planned.compiled, held=True)
     try:
         held = session.hold(TRIAL, asked, work)
-    except Cancelled:
+    except (Cancelled, WorkersLost):
         raise
     except JobOutOfMemory as error:
         way = session.after_out_of_memory(planned.recipe)

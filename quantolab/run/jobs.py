@@ -91,6 +91,14 @@ class TrialJob:
     """Whether the pictures are there from an earlier run: one is made to warm up, none kept."""
     way: Way = field(default_factory=Way)
     """How it gets onto its device."""
+    numbers: tuple[int, ...] = ()
+    """Which pictures it makes, by their place in the workload's pairs; empty for all."""
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The pictures to make before anything is timed."""
+        numbers = self.numbers or tuple(range(len(self.workload.pairs)))
+        return numbers[:1] if self.known else numbers
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ FORMAT = 1
 """Version of ``run.json``. 1: first."""
 
 RUN_FILE, WORK = "run.json", ".work"
+LOGS = "logs"
+"""Folder of what trials that failed elsewhere printed last."""
 
 
 @dataclass(frozen=True)
@@ -392,7 +394,7 @@ def check_no_links(folder: Path) -> None:
         For the first that is one.
     """
     images = folder / IMAGES
-    places = [folder / RUN_FILE, folder / WORK, folder / _LOCK_FILE, images]
+    places = [folder / RUN_FILE, folder / WORK, folder / _LOCK_FILE, images, folder / LOGS]
     if images.is_dir() and not images.is_symlink():
         places += images.iterdir()
     for place in places:
@@ -563,6 +565,11 @@ class Journal:
         """Keep what is known of several kept trials now, their pictures as they are."""
         self._trials |= {trial.label: trial for trial in trials}
         self.write(wall_seconds)
+
+    def keep_log(self, trial: Trial, text: str) -> None:
+        """Keep what a trial's process printed before it failed, where nobody else could see it."""
+        usable_folder(self.folder / LOGS)
+        write_whole(self.folder / LOGS / f"{slug(trial.label)}.txt", text)
 
     def write(self, wall_seconds: float) -> Comparison:
         """Write ``run.json`` as things stand and return it as a comparison without pictures."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from ..errors import Cancelled, QuantolabError
+from ..errors import Cancelled, QuantolabError, WorkersLost
 from ..measure.other_load import share_of
 from ..measure.ratios import NOT_DECIDED, ratio_of
 from ..records import ALONE, PAIRS, ROUNDS, Timed, Timing, Trial, ended, speed_reference
@@ -225,7 +225,7 @@ class Lineup:
                 answers[label] = self._session.ask(
                     self._alive[label].held, Generation(picture), Generated
                 )
-            except Cancelled:
+            except (Cancelled, WorkersLost):
                 raise
             except (QuantolabError, OSError) as error:
                 self._fail(label, error)

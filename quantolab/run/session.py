@@ -8,21 +8,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import JobOutOfMemory
 from ..files.whole import scratch_folder
-from ..models.source import Source
 from ..planning.needs import Needs
 from ..processes.children import Answer, Children, Held
-from ..processes.jobs import Asked, Event, Found, JobKind, Preload
+from ..processes.jobs import Asked, Event, Found, JobKind
 from ..recipes import Recipe
 from ..records import Trial
-from ..weights import HOME
 from .asked import Request
 from .jobs import EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
+from .preloads import preload_of
 from .ways import RESIDENT, Way, check_offload, chosen_ways, milder, way_words
+
+if TYPE_CHECKING:
+    from .crew import Crew, RemoteHeld
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,20 @@ class Progress:
     """Which round of how many it is while trials are timed."""
     picture: MadePicture | None = None
     """The picture that has just been made, if one has."""
+    doing: tuple[tuple[str, str], ...] = ()
+    """Which worker does what, where several do something at once."""
 
     @property
     def says(self) -> str:
         """What goes on, in words: ``timing, round 3 of 10``."""
+        if self.doing:
+            return "; ".join(f"{worker} {what}" for worker, what in self.doing)
         if self.round is None:
             return self.stage
         return "{}, round {} of {}".format(self.stage, *self.round)
 
 
 Watch = Callable[[Progress], None]
-
-
-def preload_of(source: Source) -> Preload:
-    """Return what jobs on a model need: its classes, and our own rooms."""
-    classes = tuple((part.library, part.cls) for part in source.components)
-    if source.pipeline:
-        classes = (("diffusers", source.pipeline), *classes)
-    # What another backend's words need is imported in the children that use them, by themselves.
-    backends = (f"quantolab.backends.{HOME}.layers",)
-    return Preload(classes, ("quantolab.run.child",), backends)
 
 
 class Session:
@@ -94,6 +90,8 @@ class Session:
         Ends the job in progress when set.
     stall_seconds : float
         After how long without an event a job counts as hung.
+    crew : Crew or None
+        Workers that do the jobs; by default child processes here.
     clock : callable
         Tells the time in seconds.
     """
@@ -106,6 +104,7 @@ class Session:
         watch: Watch,
         cancel: threading.Event | None,
         stall_seconds: float,
+        crew: Crew | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.request = request
@@ -115,8 +114,9 @@ class Session:
         self.total = total
         self.round: tuple[int, int] | None = None
         self._watch = watch
-        self._cancel = cancel
-        self._stall_seconds = stall_seconds
+        self.cancel = cancel
+        self.stall_seconds = stall_seconds
+        self.doing: tuple[tuple[str, str], ...] = ()
         self._clock = clock
         self._started = clock()
         self._first_picture: float | None = None
@@ -126,7 +126,8 @@ class Session:
         """How recipes run that don't fit as they are, in one line."""
         self.needs: dict[str, Needs | None] = {}
         self.free_bytes: int | None = None
-        self._children = Children(preload_of(request.source), keep=True)
+        self.crew = crew
+        self._children: Any = crew or Children(preload_of(request.source), keep=True)
 
     def __enter__(self) -> Session:
         self.tell()
@@ -158,6 +159,7 @@ class Session:
                 trial,
                 self.round,
                 picture,
+                self.doing,
             )
         )
 
@@ -180,29 +182,31 @@ class Session:
             asked,
             folder=folder,
             watch=self._on_event,
-            cancel=self._cancel,
-            stall_seconds=self._stall_seconds,
+            cancel=self.cancel,
+            stall_seconds=self.stall_seconds,
         )
 
-    def hold(self, kind: JobKind[Asked, Found], asked: Asked, folder: Path) -> Held[Found]:
+    def hold(
+        self, kind: JobKind[Asked, Found], asked: Asked, folder: Path
+    ) -> Held[Found] | RemoteHeld:
         """Do a job as `job` does, and keep its process with all that it loaded."""
         return self._children.hold(
             kind,
             asked,
             folder=folder,
             watch=self._on_event,
-            cancel=self._cancel,
-            stall_seconds=self._stall_seconds,
+            cancel=self.cancel,
+            stall_seconds=self.stall_seconds,
         )
 
-    def ask(self, held: Held[Any], asks: Any, answer: type[Answer]) -> Answer:
+    def ask(self, held: Held[Any] | RemoteHeld, asks: Any, answer: type[Answer]) -> Answer:
         """Ask a job that is held; raises as `job`."""
         return held.ask(
             asks,
             answer,
             watch=self._on_event,
-            cancel=self._cancel,
-            stall_seconds=self._stall_seconds,
+            cancel=self.cancel,
+            stall_seconds=self.stall_seconds,
         )
 
     def plan(self) -> dict[str, RecipePlan]:
@@ -297,16 +301,26 @@ class Session:
             way or self.ways.get(recipe.label, Way()),
         )
 
+    def tell_workers(self, ready: int) -> None:
+        """Tell how many workers are ready."""
+        stage = f"waiting for workers, {ready} ready"
+        if stage != self.stage:
+            self.enter_stage(stage)
+
+    def picture_made(self) -> None:
+        """Count a picture for the seconds to go."""
+        if self._first_picture is None:
+            self._first_picture = self._clock()
+        else:
+            self._since_first += 1
+
     def _on_event(self, event: Event) -> None:
         made = None
         if event.kind == "stage":
             self.stage = event.stage
         elif event.kind == "picture":
             self.done += 1
-            if self._first_picture is None:
-                self._first_picture = self._clock()
-            else:
-                self._since_first += 1
+            self.picture_made()
         elif event.kind == "file" and self.label and event.path and event.done is not None:
             pair = self.request.workload.pairs[event.done]
             made = MadePicture((self.label, *pair), event.path)

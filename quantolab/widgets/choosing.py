@@ -13,6 +13,7 @@ from ..recipes import Recipe, as_recipe, default_recipes
 from ..records import Comparison, Trial
 from ..run import REPEATS
 from ..run.asked import Request, check_request
+from ..run.crew import check_workers
 from .call_text import Code, call, literal
 
 
@@ -37,6 +38,7 @@ class Choice:
     out: str | None = None
     variant: str | None = None
     revision: str | None = None
+    workers: Any = None
 
     def arguments(self) -> dict[str, Any]:
         """Return what differs from the defaults of `compare`, as its keyword arguments."""
@@ -54,7 +56,9 @@ class Choice:
         ArgumentError
             If it can't be run, in the library's own words.
         """
-        found = ("out", "variant", "revision")  # the source is that of these already
+        check_workers(self.workers, trusted=False)
+        # The source is that of these already, and workers change nothing of what is asked for.
+        found = ("out", "variant", "revision", "workers")
         arguments = {k: v for k, v in self.arguments().items() if k not in found}
         return check_request(**{**arguments, "model": source})
 

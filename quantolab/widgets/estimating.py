@@ -19,7 +19,7 @@ from ..run.asked import Request
 from ..run.engine import pictures_each
 from ..run.jobs import PlanJob
 from ..run.journal import read_run
-from ..run.session import preload_of
+from ..run.preloads import preload_of
 from ..units import format_bytes, format_count, format_ratio, format_roughly
 from .background import Assistant
 from .kinds import LOOK_AHEAD

@@ -682,6 +682,9 @@ def _is_here(model: str) -> bool:
 
 
 def _progress_words(progress: Progress) -> str:
+    if progress.doing:
+        said = progress.says
+        return f"{said[0].upper()}{said[1:]}…"
     if progress.label is None:
         return f"{progress.stage[0].upper()}{progress.stage[1:]}…"
     return f"{progress.label}: {progress.says}…"

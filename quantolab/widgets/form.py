@@ -103,6 +103,11 @@ class Form(W.VBox):
         self.repeats.tooltip = (
             "Rounds of one picture a recipe; from 6 on there are intervals and verdicts"
         )
+        self.workers = _text("Workers", "", "one place")
+        self.workers.tooltip = (
+            "How many make the pictures at once on this machine, or the address of a dask "
+            "scheduler (tls://host:port)"
+        )
         self.variant = self.model.variant_field
         self.out = W.Text(
             description="Folder",
@@ -126,13 +131,13 @@ class Form(W.VBox):
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
             ), layout=WRAP),
-            W.HBox((self.recipe.device, self.variant, self.out), layout=WRAP),
+            W.HBox((self.recipe.device, self.variant, self.workers, self.out), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:
         controls = [
             self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size,
-            self.repeats, self.out, self.compile, self.both, *self.weights.values(),
+            self.repeats, self.workers, self.out, self.compile, self.both, *self.weights.values(),
         ]  # fmt: skip
         for control in controls:
             control.observe(lambda _: self._changed(), "value")
@@ -203,6 +208,7 @@ class Form(W.VBox):
             out=self.out.value.strip() or None,
             variant=self.model.variant,
             revision=self.model.revision,
+            workers=read_number(self.workers.value, int),
         )
 
     def show(self, choice: Choice) -> None:
@@ -229,6 +235,7 @@ class Form(W.VBox):
             _choose(self.recipe.dtype, choice.dtype)
             _choose(self.recipe.device, choice.device)
             self.compile.value = bool(choice.compile)
+            self.workers.value = "" if choice.workers is None else str(choice.workers)
             self.out.value = choice.out or ""
 
     def add(self, recipe: Recipe | None) -> None:

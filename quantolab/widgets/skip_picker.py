@@ -17,7 +17,7 @@ from ..models.source import find_model
 from ..planning.skips import layers_of, skip_report, with_skips
 from ..recipes import Recipe
 from ..report.markup import Raw, code, escaped, note, table
-from ..run.session import preload_of
+from ..run.preloads import preload_of
 from ..shapes import Layer
 from ..units import ABSENT, format_bytes, format_count
 from ..weights import QUANTIZED
