@@ -37,8 +37,8 @@ def test_every_notebook_is_listed():
     assert sorted(SMALLER) == NAMES
 
 
-# Those that take long on the demo run on the tests' own tiny pipeline, as on a reader's model.
-OF_THEIR_OWN = {"01_skipping": "pipeline_folder", "04_compile": "shallow_pipeline"}
+# What takes long on the demo runs on the tests' own tiny pipeline, as on a reader's model.
+OF_THEIR_OWN = {"01_skipping": "pipeline_folder"}
 
 
 @pytest.mark.parametrize("name", SMALLER)
