@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from ..devices import device_name, free_bytes
 from ..hub.watching import Fetching, watching
+from ..loading.component import load
+from ..loading.pipelines import load_pipeline
 from ..models.source import find_model
 from ..planning.skips import skip_report
 from ..processes.jobs import Desk
 from ..report.code import diffusers_code
 from ..run import child
 from ..run.jobs import PlanJob
-from .jobs import Ahead, Fetched, FetchJob, Listed, ListJob, Script, ScriptJob
+from ..saved.doors import save
+from ..saved.writing import check_replaceable
+from .jobs import (
+    Ahead,
+    Fetched,
+    FetchJob,
+    Listed,
+    ListJob,
+    Saved,
+    SaveJob,
+    Script,
+    ScriptJob,
+)
 
 
 def look_ahead(asked: PlanJob, desk: Desk) -> Ahead:
@@ -43,3 +58,18 @@ def write_script(asked: ScriptJob, desk: Desk) -> Script:
     """Return the plain Diffusers script of a recipe."""
     options = {f.name: getattr(asked, f.name) for f in dataclasses.fields(asked)}
     return Script(diffusers_code(options.pop("recipe"), **options))
+
+
+def save_model(asked: SaveJob, desk: Desk) -> Saved:
+    """Quantize and save; nothing is loaded for a folder that can't be used."""
+    folder = Path(asked.folder).expanduser().absolute()
+    check_replaceable(folder)
+    named = {"variant": asked.variant, "revision": asked.revision}
+    options = {"dtype": asked.dtype, "device": asked.device, **named}
+    if len(asked.recipe.named_components) > 1:
+        save(load_pipeline(asked.model, asked.recipe, **options), folder)
+    else:
+        component = next(iter(asked.recipe.named_components), None)
+        save(load(asked.model, asked.recipe, component, **options), folder)
+    disk_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Saved(str(folder), disk_bytes)

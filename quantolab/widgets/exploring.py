@@ -34,6 +34,7 @@ from ..run.journal import (
 )
 from ..run.session import MadePicture, Progress
 from ..units import format_roughly
+from .advice_bar import AdviceBar
 from .background import Assistant
 from .blind import BlindTest
 from .choosing import Choice, changed, choice_of
@@ -135,7 +136,9 @@ class Explorer(Panel):
         choose = W.HBox((self.form, side))
         choose.add_class("ql-choose")
         # Other than in other panels, what is going on stands beside the form.
-        self.children = (self.heading, choose, self.results, self.tabs, self._code)
+        self.children = (
+            self.heading, choose, self.results, self.advice, self.tabs, self._code,
+        )  # fmt: skip
         self._earlier = earlier is not None  # is looked at: nothing is estimated for it
         if earlier is not None:
             self._open(*earlier)
@@ -166,6 +169,7 @@ class Explorer(Panel):
         self.viewer, self.shown_table, self.blind = PictureViewer(), ResultsTable(), BlindTest()
         self.plot = W.HTML()
         self.take_away = TakeAway(self, self._assistant)
+        self.advice = AdviceBar(self._assistant, self._show_script, self._mark_advised)
         self.runs = RunsTab(self.open_run, self._run_moved)
         self.tabs = W.Tab((self.runs,), titles=TABS[-1:])
         self.tabs.selected_index = None  # nobody has asked for the runs yet
@@ -563,13 +567,25 @@ class Explorer(Panel):
         self._show_pictures(ended=ended)
         self.shown_table.update(results_table(comparison))
         self.take_away.update(comparison, choice_of(comparison, self._asked))
+        self.advice.update(comparison)
         self._draw_plot(now=True)
         if ended:  # not before: a test that has begun is not disturbed
             self.blind.update(comparison)
         self._offer_tabs(results=True)
 
+    def _show_script(self, label: str) -> None:
+        """Write the script of a recipe and go where it is shown."""
+        self.take_away.recipe.value = label
+        self.take_away.make_script()
+        self.tabs.selected_index = TABS.index("Take away")
+
+    def _mark_advised(self, label: str | None) -> None:
+        self.shown_table.mark(label)
+
     def _offer_tabs(self, *, results: bool) -> None:
         """Offer every tab, or where there is no result that of runs alone."""
+        if not results:
+            self.advice.layout.display = "none"
         parts = (self.viewer, self.shown_table, self.plot, self.blind, self.take_away, self.runs)
         wanted = parts if results else parts[-1:]
         if self.tabs.children != wanted:
@@ -627,7 +643,7 @@ class Explorer(Panel):
         """Return the table and the grid; before there are any, the call."""
         if self.comparison is None:
             return super().static_html()
-        return table_html(self.table) + self.viewer.static_html()
+        return self.advice.sentence.value + table_html(self.table) + self.viewer.static_html()
 
 
 def _read_earlier(folder: Path) -> tuple[Comparison, tuple[Trial, ...]]:

@@ -72,3 +72,24 @@ class Script:
     """The script."""
 
     code: str
+
+
+@dataclass(frozen=True)
+class SaveJob:
+    """Quantize a model's component, or of a recipe for several the pipeline, and save it."""
+
+    recipe: Recipe
+    model: str
+    dtype: str
+    device: str
+    folder: str
+    variant: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was saved, and where."""
+
+    folder: str
+    disk_bytes: int

@@ -49,8 +49,9 @@ function render({ model, el }) {
     const { rows, reasons, numbers } = model.get("content");
     body.replaceChildren(...model.get("order").filter((i) => i < rows.length).map((i) => {
       if (reasons[i]) return failedRow(rows[i], reasons[i]);
-      return make("tr", {}, ...rows[i].map((cell, column) => column === 0
-        ? make("th", { scope: "row" }, cell)
+      const advised = i === model.get("marked");
+      return make("tr", { class: advised ? "ql-marked" : null }, ...rows[i].map((cell, column) => column === 0
+        ? make("th", { scope: "row" }, cell, advised ? make("span", { class: "ql-mark" }, "advised") : null)
         : make("td", { class: numbers[column] ? "ql-number" : null }, cell)));
     }));
   }
@@ -68,6 +69,7 @@ function render({ model, el }) {
 
   model.on("change:content", () => { drawHead(); drawBody(); drawNotes(); });
   model.on("change:order", drawBody);
+  model.on("change:marked", drawBody);
   model.on("change:sorted_by", markHead);
   model.on("change:descending", markHead);
   drawHead();

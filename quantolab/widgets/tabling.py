@@ -123,6 +123,8 @@ class _SortedTable(anywidget.AnyWidget):
     sorted_by = traitlets.Unicode("").tag(sync=True)
     """Heading; empty for the order of the run."""
     descending = traitlets.Bool(False).tag(sync=True)
+    marked = traitlets.Int(-1).tag(sync=True)
+    """Place of the row that is advised, in the order of the run; below 0 none is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +157,7 @@ class ResultsTable(W.VBox):
 
     def __init__(self, frame: pandas.DataFrame | None = None) -> None:
         self._frame: pandas.DataFrame | None = None
+        self._marked: str | None = None
         self.all_columns = W.Checkbox(
             description="all columns", indent=False, layout={"width": "auto"}
         )
@@ -168,6 +171,7 @@ class ResultsTable(W.VBox):
         """Show another table; the order stays what the user chose."""
         self._frame = frame
         self._show()
+        self.mark(self._marked)
 
     def sort(self, heading: str = "", *, descending: bool = False) -> None:
         """Sort by a heading; without one, in the order of the run.
@@ -180,6 +184,12 @@ class ResultsTable(W.VBox):
         if heading:
             one_of("heading", heading, self.sheet.content["headers"])
         self.sheet.sorted_by, self.sheet.descending = heading, descending
+
+    def mark(self, recipe: str | None) -> None:
+        """Mark the row of a recipe, by its label; None marks none."""
+        self._marked = recipe
+        labels = [] if self._frame is None else self._frame.recipe.tolist()
+        self.sheet.marked = labels.index(recipe) if recipe in labels else -1
 
     @property
     def recipes(self) -> tuple[str, ...]:

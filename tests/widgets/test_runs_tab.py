@@ -1,5 +1,7 @@
 """The explorer's list of runs, driven by program."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -112,3 +114,42 @@ def test_recipes_are_offered_to_a_run_that_lacks_them(panel):
     assert offered.display == "none"
     with pytest.raises(ArgumentError, match="no recipe that could be added"):
         panel.add()
+
+
+# --- which recipe to take ------------------------------------------------------------------------
+
+
+def test_advice_marks_its_row_and_follows_the_target(panel):
+    assert panel.advice.layout.display == "none"
+    panel.open_run("runs/fox")
+    assert panel.advice.layout.display is None
+    assert panel.advice.choice.recipe == "int8" and panel.shown_table.sheet.marked == 1
+    assert "int8: 0.52x the bytes" in panel.advice.sentence.value
+    assert "int8: 0.52x the bytes" in panel.static_html()
+    panel.advice.memory.value = "412.1MB"
+    assert panel.advice.choice.recipe == "int4" and panel.shown_table.sheet.marked == 2
+    panel.advice.decibels.value = "40 dB"
+    assert panel.advice.choice.recipe is None and panel.shown_table.sheet.marked == -1
+    assert panel.advice.save_button.disabled and panel.advice.script_button.disabled
+    panel.advice.memory.value = "<b>much"
+    assert "&lt;b&gt;much" in panel.advice.sentence.value and panel.advice.choice is None
+    panel.advice.memory.value = panel.advice.decibels.value = ""
+    panel.advice.fastest.value = True  # unquantized: there is nothing to save
+    assert panel.advice.choice.recipe == "none"
+    assert panel.advice.save_button.disabled and not panel.advice.script_button.disabled
+
+
+def test_what_is_advised_is_saved_and_its_script_shown(panel, tmp_path):
+    panel.open_run("runs/fox")
+    panel.advice.save(wait=True)
+    assert "demo-int8" in panel.advice.said.value, panel.advice.said.value
+    report = json.loads((tmp_path / "demo-int8" / "quantolab.json").read_text())
+    assert report["recipe"]["weights"] == "int8"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("to keep")
+    panel.advice.save("mine", wait=True)
+    assert "role='alert'" in panel.advice.said.value
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "to keep"
+    panel.advice.script_button.click()
+    assert panel.take_away.wait(120) and panel.tabs.selected_index == 4
+    assert "quantize(" in panel.take_away.script.code
