@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ..devices import device_name, free_bytes
 from ..hub.watching import Fetching, watching
@@ -64,8 +65,9 @@ def save_model(asked: SaveJob, desk: Desk) -> Saved:
     """Quantize and save; nothing is loaded for a folder that can't be used."""
     folder = Path(asked.folder).expanduser().absolute()
     check_replaceable(folder)
-    named = {"variant": asked.variant, "revision": asked.revision}
-    options = {"dtype": asked.dtype, "device": asked.device, **named}
+    options: dict[str, Any] = {
+        name: getattr(asked, name) for name in ("dtype", "device", "variant", "revision")
+    }
     if len(asked.recipe.named_components) > 1:
         save(load_pipeline(asked.model, asked.recipe, **options), folder)
     else:

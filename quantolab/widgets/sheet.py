@@ -257,6 +257,8 @@ def _cell(
 
 _CELL = "padding:4px 8px;text-align:left;vertical-align:top;border:0"
 _FAILED = f"{_CELL};max-width:12em"
+_MOST_COLUMNS = 20
+_WORDS_OF_A_CELL = 400  # bytes, about
 _BUDGET = 600_000  # bytes of pictures: a notebook that holds them stays quick to open
 
 
@@ -268,38 +270,40 @@ def sheet_html(sheet: Sheet, pictures: Pictures) -> str:
     """
     if not sheet.rows:
         return ""
-    files = _files_that_fit(sheet, pictures)
-    shown = [
-        (row, cells)
-        for row, cells in zip(sheet.rows, sheet.cells, strict=True)
-        if all(cell.key is None or cell.key in files for cell in cells)
-    ]
-    lines = [table_row([table_cell("", _CELL, "th"), *map(_heading_html, sheet.columns)])]
+    columns = sheet.columns[:_MOST_COLUMNS]
+    files, count = _files_that_fit(sheet, pictures)
+    shown = list(zip(sheet.rows, sheet.cells, strict=True))[:count]
+    lines = [table_row([table_cell("", _CELL, "th"), *map(_heading_html, columns)])]
     for i, (row, cells) in enumerate(shown):
         drawn = [_place_html(row)]
-        for column, cell in zip(sheet.columns, cells, strict=True):
+        for column, cell in zip(columns, cells, strict=False):
             if column.reason is None:
                 drawn.append(_cell_html(cell, column, row, pictures, files))
             elif i == 0:  # beside all rows
                 drawn.append(table_cell(column.reason, _FAILED, rowspan=len(shown)))
         lines.append(table_row(drawn))
-    missing = len(sheet.rows) - len(shown)
-    more = f"{missing} more prompts and seeds are left out here. " if missing else ""
+    left_out = (
+        (len(sheet.rows) - len(shown), "prompts and seeds"),
+        (len(sheet.columns) - len(columns), "recipes"),
+    )
+    more = "".join(f"{count} more {what} are left out here. " for count, what in left_out if count)
     whole = table_of("".join(lines), "border-collapse:collapse")
     below = f"<p><small>{more}{escaped(sheet.footer)}</small></p>"
     return f"<div style='overflow-x:auto'>{whole}</div>{below}"
 
 
-def _files_that_fit(sheet: Sheet, pictures: Pictures) -> dict[str, str]:
-    """Addresses of the pictures of as many rows as the budget allows, one row at least."""
+def _files_that_fit(sheet: Sheet, pictures: Pictures) -> tuple[dict[str, str], int]:
+    """Return pictures' addresses, and of how many rows the budget allows, one at least."""
     files: dict[str, str] = {}
-    for cells in sheet.cells:
-        keys = {cell.key for cell in cells if cell.key} - files.keys()
-        more = {key: _data_address(pictures.get(key)) for key in keys}
-        if files and sum(map(len, (*files.values(), *more.values()))) > _BUDGET:
-            break
+    spent = 0
+    for count, cells in enumerate(sheet.cells):
+        keys = [cell.key for cell in cells[:_MOST_COLUMNS] if cell.key]
+        more = {key: _data_address(pictures.get(key)) for key in set(keys) - files.keys()}
+        spent += sum(len({**files, **more}[key]) + _WORDS_OF_A_CELL for key in keys)
+        if count and spent > _BUDGET:
+            return files, count
         files |= more
-    return files
+    return files, len(sheet.cells)
 
 
 def _heading_html(column: GridColumn) -> str:

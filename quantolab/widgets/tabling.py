@@ -205,13 +205,18 @@ class ResultsTable(W.VBox):
         self.sheet.content = make(self._frame).plain()
 
 
+_MOST_STATIC = 100  # rows: a notebook that holds them stays quick to open
+
+
 def table_html(frame: pandas.DataFrame) -> str:
     """Return a results table as HTML for where no kernel is alive."""
-    content = readable_content(frame)
+    content = readable_content(frame.head(_MOST_STATIC))
     rows = []
     for cells, reason in zip(content.rows, content.reasons, strict=True):
         rows.append(
             cells if reason is None else (*cells[:-1], Raw(f"{cells[-1]}: {escaped(reason)}"))
         )
     made = table(content.headers, rows, align=ALIGN, css="ql-static-table")
-    return made + "".join(map(note, content.notes))
+    missing = len(frame) - len(rows)
+    more = (f"{missing} more recipes are left out here.",) if missing else ()
+    return made + "".join(map(note, (*more, *content.notes)))
