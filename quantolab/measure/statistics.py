@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -50,22 +51,26 @@ def median_interval(
     if not count or 1 - 2.0 ** (1 - count) < confidence:
         return None
 
-    from scipy.stats import binom
-
-    def held(depth: int) -> float:
-        return 1 - 2 * float(binom.cdf(depth - 1, count, 0.5))
-
     ordered = sorted(map(float, samples))
     depth = 1  # of the narrowest pair that holds it often enough, counted from the ends
-    while depth + 1 <= count // 2 and held(depth + 1) >= confidence:
+    while depth + 1 <= count // 2 and _held(depth + 1, count) >= confidence:
         depth += 1
     if depth + 1 > (count + 1) // 2:
         return ordered[depth - 1], ordered[-depth]
-    spare = (held(depth) - confidence) / (held(depth) - held(depth + 1))
+    least, more = _held(depth + 1, count), _held(depth, count)
+    spare = (more - confidence) / (more - least)
     inward = (count - depth) * spare / (depth + (count - 2 * depth) * spare)
     low = ordered[depth - 1] + inward * (ordered[depth] - ordered[depth - 1])
     high = ordered[-depth] - inward * (ordered[-depth] - ordered[-depth - 1])
     return low, high
+
+
+@functools.lru_cache(maxsize=4096)
+def _held(depth: int, count: int) -> float:
+    """Return how often the pair so deep in so many ordered samples holds the median."""
+    from scipy.stats import binom
+
+    return 1 - 2 * float(binom.cdf(depth - 1, count, 0.5))
 
 
 def binomial_interval(right: int, answers: int, level: float = 0.95) -> tuple[float, float]:

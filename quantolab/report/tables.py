@@ -121,7 +121,8 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     >>> table[["recipe", "weight_bytes", "psnr_db"]]            # doctest: +SKIP
     """
     reference = comparison.reference
-    rows = [_row(trial, reference, comparison) for trial in comparison.trials]
+    against = speed_reference(comparison.trials)  # once: there may be thousands of rows
+    rows = [_row(trial, reference, against, comparison) for trial in comparison.trials]
     return _typed(pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA_COLUMNS], dtype=object))
 
 
@@ -173,7 +174,9 @@ def reference_row(table: pd.DataFrame) -> int | None:
 # --- one trial as one row -------------------------------------------------------------------
 
 
-def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[str, Any]:
+def _row(
+    trial: Trial, reference: Trial | None, against: Trial | None, comparison: Comparison
+) -> dict[str, Any]:
     return {
         "recipe": trial.label,
         "name": trial.name,
@@ -200,7 +203,7 @@ def _row(trial: Trial, reference: Trial | None, comparison: Comparison) -> dict[
         "kept_layers": len(trial.kept_layers) if trial.ok else None,
         "notes": "; ".join(trial.notes),
         "offload": trial.offload,
-        **_latency_cells(trial, speed_reference(comparison.trials)),
+        **_latency_cells(trial, against),
         **_quality_cells(trial, reference, comparison.floor),
         **_workload_cells(comparison.workload, trial),
         **_condition_cells(trial),

@@ -14,12 +14,16 @@ from PIL import Image
 from quantolab.errors import ArgumentError
 from quantolab.measure.quality import difference_map, flip_map, picture_quality
 from quantolab.recipes import Recipe
+from quantolab.records import Comparison, Trial, Workload
+from quantolab.report import tables
 from quantolab.report.difference_heat import heat_picture, heat_scale
 from quantolab.report.error_maps import error_maps
 from quantolab.report.grid import grid_content
+from quantolab.report.tables import results_table
 from quantolab.widgets import sheet as sheets
 from quantolab.widgets.pictures import PictureViewer
 from quantolab.widgets.sheet import small_size
+from quantolab.widgets.tabling import table_html
 
 RED, YELLOW = "a red circle above a blue square", "two yellow stars on a green field"
 
@@ -368,3 +372,28 @@ def test_a_long_comparison_is_cut_and_says_so(make):
     shown = text.count("<img") // 2
     assert 5 < shown < 60
     assert f"{60 - shown} more prompts and seeds are left out here." in text
+
+
+@pytest.mark.parametrize("shape", [(4, 500), (500, 4)])
+def test_however_large_a_run_its_static_pictures_and_table_are_small(shape):
+    trials, prompts = shape
+    work = Workload(
+        "demo", tuple(f"prompt {n}" for n in range(prompts)), (0,), 1, None, (8, 8), "float32",
+        "cpu", 1,
+    )  # fmt: skip
+    recipes = ["none", *(f"int8 layer{n}=none" for n in range(trials - 1))]
+    made = tuple(Trial(Recipe.parse(text), "ok", weight_bytes=1) for text in recipes)
+    same = Image.new("RGB", (8, 8), "red")
+    images = {(trial.label, *place): same for trial in made for place in work.pairs}
+    run = Comparison(work, made, images)
+    page = PictureViewer(run).static_html() + table_html(results_table(run))
+    assert len(page) < 1_000_000
+    assert "left out here" in page
+
+
+def test_a_table_looks_for_what_speed_is_told_against_once(make, monkeypatch):
+    asked = []
+    real = tables.speed_reference
+    monkeypatch.setattr(tables, "speed_reference", lambda trials: asked.append(1) or real(trials))
+    assert len(results_table(make(size=(16, 16)))) == 6
+    assert len(asked) == 1
