@@ -515,7 +515,6 @@ class Crew:
         if work is None or work.future is not future:
             return None  # it was given to another worker meanwhile
         if future.status != "finished":
-            self._look()
             self.check_there()
             if work.worker in self._there and future.status == "error":
                 del self.work[token]
@@ -602,7 +601,6 @@ class Crew:
             if held.worker not in self._there:
                 break
         if future.status != "finished":
-            self._look()
             raise WorkersLost(f"the worker at {held.worker} is gone")
         answer = future.result()
         if isinstance(answer, QuantolabError):
