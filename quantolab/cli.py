@@ -322,6 +322,13 @@ def _add_compare(commands) -> None:
         "(default: the mildest that fits, by the plan)",
     )
     p.add_argument(
+        "--reference",
+        type=place,
+        metavar="FOLDER",
+        help="judge pictures against the unquantized ones of another run of the same model, "
+        "prompts, seeds, steps, size and guidance, made on whatever machine",
+    )
+    p.add_argument(
         "--repeats",
         type=whole,
         default=REPEATS,
@@ -401,6 +408,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             most_rounds=arguments.most_rounds,
             compile=arguments.compile,
             offload=arguments.offload,
+            reference=arguments.reference,
             variant=arguments.variant,
             revision=arguments.revision,
             out=out,

@@ -110,6 +110,18 @@ def synchronize(device: str) -> None:
         getattr(torch, kind).synchronize(device)  # without a name, the current one
 
 
+def give_back(device: str) -> None:
+    """Give back what an accelerator's allocator keeps and nobody uses, as after an error."""
+    import gc
+
+    import torch
+
+    gc.collect()  # what an error's frames held
+    kind = device.split(":")[0]
+    if kind != "cpu":
+        getattr(torch, kind).empty_cache()
+
+
 def free_bytes(device: str) -> int | None:
     """Return the free memory of a device; None where there is no way to know."""
     kind = device.split(":")[0]

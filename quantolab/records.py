@@ -182,6 +182,9 @@ class Trial:
     """Of the library whose code quantized it; several where components have several."""
     kernel: str | None = field(default=None, metadata=LATER)
     """What multiplies by the quantized weights, in words."""
+    judged_by: str | None = field(default=None, metadata=LATER)
+    """Whose pictures its own were judged against: the label of a trial of the run, or the folder
+    of another. Earlier runs didn't keep it: there it is the unquantized trial."""
 
     @property
     def label(self) -> str:
@@ -218,15 +221,31 @@ class Trial:
 def speed_reference(trials: Iterable[Trial]) -> Trial | None:
     """Return the trial that speed is told against.
 
-    The reference; where that was offloaded, the most precise that wasn't. None without a
-    reference: nobody asked for one.
+    The reference; where that was offloaded or couldn't be had, the most precise that was timed
+    whole. None without a reference: nobody asked for one.
     """
-    eager = [trial for trial in trials if trial.ok and not trial.compiled]
+    eager = [trial for trial in trials if not trial.compiled]
     reference = next((trial for trial in eager if trial.recipe.is_reference), None)
-    if reference is None or reference.resident:
+    if reference is None or (reference.ok and reference.resident):
         return reference
-    resident = [trial for trial in eager if trial.resident]
-    return max(resident, key=lambda trial: trial.weight_bytes or 0, default=None)
+    return _most_precise(trial for trial in eager if trial.ok and trial.resident)
+
+
+def picture_reference(trials: Iterable[Trial]) -> Trial | None:
+    """Return the trial of a run that pictures are judged against.
+
+    The reference; where that was asked for and couldn't be had, the most precise that could. None
+    if nobody asked for a reference, or nothing ended well.
+    """
+    eager = [trial for trial in trials if not trial.compiled]
+    reference = next((trial for trial in eager if trial.recipe.is_reference), None)
+    if reference is None or reference.ok:
+        return reference
+    return _most_precise(trial for trial in eager if trial.ok)
+
+
+def _most_precise(trials: Iterable[Trial]) -> Trial | None:
+    return max(trials, key=lambda trial: trial.weight_bytes or 0, default=None)
 
 
 def ended(trial: Trial, error: Exception, step: str = "") -> Trial:
@@ -234,6 +253,24 @@ def ended(trial: Trial, error: Exception, step: str = "") -> Trial:
     said = str(error) if isinstance(error, QuantolabError) else with_kind(error)
     status = UNSUPPORTED if isinstance(error, UnsupportedError) else FAILED
     return dataclasses.replace(trial, status=status, reason=f"{step}: {said}" if step else said)
+
+
+BORROWED = "reference"
+"""In place of a label: where `Comparison.images` has the pictures of another run. No recipe's
+text reads so."""
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Unquantized pictures of another run, which those of this one are judged against."""
+
+    folder: str
+    """Where they were read, as asked for; the run keeps a copy."""
+    dtype: str
+    device: str
+    conditions: Conditions | None
+    digest: str
+    """Of the pictures, and of what they show."""
 
 
 class Pictures(dict[tuple[str, str, int], "Image.Image"]):
@@ -292,6 +329,8 @@ class Comparison:
     floor: tuple[PictureQuality, ...] = ()
     """The noise floor: how near the reference's own pictures are when they are made once more with
     the same sums in another order. Empty where that wasn't measured."""
+    borrowed: Borrowed | None = None
+    """Of another run, where its pictures are the reference's: among `images` as `BORROWED`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", Pictures(self.images))
@@ -316,11 +355,19 @@ class Comparison:
 
     @property
     def reference(self) -> Trial | None:
-        """The unquantized, eager trial that the others are judged against, if it ended well."""
+        """The unquantized, eager trial, if it ended well."""
         for trial in self.trials:
             if trial.recipe.is_reference and not trial.compiled and trial.ok:
                 return trial
         return None
+
+    @property
+    def judge(self) -> str | None:
+        """Label under which `images` has what the others are judged against; None if nothing."""
+        if self.borrowed is not None:
+            return BORROWED
+        trial = picture_reference(self.trials)
+        return None if trial is None else trial.label
 
     @property
     def generation_seconds(self) -> float:

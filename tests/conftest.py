@@ -31,6 +31,7 @@ SLOW = (
     "run/test_guards.py",
     "run/test_rounds.py",
     "run/test_workers.py",
+    "run/test_borrowing.py",
     "run/test_kills.py",
     "run/test_mutations.py",
     "experiments",

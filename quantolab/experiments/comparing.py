@@ -43,6 +43,7 @@ def compare(
     most_rounds: int = MOST_ROUNDS,
     compile: bool = False,
     offload: str | None = None,
+    reference: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     resume: bool = False,
     watch: Watch | None = None,
@@ -93,6 +94,10 @@ def compare(
         ``"sequential"``. By default as the plan says that each fits, the mildest way that does,
         and the next one where memory runs out. Pictures of an offloaded recipe count; its seconds
         have no verdict.
+    reference : path, optional
+        Folder of another run of the same model, prompts, seeds, steps, size and guidance, on
+        whatever machine, with whatever recipes: its unquantized pictures (and nothing else of it)
+        are what all pictures are judged against. A copy of them is kept in `out`.
     variant : str, optional
         Variant of the weights files, such as ``"fp16"``; by default the plain files, or where
         there are none the only variant.
@@ -161,6 +166,7 @@ def compare(
                 revision=revision,
                 compile=compile,
                 offload=offload,
+                reference=reference,
             )
         with watched(watch) as watch:
             comparison = run_comparison(

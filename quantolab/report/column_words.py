@@ -66,6 +66,8 @@ COLUMN_WORDS = {
     "private_bytes": "What the trial's process held beyond its state before loading.",
     "offload": "How it was on an accelerator: all of it (`none`), or `model`, `group` or "
     "`sequential` offload.",
+    "reference": "Whose pictures judged the recipe's: a recipe of the run, or another run's "
+    "folder.",
     "reserved_bytes": "Highest memory that the accelerator's allocator had reserved.",
     "load_peak_bytes": "Highest memory on the accelerator while loading.",
     "free_before_bytes": "What was free on the accelerator before loading.",

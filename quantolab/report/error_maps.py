@@ -68,9 +68,9 @@ def error_maps(
     reason = why_no_flip()
     if reason is not None:
         raise UnsupportedError(reason)
-    if comparison.reference is None:
+    label = comparison.judge
+    if label is None:
         raise ArgumentError("there is no unquantized reference to show errors against")
-    label = comparison.reference.label
     found: dict[Key, np.ndarray] = {}
     for key, picture in comparison.images.items():
         other = comparison.images.get((label, *key[1:]))

@@ -16,7 +16,7 @@ from PIL import Image
 from .. import units
 from ..arguments import public
 from ..errors import ArgumentError, one_of, whole_number
-from ..records import Comparison, Trial
+from ..records import BORROWED, Comparison, Trial
 from ..weights import place_of
 from .error_maps import error_maps
 from .lettering import POINTS, ShownFigure, lettering, wrapped
@@ -102,18 +102,32 @@ def grid_content(
     reference = None if position is None else records[position]
     by_label = dict(zip((t.label for t in comparison.trials), records, strict=True))
     return GridContent(
-        columns=tuple(
-            _column(by_label[trial.label], reference) for trial in in_grid_order(comparison.trials)
+        columns=(
+            *borrowed_column(comparison),
+            *(
+                _column(by_label[trial.label], reference, comparison.judge)
+                for trial in in_grid_order(comparison.trials)
+            ),
         ),
         rows=rows,
         captions={
             (trial.label, picture.prompt, picture.seed): units.format_decibels(picture.psnr_db)
             for trial in comparison.trials
-            if trial is not comparison.reference
+            if trial.label != comparison.judge
             for picture in trial.quality
         },
         footer=_footer(comparison, records, reference),
     )
+
+
+def borrowed_column(comparison: Comparison) -> tuple[GridColumn, ...]:
+    """Return the column of another run's pictures, where others are judged against those."""
+    theirs = comparison.borrowed
+    if theirs is None:
+        return ()
+    where = theirs.device if theirs.conditions is None else theirs.conditions.device_name
+    facts = ("of another run", where, "unquantized reference")
+    return (GridColumn(BORROWED, BORROWED, theirs.folder, facts),)
 
 
 def in_grid_order(trials: Iterable[Trial]) -> tuple[Trial, ...]:
@@ -145,21 +159,23 @@ def _rows(comparison: Comparison, prompts: Iterable[str] | str | None) -> tuple[
     )
 
 
-def _column(record: dict, reference: dict | None) -> GridColumn:
+def _column(record: dict, reference: dict | None, judge: str | None) -> GridColumn:
     name, rest = split_label(record["recipe"], record["name"])
     if record["status"] != "ok":
         reason = record["reason"] or "no reason was recorded"
         return GridColumn(record["recipe"], name, rest, (record["status"],), reason)
     doubtful = is_doubtful(record, reference)
-    return GridColumn(record["recipe"], name, rest, _facts(record, reference), doubtful=doubtful)
+    return GridColumn(
+        record["recipe"], name, rest, _facts(record, reference, judge), doubtful=doubtful
+    )
 
 
-def _facts(record: dict, reference: dict | None) -> tuple[str, ...]:
+def _facts(record: dict, reference: dict | None, judge: str | None) -> tuple[str, ...]:
     size = units.format_bytes(record["weight_bytes"])
     speed = units.format_interval(
         *(record[f"latency_{part}seconds"] for part in ("", "low_", "high_"))
     )
-    if record is reference:
+    if record is reference and record["psnr_db"] is None:
         return size, speed, "unquantized reference"
     if reference and reference["weight_bytes"] and record["weight_bytes"]:
         size += f" · {units.format_ratio(record['weight_bytes'] / reference['weight_bytes'])}"
@@ -168,7 +184,9 @@ def _facts(record: dict, reference: dict | None) -> tuple[str, ...]:
         said = "no verdict on speed"
     lines = (size, speed, said) if said else (size, speed)
     if record["psnr_db"] is None:
-        return *lines, "no reference" if reference is None else "not compared"
+        if record["recipe"] == judge:
+            return *lines, "stands in for the reference"
+        return *lines, "no reference" if judge is None else "not compared"
     similar = f"SSIM {units.format_similarity(record['ssim'])}"
     multiple = record.get("floor_multiple")
     if multiple is not None:
@@ -195,7 +213,7 @@ def _footer(comparison: Comparison, records: list[dict], reference: dict | None)
     parts.append(f"seconds: one picture{of}")
     if any(record["latency_low_seconds"] is not None for record in records):
         parts.append("in brackets: 95 % intervals")
-    if reference is not None:
+    if comparison.judge is not None:
         parts.append("PSNR and SSIM: against the reference's picture of the same prompt and seed")
     if any(record.get("floor_multiple") is not None for record in records):
         parts.append("floor: the reference with the same sums in another order")

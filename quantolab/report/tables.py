@@ -37,7 +37,6 @@ from ..records import (
     OK,
     PAIRS,
     Comparison,
-    PictureQuality,
     Trial,
     Workload,
     speed_reference,
@@ -64,7 +63,7 @@ EXTRA_COLUMNS = (
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
     "other_bytes", "backend", "backend_version", "kernel",
-    "offload",
+    "offload", "reference",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -120,9 +119,8 @@ def results_table(comparison: Comparison) -> pd.DataFrame:
     >>> table = results_table(comparison)                       # doctest: +SKIP
     >>> table[["recipe", "weight_bytes", "psnr_db"]]            # doctest: +SKIP
     """
-    reference = comparison.reference
     against = speed_reference(comparison.trials)  # once: there may be thousands of rows
-    rows = [_row(trial, reference, against, comparison) for trial in comparison.trials]
+    rows = [_row(trial, against, comparison) for trial in comparison.trials]
     return _typed(pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA_COLUMNS], dtype=object))
 
 
@@ -174,9 +172,7 @@ def reference_row(table: pd.DataFrame) -> int | None:
 # --- one trial as one row -------------------------------------------------------------------
 
 
-def _row(
-    trial: Trial, reference: Trial | None, against: Trial | None, comparison: Comparison
-) -> dict[str, Any]:
+def _row(trial: Trial, against: Trial | None, comparison: Comparison) -> dict[str, Any]:
     return {
         "recipe": trial.label,
         "name": trial.name,
@@ -204,7 +200,7 @@ def _row(
         "notes": "; ".join(trial.notes),
         "offload": trial.offload,
         **_latency_cells(trial, against),
-        **_quality_cells(trial, reference, comparison.floor),
+        **_quality_cells(trial, comparison),
         **_workload_cells(comparison.workload, trial),
         **_condition_cells(trial),
     }
@@ -260,10 +256,8 @@ def _comparable(trial: Trial, reference: Trial) -> bool:
     return all(getattr(ours, name) == getattr(theirs, name) for name in _SAME_FOR_LATENCY)
 
 
-def _quality_cells(
-    trial: Trial, reference: Trial | None, floor: tuple[PictureQuality, ...]
-) -> dict[str, Any]:
-    if not trial.quality or trial is reference:
+def _quality_cells(trial: Trial, comparison: Comparison) -> dict[str, Any]:
+    if not trial.quality or trial.label == comparison.judge:
         return {}
     psnr = [picture.psnr_db for picture in trial.quality]
     ssim = [picture.ssim for picture in trial.quality]
@@ -279,7 +273,8 @@ def _quality_cells(
         "ssim_worst": min(ssim),
         "identical_pictures": sum(math.isinf(decibels) for decibels in psnr),
         "pictures": len(psnr),
-        "floor_multiple": error_multiple(psnr, [picture.psnr_db for picture in floor]),
+        "floor_multiple": error_multiple(psnr, [p.psnr_db for p in comparison.floor]),
+        "reference": trial.judged_by or REFERENCE,
     }
 
 
@@ -483,9 +478,42 @@ def _notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> t
             "sums in another order."
         )
     notes += _offload_notes(records, reference)
-    if reference is None:
+    return (*notes, *_reference_notes(records, reference))
+
+
+def _reference_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> list[str]:
+    """Say whose pictures others were judged against, where that isn't the run's own reference."""
+    judges = dict.fromkeys(r.get("reference") for r in records if r.get("reference"))
+    own = {record["recipe"] for record in records}
+    notes = [
+        f"PSNR and SSIM are told against the unquantized pictures of another run: {judge}."
+        for judge in judges
+        if judge not in own
+    ]
+    stand_in = stands_in(records)
+    if stand_in is not None:
+        notes.append(
+            f"The unquantized reference couldn't be had, so {stand_in}, the most precise that "
+            "could, stands in for it: figures are told against that."
+        )
+    elif reference is None and not notes:
         notes.append("There is no unquantized reference, so no speed, PSNR or SSIM against it.")
-    return tuple(notes)
+    elif reference is None:
+        notes.append("There is no unquantized recipe, so no speed against it.")
+    return notes
+
+
+def stands_in(records: list[dict[str, Any]]) -> str | None:
+    """Return the recipe that others are judged against in place of a reference that failed.
+
+    Parameters
+    ----------
+    records : list of dict
+        Rows of a results table, of `plain_rows`.
+    """
+    quantized = {r["recipe"] for r in records if r["weights"] != REFERENCE and r["status"] == OK}
+    judges = (record.get("reference") for record in records)
+    return next((judge for judge in judges if judge in quantized), None)
 
 
 def _offload_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None) -> list[str]:

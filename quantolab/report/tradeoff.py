@@ -35,6 +35,7 @@ from .tables import (
     reference_row,
     require_columns,
     results_table,
+    stands_in,
 )
 
 # --- what is drawn where ------------------------------------------------------------------------
@@ -94,12 +95,14 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
     position = reference_row(table)
     against = None if position is None else records[position]
     reference = None if against is None else _point(against, None, None)
-    points, left_out = [], []
+    points, left_out, stand_in = [], [], stands_in(records)
     for i, record in enumerate(records):
         if record["status"] != OK:
             left_out.append(f"{record.get('name') or record['recipe']} ({record['status']})")
         elif record["weight_bytes"] is None:
             left_out.append(f"{record.get('name') or record['recipe']} (no bytes measured)")
+        elif record["recipe"] == stand_in:
+            left_out.append(f"{record.get('name') or record['recipe']} (judges the others)")
         elif i != position and record[quality] is None:
             left_out.append(f"{record.get('name') or record['recipe']} (no quality measured)")
         elif i != position:

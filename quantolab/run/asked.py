@@ -17,6 +17,7 @@ from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe
 from ..records import Trial, Workload
 from ..weights import WORDS
 from . import REPEATS
+from .borrowing import Reference, find_reference
 from .ways import check_offload
 
 _DEFAULT_STEPS = 28
@@ -36,6 +37,8 @@ class Request:
     compiled: bool
     offload: str | None = None
     """How recipes get onto an accelerator; None leaves it to the plan."""
+    reference: Reference | None = None
+    """Another run, whose unquantized pictures the others are judged against."""
     also: tuple[str, ...] = ()
     """Components whose bytes are counted too: those of a run that is gone on with."""
 
@@ -76,6 +79,7 @@ def check_request(
     repeats: int = REPEATS,
     compile: bool = False,
     offload: str | None = None,
+    reference: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
 ) -> Request:
@@ -126,7 +130,8 @@ def check_request(
     )
     check_device(device)
     offload = check_offload(offload, device)
-    return Request(source, chosen, workload, bool(compile), offload)
+    other = None if reference is None else find_reference(reference, workload)
+    return Request(source, chosen, workload, bool(compile), offload, other)
 
 
 def _many(value: Any, single: type) -> tuple[Any, ...]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..backends import check_supported, import_layers, package_versions, quantized_inputs
-from ..devices import free_bytes, held_bytes, resolve_device
-from ..errors import UnsupportedError
+from ..devices import free_bytes, give_back, held_bytes, resolve_device
+from ..errors import UnsupportedError, is_out_of_memory
 from ..measure.conditions import describe_conditions
 from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
@@ -213,17 +213,28 @@ class _Repeating:
         )
 
     def _reordered(self, number: int) -> Generated:
+        """Make a picture with reordered sums, which takes more memory than one without."""
+        try:
+            return Generated(0.0, self._same, None, 0.0, self._floor(number))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back(self._workload.device)
+        return Generated(0.0, self._same, None, 0.0)
+
+    def _floor(self, number: int) -> PictureQuality | None:
         from PIL import Image
 
         place = self._workload.pairs[number]
         if number not in self._seen:
             self.make(number, counted=False)
         with sums_reordered(self._denoiser) as layers:
-            picture, seconds = self._maker.make(*place, counted=False)
+            picture, _ = self._maker.make(*place, counted=False)
+        if not layers:
+            return None
         theirs = Image.frombytes("RGB", picture.size, self._seen[number])
         psnr_db, ssim = picture_quality(picture, theirs)
-        found = PictureQuality(*place, psnr_db, ssim, picture_flip(picture, theirs))
-        return Generated(seconds, self._same, None, 0.0, found if layers else None)
+        return PictureQuality(*place, psnr_db, ssim, picture_flip(picture, theirs))
 
     def notes(self) -> list[str]:
         notes = [] if self._same else [NOT_REPEATABLE]

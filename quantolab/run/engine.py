@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,16 @@ from ..errors import (
 )
 from ..files.whole import scratch_folder
 from ..processes.children import STALL_SECONDS, Held
-from ..records import OK, Comparison, Trial, ended, speed_reference
+from ..records import (
+    BORROWED,
+    OK,
+    Borrowed,
+    Comparison,
+    Trial,
+    ended,
+    picture_reference,
+    speed_reference,
+)
 from ..units import format_percent
 from ..weights import REFERENCE
 from .asked import Request, counted_components
@@ -34,6 +43,7 @@ from .jobs import IMAGES, Generated, Generation, RecipePlan, TrialFound
 from .journal import (
     RUN_FILE,
     Journal,
+    Place,
     check_folder,
     check_same,
     picture_path,
@@ -85,6 +95,7 @@ def run_comparison(
         check_folder(out, resume=resume)
         request = _with_earlier(request, Path(out).expanduser()) if resume else request
     crew = None if workers is None else Crew(workers, request.source)
+    borrowed = None if request.reference is None else request.reference.pictures()
     session = Session(
         request,
         total=pictures_each(request) * len(request.trials),
@@ -95,10 +106,10 @@ def run_comparison(
     )
     content = ContentWatch(request.source, cancel)
     if out is not None:
-        comparison = _run(session, content, out, resume, meanwhile, most_rounds)
+        comparison = _run(session, content, out, resume, meanwhile, most_rounds, borrowed)
     else:
         with scratch_folder("run") as temporary:
-            comparison = _run(session, content, temporary, False, meanwhile, most_rounds)
+            comparison = _run(session, content, temporary, False, meanwhile, most_rounds, borrowed)
             comparison = dataclasses.replace(comparison, folder=None)
     session.enter_stage("finished")
     return comparison
@@ -143,6 +154,7 @@ def _run(
     resume: bool,
     meanwhile: Callable[[], None],
     most_rounds: int | None,
+    borrowed: tuple[Borrowed, dict[Place, Image.Image]] | None,
 ) -> Comparison:
     with session:
         content.begin()
@@ -152,15 +164,18 @@ def _run(
             session.crew.open(content.content, session.tell_workers)
         plans, problem = _plans(session)
         _wait_for(content, session)
+        other = session.request.reference
+        unchecked = None if other is None else other.check_content(content.content)
         journal = Journal(
             out,
             session.request.workload,
             session.request.trials,
             resume=resume,
             content=content.content,
+            borrowed=borrowed,
         )
         try:
-            said = (session.request.source.variant_sentence, session.way_note)
+            said = (session.request.source.variant_sentence, session.way_note, unchecked)
             journal.notes = tuple(dict.fromkeys((*journal.notes, *filter(None, said))))
             journal.write(session.elapsed)
             if problem is None:
@@ -219,17 +234,17 @@ def _run_trials(
         _by_workers(session, session.crew, journal, line, again, encoded, content, most_rounds)
         return
     with Lineup(session, journal, most_rounds) as lineup:
-        for number, trial in enumerate(line):
+        for number in range(len(line)):
+            trial, work = line[number], journal.work / f"trial-{number}"
             session.enter_stage("loading", trial.label)
-            work = journal.work / f"trial-{number}"
             if trial in again:
                 held = _held_again(session, trial, encoded, work)
             else:
                 trial, held = _made(session, journal, trial, encoded, work, content)
-            if held is not None and trial.label == REFERENCE and trial.resident:
-                _measure_floor(session, journal, held)
+            if trial.label == REFERENCE and not (held is not None and trial.resident):
+                line[number + 1 :] = _most_precise_first(line[number + 1 :])
             if held is not None:
-                lineup.take(trial, held, line[number + 1 :])
+                _take(session, journal, lineup, trial, held, line[number + 1 :])
         lineup.finish()
 
 
@@ -272,6 +287,8 @@ def _by_workers(
     session.doing = ()
     # The reference first: what isn't alive any more is loaded beside it.
     rest = [trial for trial in map(journal.done, [t.label for t in line]) if trial and trial.ok]
+    if not any(trial.label == REFERENCE and trial.resident for trial in rest):
+        rest = _most_precise_first(rest)
     with Lineup(session, journal, most_rounds) as lineup:
         for number, trial in enumerate(rest):
             session.enter_stage("loading", trial.label)
@@ -283,6 +300,25 @@ def _by_workers(
                 later = [t for t in rest[number + 1 :] if t.label not in alive]
                 lineup.take(trial, held, later)
         lineup.finish()
+
+
+def _take(
+    session: Session,
+    journal: Journal,
+    lineup: Lineup,
+    trial: Trial,
+    held: Held[TrialFound],
+    later: list[Trial],
+) -> None:
+    """Have a trial that is alive timed; the reference shows the noise floor first."""
+    if trial.label == REFERENCE and trial.resident:
+        _measure_floor(session, journal, held)
+    lineup.take(trial, held, later)
+
+
+def _most_precise_first(trials: list[Trial]) -> list[Trial]:
+    """Return trials in the order in which they can stand in for a reference, eager ones first."""
+    return sorted(trials, key=lambda t: (t.compiled, -(t.predicted_weight_bytes or 0)))
 
 
 def _measure_floor(session: Session, journal: Journal, held: Held[TrialFound]) -> None:
@@ -432,7 +468,7 @@ def _keep(session: Session, journal: Journal, trial: Trial, work: Path) -> Trial
     kept, step = trial, "judging the pictures"
     try:
         if trial.ok:
-            kept = _compared(trial, places, session, journal)
+            kept = _compared(trial, places, session, journal, journal.done(REFERENCE))
         step = "keeping the pictures"
         journal.add(kept, made if trial.ok else None, session.elapsed)
     except _PICTURE_ERRORS as error:
@@ -450,33 +486,84 @@ def _without_figures(trial: Trial) -> Trial:
 
 
 def _judge_kept(session: Session, journal: Journal) -> None:
-    """Judge trials of an earlier run whose reference came only now."""
+    """Judge trials against what came only later: their reference, or who stands in for it."""
+    judge = picture_reference(journal.trials)
     for trial in journal.trials:
-        if trial.ok and not trial.quality and trial.label != REFERENCE:
-            try:
-                judged = _compared(trial, _places(journal, trial), session, journal)
-            except _PICTURE_ERRORS as error:
-                judged = _without_figures(ended(trial, error, "judging the pictures"))
-            if judged != trial:
-                journal.judge(judged, session.elapsed)
+        if not trial.ok or _is_judged(trial, judge, journal):
+            continue
+        try:
+            judged = _compared(trial, _places(journal, trial), session, journal, judge)
+        except _PICTURE_ERRORS as error:
+            judged = _without_figures(ended(trial, error, "judging the pictures"))
+        if judged != trial:
+            journal.judge(judged, session.elapsed)
 
 
-def _compared(trial: Trial, places: list[Path], session: Session, journal: Journal) -> Trial:
-    """Return a trial with the quality of its pictures, where there is a reference to compare."""
+def _is_judged(trial: Trial, judge: Trial | None, journal: Journal) -> bool:
+    """Whether a trial has the quality that it should, or isn't to have one."""
+    if journal.borrowed is not None:
+        return trial.judged_by == journal.borrowed.folder and bool(trial.quality)
+    if judge is None:
+        return True
+    if trial.label == judge.label:
+        return not trial.quality
+    return bool(trial.quality) and (trial.judged_by or REFERENCE) == judge.label
+
+
+def _compared(
+    trial: Trial,
+    places: list[Path],
+    session: Session,
+    journal: Journal,
+    judge: Trial | None,
+) -> Trial:
+    """Return a trial with the quality of its pictures, where there are others to compare with.
+
+    Parameters
+    ----------
+    trial : Trial
+        Which ended well.
+    places : list of Path
+        Its pictures.
+    session, journal
+        Of the run.
+    judge : Trial or None
+        Against whose pictures, unless the run has borrowed some.
+    """
     from PIL import Image
 
-    reference = journal.done(REFERENCE)
-    if reference is None or not reference.ok or trial.label == REFERENCE:
+    if journal.borrowed is None and judge is not None and judge.label == trial.label:
+        return dataclasses.replace(trial, quality=(), judged_by=None)
+    by = journal.borrowed or judge
+    if by is None:
         return trial
-    quality = []
-    theirs = _pictures_of(reference, session, journal)
+    theirs, key, label = _judges(session, journal, by)
     if theirs is None:
         return trial
+    quality = []
     for (prompt, seed), own in zip(journal.workload.pairs, places, strict=True):
         with Image.open(own) as ours:
-            quality.append(judged(prompt, seed, ours, theirs[REFERENCE, prompt, seed]))
-    notes = (*trial.notes, *version_notes(trial, reference))
-    return dataclasses.replace(trial, quality=tuple(quality), notes=tuple(dict.fromkeys(notes)))
+            quality.append(judged(prompt, seed, ours, theirs[key, prompt, seed]))
+    notes = (*trial.notes, *version_notes(trial, by), *_dtype_notes(journal))
+    notes = tuple(dict.fromkeys(notes))
+    return dataclasses.replace(trial, quality=tuple(quality), notes=notes, judged_by=label)
+
+
+def _judges(
+    session: Session, journal: Journal, by: Trial | Borrowed
+) -> tuple[Mapping[Place, Image.Image] | None, str, str]:
+    """Return pictures to judge by, their label among them, and where they come from."""
+    if isinstance(by, Borrowed):
+        return journal.theirs, BORROWED, by.folder
+    return _pictures_of(by, session, journal) if by.ok else None, by.label, by.label
+
+
+def _dtype_notes(journal: Journal) -> list[str]:
+    """Say it where borrowed pictures were computed in another precision."""
+    theirs, ours = journal.borrowed, journal.workload.dtype
+    if theirs is None or theirs.dtype == ours:
+        return []
+    return [f"computed in {ours}, the reference in {theirs.dtype}: PSNR and SSIM hold that too"]
 
 
 def _pictures_of(
@@ -492,7 +579,7 @@ def _pictures_of(
 
 
 def _read_pictures(session: Session, journal: Journal) -> dict[tuple[str, str, int], Image.Image]:
-    images = {}
+    images = dict(journal.theirs)
     for trial in journal.trials:
         images |= _pictures_of(trial, session, journal) or {}
     return images

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +31,16 @@ from ..files.json_objects import check_inside, read_object
 from ..files.whole import clear_leftovers, usable_folder, workplace, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
-from ..records import FAILED, Comparison, ModelContent, PictureQuality, Trial, Workload
+from ..records import (
+    BORROWED,
+    FAILED,
+    Borrowed,
+    Comparison,
+    ModelContent,
+    PictureQuality,
+    Trial,
+    Workload,
+)
 from ..units import format_list
 from . import RUNS
 from .identity import differences, other_content
@@ -48,6 +57,9 @@ FORMAT = 1
 RUN_FILE, WORK = "run.json", ".work"
 LOGS = "logs"
 """Folder of what trials that failed elsewhere printed last."""
+
+Place = tuple[str, str, int]
+"""Label, prompt and seed: a key of `Comparison.images`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,7 @@ class _Run:
     content: ModelContent | None = None
     notes: tuple[str, ...] = ()
     floor: tuple[PictureQuality, ...] = ()
+    borrowed: Borrowed | None = None
 
 
 def save(comparison: Comparison, folder: str | os.PathLike, asked: tuple[Trial, ...] = ()) -> Path:
@@ -104,6 +117,8 @@ def save(comparison: Comparison, folder: str | os.PathLike, asked: tuple[Trial, 
                     compiled=trial.compiled,
                 ))  # fmt: skip
             keep_pictures(folder, trial, comparison.workload, made)
+    if comparison.borrowed is not None:
+        keep_borrowed(folder, comparison.workload, comparison.images)
     finished = len(comparison.trials) == len(asked or comparison.trials)
     write_run(folder, comparison, finished=finished, asked=asked)
     return folder
@@ -123,7 +138,10 @@ def read(folder: str | os.PathLike) -> Comparison:
 
 
 def with_pictures(
-    comparison: Comparison, known: dict[tuple[str, str, int], Image.Image]
+    comparison: Comparison,
+    known: Mapping[Place, Image.Image],
+    *,
+    size: tuple[int, int] | None = None,
 ) -> Comparison:
     """Return what `read_run` gave with the pictures of its trials.
 
@@ -133,29 +151,65 @@ def with_pictures(
         From `read_run`.
     known : dict
         Pictures that were read before, and aren't read again.
+    size : (int, int), optional
+        Width and height that each must have, told by its head before it is unpacked.
 
     Raises
     ------
     BrokenModelError
-        If a picture is missing.
+        If a picture is missing, or has another size.
     """
+    folder, images = Path(comparison.folder), {}
+    places = {
+        (trial.label, *pair): picture_path(folder, trial, number, *pair)
+        for trial in comparison.trials
+        if trial.ok
+        for number, pair in enumerate(comparison.workload.pairs)
+    }
+    if comparison.borrowed is not None:
+        places |= _borrowed_places(folder, comparison.workload)
+    for key, path in places.items():
+        images[key] = known[key] if key in known else _picture(folder, path, size)
+    return dataclasses.replace(comparison, images=images)
+
+
+def _picture(folder: Path, path: Path, size: tuple[int, int] | None) -> Image.Image:
     from PIL import Image
 
-    folder, images = Path(comparison.folder), {}
-    for trial in comparison.trials:
-        for number, place in enumerate(comparison.workload.pairs if trial.ok else ()):
-            key = (trial.label, *place)
-            if key in known:
-                images[key] = known[key]
-                continue
-            path = picture_path(folder, trial, number, *place)
-            check_inside(folder, path)
-            try:
-                with Image.open(path) as picture:
-                    images[key] = picture.convert("RGB")
-            except OSError as error:
-                raise BrokenModelError(f"{path}, which the run lists, can't be read") from error
-    return dataclasses.replace(comparison, images=images)
+    check_inside(folder, path)
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if size is not None and picture.size != size:
+                said = "{}x{} pixels, where the run says {}x{}".format(*picture.size, *size)
+                raise BrokenModelError(f"{path} has {said}")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, BrokenModelError):
+            raise
+        raise BrokenModelError(f"{path}, which the run lists, can't be read") from error
+
+
+def _borrowed_places(folder: Path, workload: Workload) -> dict[Place, Path]:
+    """Return where the copies of another run's pictures lie."""
+    return {
+        (BORROWED, *pair): folder / IMAGES / BORROWED / _picture_name(number, *pair)
+        for number, pair in enumerate(workload.pairs)
+    }
+
+
+def keep_borrowed(folder: Path, workload: Workload, images: Mapping[Place, Image.Image]) -> None:
+    """Copy another run's pictures into a run's folder, all at once, and nothing else of them."""
+    places = _borrowed_places(folder, workload)
+    with workplace(folder) as made:
+        staged = made / "named"
+        staged.mkdir()
+        for key, path in places.items():
+            images[key].save(staged / path.name, "PNG")
+        target = folder / IMAGES / BORROWED
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        staged.replace(target)
 
 
 def read_run(folder: Path) -> Comparison:
@@ -169,6 +223,7 @@ def read_run(folder: Path) -> Comparison:
         content=run.content,
         notes=run.notes,
         floor=run.floor,
+        borrowed=run.borrowed,
     )
 
 
@@ -234,6 +289,7 @@ def write_run(
                 "content": None if comparison.content is None else to_dict(comparison.content),
                 "notes": list(comparison.notes),
                 "floor": [to_dict(quality) for quality in comparison.floor],
+                **_borrowed_values(comparison),
                 "trials": [to_dict(trial) for trial in comparison.trials],
                 "images": {
                     trial.label: [
@@ -253,10 +309,18 @@ def write_run(
     )
 
 
+def _borrowed_values(comparison: Comparison) -> dict[str, object]:
+    return {} if comparison.borrowed is None else {"borrowed": to_dict(comparison.borrowed)}
+
+
 def picture_path(folder: Path, trial: Trial, number: int, prompt: str, seed: int) -> Path:
     """Return where the picture of a recipe, prompt and seed lies; the name tells what it shows."""
+    return _pictures(folder, trial) / _picture_name(number, prompt, seed)
+
+
+def _picture_name(number: int, prompt: str, seed: int) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", prompt.casefold()).strip("-")[:40].strip("-")
-    return _pictures(folder, trial) / f"{number:03d}-{words or 'prompt'}-seed{seed}.png"
+    return f"{number:03d}-{words or 'prompt'}-seed{seed}.png"
 
 
 def _pictures(folder: Path, trial: Trial) -> Path:
@@ -462,6 +526,8 @@ class Journal:
         Whether to go on with what the folder holds.
     content : ModelContent, optional
         What the model's files hold.
+    borrowed : (Borrowed, mapping), optional
+        Pictures of another run to judge by; a run that has some already keeps those without.
 
     Raises
     ------
@@ -479,10 +545,14 @@ class Journal:
         *,
         resume: bool = False,
         content: ModelContent | None = None,
+        borrowed: tuple[Borrowed, Mapping[Place, Image.Image]] | None = None,
     ) -> None:
         self.content = content
         self.notes: tuple[str, ...] = ()
         self.floor: tuple[PictureQuality, ...] = ()
+        self.borrowed: Borrowed | None = None
+        self.theirs: Mapping[Place, Image.Image] = {}
+        """Pictures of another run to judge by, as `Comparison.images` has them."""
         self.folder = usable_folder(folder)
         check_no_links(self.folder)
         self.workload = workload
@@ -495,6 +565,13 @@ class Journal:
         try:
             if (self.folder / RUN_FILE).exists():
                 self._take_over(resume)
+            if borrowed is not None:
+                self._borrow(*borrowed)
+            elif self.borrowed is not None:
+                alone = Comparison(
+                    self.workload, (), folder=str(self.folder), borrowed=self.borrowed
+                )
+                self.theirs = with_pictures(alone, {}).images
         except Exception:
             self.close()
             raise
@@ -509,6 +586,7 @@ class Journal:
         if self.workload.device == "auto":  # it couldn't be resolved this time
             self.workload = earlier.workload
         self.notes, self.floor = earlier.notes, earlier.floor
+        self.borrowed = earlier.borrowed
         if earlier.content is None and earlier.workload.revision is None and earlier.trials:
             self.notes = tuple(dict.fromkeys((*self.notes, NOT_CHECKED)))
         self._earlier_seconds = earlier.wall_seconds or 0.0
@@ -571,6 +649,19 @@ class Journal:
         usable_folder(self.folder / LOGS)
         write_whole(self.folder / LOGS / f"{slug(trial.label)}.txt", text)
 
+    def _borrow(self, said: Borrowed, theirs: Mapping[Place, Image.Image]) -> None:
+        """Have all pictures judged against those of another run, of which a copy is kept.
+
+        Trials that were judged against others are to be judged anew.
+        """
+        if self.borrowed is None or said.digest != self.borrowed.digest:
+            self._trials = {
+                label: dataclasses.replace(trial, quality=(), judged_by=None)
+                for label, trial in self._trials.items()
+            }
+        keep_borrowed(self.folder, self.workload, theirs)
+        self.borrowed, self.theirs = said, theirs
+
     def write(self, wall_seconds: float) -> Comparison:
         """Write ``run.json`` as things stand and return it as a comparison without pictures."""
         trials = self.trials
@@ -582,6 +673,7 @@ class Journal:
             content=self.content,
             notes=self.notes,
             floor=self.floor,
+            borrowed=self.borrowed,
         )
         write_run(
             self.folder,

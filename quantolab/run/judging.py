@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..measure.quality import picture_flip, picture_quality
-from ..records import PictureQuality, Trial
+from ..records import Borrowed, PictureQuality, Trial
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +19,7 @@ def judged(prompt: str, seed: int, ours: Image.Image, theirs: Image.Image) -> Pi
     return PictureQuality(prompt, seed, psnr_db, ssim, picture_flip(ours, theirs))
 
 
-def other_conditions(trial: Trial, reference: Trial) -> list[str]:
+def other_conditions(trial: Trial, reference: Trial | Borrowed) -> list[str]:
     """Return what made two trials' pictures otherwise: versions and devices, in words."""
     ours, theirs = trial.conditions, reference.conditions
     if ours is None or theirs is None:
@@ -31,7 +31,7 @@ def other_conditions(trial: Trial, reference: Trial) -> list[str]:
     ]
 
 
-def version_notes(trial: Trial, reference: Trial) -> list[str]:
+def version_notes(trial: Trial, reference: Trial | Borrowed) -> list[str]:
     """Say what else than the recipe tells two trials' pictures apart, when a run was resumed."""
     said = other_conditions(trial, reference)
     end = ": PSNR and SSIM hold that difference too"

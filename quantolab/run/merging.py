@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError
-from ..records import ALONE, Comparison, Timing, Trial
+from ..records import ALONE, BORROWED, Borrowed, Comparison, Timing, Trial, picture_reference
 from ..units import format_list
 from ..weights import REFERENCE
 from . import journal
@@ -224,10 +224,16 @@ def _as_one(
     }
     reference = trials.get(REFERENCE)
     judge = home[REFERENCE] if reference is not None and reference.ok else None
-    if judge is not None:
+    lent = None if judge is not None else _lent(runs)
+    borrowed = None if lent is None else lent.comparison.borrowed
+    if lent is not None:
+        theirs = lent.comparison.images
+        images |= {(BORROWED, *pair): theirs[BORROWED, *pair] for pair in workload.pairs}
+    by = borrowed or picture_reference(trials.values())
+    if by is not None:
         for label, trial in trials.items():
-            if trial.ok and label != REFERENCE and home[label] is not judge:
-                trials[label] = _judged_anew(trial, reference, home[label], images)
+            if trial.ok:
+                trials[label] = _judged_anew(trial, by, home[label], images)
     seconds = [run.comparison.wall_seconds for run in runs]
     return Comparison(
         dataclasses.replace(workload, repeats=max(run.comparison.workload.repeats for run in runs)),
@@ -237,24 +243,31 @@ def _as_one(
         content=next((r.comparison.content for r in runs if r.comparison.content), None),
         notes=tuple(dict.fromkeys(notes)),
         floor=judge.comparison.floor if judge is not None else (),
+        borrowed=borrowed,
     )
 
 
-def _judged_anew(trial: Trial, reference: Trial, run: Run, images) -> Trial:
-    """Return a trial as it compares with the reference of another run."""
-    own = run.comparison.reference
-    pairs = run.comparison.workload.pairs
+def _lent(runs: Sequence[Run]) -> Run | None:
+    """Return the first run that has pictures of another to judge by."""
+    return next((run for run in runs if run.comparison.borrowed is not None), None)
+
+
+def _judged_anew(trial: Trial, by: Trial | Borrowed, run: Run, images) -> Trial:
+    """Return a trial as it compares with a reference, which may be that of another run."""
+    key, said = (BORROWED, by.folder) if isinstance(by, Borrowed) else (by.label, by.label)
+    if trial.label == key:
+        return dataclasses.replace(trial, quality=(), judged_by=None)
+    own, pairs = run.comparison.judge, run.comparison.workload.pairs
     same = own is not None and all(
-        run.comparison.images[REFERENCE, *pair].tobytes() == images[REFERENCE, *pair].tobytes()
+        run.comparison.images[own, *pair].tobytes() == images[key, *pair].tobytes()
         for pair in pairs
     )
     if same and trial.quality:
-        return trial
-    quality = tuple(
-        judged(*pair, images[trial.label, *pair], images[REFERENCE, *pair]) for pair in pairs
-    )
-    notes = tuple(dict.fromkeys((*trial.notes, *version_notes(trial, reference))))
-    return dataclasses.replace(trial, quality=quality, notes=notes)
+        judged_by = trial.judged_by if (trial.judged_by or REFERENCE) == said else said
+        return dataclasses.replace(trial, judged_by=judged_by)
+    quality = tuple(judged(*pair, images[trial.label, *pair], images[key, *pair]) for pair in pairs)
+    notes = tuple(dict.fromkeys((*trial.notes, *version_notes(trial, by))))
+    return dataclasses.replace(trial, quality=quality, notes=notes, judged_by=said)
 
 
 def _asked(runs: Sequence[Run]) -> tuple[Trial, ...]:

@@ -251,7 +251,9 @@ class Lineup:
         self._session.tell(failed)
 
     def _end(self, label: str) -> None:
-        self._alive.pop(label).held.end()
+        alive = self._alive.pop(label, None)
+        if alive is not None:  # else it died while it was timed
+            alive.held.end()
 
     def _next_round(self) -> int:
         taken = [n for t in self._journal.trials if t.timing for n in t.timing.rounds]

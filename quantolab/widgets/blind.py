@@ -231,7 +231,7 @@ class BlindTest(W.VBox):
             self._deal()
         score, images = self._score, self.comparison.images
         pair = [
-            images[self.comparison.reference.label, *score.place],
+            images[self.comparison.judge, *score.place],
             images[self.recipe.value, *score.place],
         ]
         if score.side == 1:
@@ -253,18 +253,22 @@ class BlindTest(W.VBox):
 
 def _quantized(comparison: Comparison) -> tuple[str, ...]:
     """Labels of the recipes that can be told from the reference, or not."""
-    if comparison.reference is None:
+    judge = comparison.judge
+    if judge is None:
         return ()
     return tuple(
         trial.label
         for trial in comparison.trials
-        if trial.ok and not trial.recipe.is_reference and _places(comparison, trial.label)
+        if trial.ok
+        and not trial.recipe.is_reference
+        and trial.label != judge
+        and _places(comparison, trial.label)
     )
 
 
 def _places(comparison: Comparison, label: str) -> tuple[Place, ...]:
     """Prompts and seeds of which both the reference and the recipe have a picture."""
-    both = (comparison.reference.label, label)
+    both = (comparison.judge, label)
     return tuple(
         place
         for place in comparison.workload.pairs

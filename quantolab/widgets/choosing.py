@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import one_of
@@ -36,6 +37,7 @@ class Choice:
     repeats: Any = REPEATS
     compile: bool = False
     out: str | None = None
+    reference: str | None = None
     variant: str | None = None
     revision: str | None = None
     workers: Any = None
@@ -99,8 +101,9 @@ def changed(choice: Choice, **arguments: Any) -> Choice:
         values["seeds"] = _several(values["seeds"], int)
     if values.get("size") is not None:
         values["size"] = tuple(values["size"])
-    if values.get("out") is not None:
-        values["out"] = str(values["out"])
+    for name in ("out", "reference"):
+        if values.get(name) is not None:
+            values[name] = str(values[name])
     return dataclasses.replace(choice, **values)
 
 
@@ -127,8 +130,17 @@ def choice_of(comparison: Comparison, asked: Sequence[Trial] = ()) -> Choice:
         device=workload.device,
         repeats=workload.repeats,
         compile=any(trial.compiled for trial in asked),
+        reference=_borrowed_from(comparison),
         variant=workload.variant,
     )
+
+
+def _borrowed_from(comparison: Comparison) -> str | None:
+    """Return the folder whose pictures judged a run's, if it is still there; the run has a copy."""
+    borrowed = comparison.borrowed
+    if borrowed is None or not Path(borrowed.folder).expanduser().is_dir():
+        return None
+    return borrowed.folder
 
 
 def _several(value: Any, single: type | tuple[type, ...]) -> tuple:

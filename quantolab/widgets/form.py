@@ -109,12 +109,11 @@ class Form(W.VBox):
             "scheduler (tls://host:port)"
         )
         self.variant = self.model.variant_field
-        self.out = W.Text(
-            description="Folder",
-            placeholder=f"a new one under {RUNS}",
-            continuous_update=False,
-            style=LABEL,
-            layout={"width": "min(396px, 100%)"},
+        self.out = _folder("Folder", f"a new one under {RUNS}")
+        self.reference = _folder("Reference", "unquantized pictures of this run")
+        self.reference.tooltip = (
+            "Folder of another run of the same prompts, seeds, steps, size and guidance, whose "
+            "unquantized pictures are to judge these"
         )
 
     def _fill(self) -> None:
@@ -131,13 +130,16 @@ class Form(W.VBox):
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
             ), layout=WRAP),
-            W.HBox((self.recipe.device, self.variant, self.workers, self.out), layout=WRAP),
+            W.HBox((
+                self.recipe.device, self.variant, self.workers, self.out, self.reference,
+            ), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:
         controls = [
             self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size,
-            self.repeats, self.workers, self.out, self.compile, self.both, *self.weights.values(),
+            self.repeats, self.workers, self.out, self.reference, self.compile, self.both,
+            *self.weights.values(),
         ]  # fmt: skip
         for control in controls:
             control.observe(lambda _: self._changed(), "value")
@@ -206,6 +208,7 @@ class Form(W.VBox):
             repeats=read_number(self.repeats.value, int),
             compile=self.compile.value,
             out=self.out.value.strip() or None,
+            reference=self.reference.value.strip() or None,
             variant=self.model.variant,
             revision=self.model.revision,
             workers=read_number(self.workers.value, int),
@@ -237,6 +240,7 @@ class Form(W.VBox):
             self.compile.value = bool(choice.compile)
             self.workers.value = "" if choice.workers is None else str(choice.workers)
             self.out.value = choice.out or ""
+            self.reference.value = choice.reference or ""
 
     def add(self, recipe: Recipe | None) -> None:
         """Compare one more recipe, whatever words it has for components and layers."""
@@ -386,6 +390,16 @@ def _text(label: str, value: str, placeholder: str) -> W.Text:
         continuous_update=False,
         style=LABEL,
         layout={"width": _FIELD},
+    )
+
+
+def _folder(label: str, placeholder: str) -> W.Text:
+    return W.Text(
+        description=label,
+        placeholder=placeholder,
+        continuous_update=False,
+        style=LABEL,
+        layout={"width": "min(396px, 100%)"},
     )
 
 

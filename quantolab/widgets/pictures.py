@@ -223,7 +223,7 @@ class PictureViewer(anywidget.AnyWidget):
         """Return the error maps, where they are to be shown and there is something to judge by."""
         if not isinstance(self.comparison, Comparison):
             return None  # several runs have several references
-        if self.view == VIEWS[0] or self._no_flip or self.comparison.reference is None:
+        if self.view == VIEWS[0] or self._no_flip or self.comparison.judge is None:
             return None
         return error_maps(self.comparison, self._errors)
 

@@ -16,7 +16,14 @@ from PIL import Image
 from ..records import Comparison, Trial
 from ..report.beside import SideBySide
 from ..report.error_maps import WHAT, ErrorMaps
-from ..report.grid import GridColumn, GridContent, GridRow, grid_content, in_grid_order
+from ..report.grid import (
+    GridColumn,
+    GridContent,
+    GridRow,
+    borrowed_column,
+    grid_content,
+    in_grid_order,
+)
 from ..report.markup import Raw, escaped, table_cell, table_of, table_row
 from ..report.tables import split_label
 
@@ -170,9 +177,12 @@ def make_sheet(
     there = {column.label: column for column in content.columns}
     # In the grid's order, so that a trial that ends doesn't move its column.
     word = MISSING if ended else WAITING
-    columns = tuple(
-        there.get(t.label) or _coming(t.label, MAKING if t.label == running else word)
-        for t in in_grid_order(trials)
+    columns = (
+        *borrowed_column(comparison),
+        *(
+            there.get(t.label) or _coming(t.label, MAKING if t.label == running else word)
+            for t in in_grid_order(trials)
+        ),
     )
     cells = [
         [_cell(column, row, content, pictures, word, maps) for column in columns]

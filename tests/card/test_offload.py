@@ -20,11 +20,11 @@ def too_small(test_card, pipeline_folder, tmp_path_factory):
         *ASKED, "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return size, done.stdout, read_table(out / "results.csv")
+    return size, done.stdout, read_table(out / "results.csv"), needed["int8"]
 
 
 def test_the_reference_is_there_and_judges(too_small):
-    size, _, table = too_small
+    size, _, table, _ = too_small
     assert list(table.status) == ["ok", "ok"]
     assert table.offload[0] in OFFLOADS[1:]
     assert table.offload[1] == "none"
@@ -33,7 +33,7 @@ def test_the_reference_is_there_and_judges(too_small):
 
 
 def test_its_way_is_said_and_its_seconds_have_no_verdict(too_small):
-    _, said, table = too_small
+    _, said, table, _ = too_small
     way = table.offload[0]
     assert f"none by --offload {way}" in said
     assert f"Offloaded, so no verdict on speed: none ({way})." in said
@@ -52,3 +52,40 @@ def test_a_way_that_is_asked_for_is_all_recipes(test_card, pipeline_folder, tmp_
     table = read_table(out / "results.csv")
     assert list(table.offload) == [way, way]
     assert table.speedup.isna().all()
+
+
+@pytest.fixture(scope="module")
+def without_reference(test_card, pipeline_folder, too_small, tmp_path_factory):
+    """A card that the reference can't be had on, in the one way that is asked for."""
+    *_, size = too_small
+    card, out = test_card(size, context=500_000_000), tmp_path_factory.mktemp("run") / "out"
+    words = (
+        "compare", str(pipeline_folder), "--weights", "none,int8,int4", "--device", "cuda",
+        "--offload", "none", *ASKED, "--out", str(out),
+    )  # fmt: skip
+    return card, words, card.command(*words), out
+
+
+def test_the_most_precise_stands_in_where_the_reference_cannot_be_had(without_reference):
+    _, _, done, out = without_reference
+    table = read_table(out / "results.csv").set_index("recipe")
+    assert table.status.to_dict() == {"none": "failed", "int8": "ok", "int4": "ok"}
+    assert "out of memory" in table.reason["none"].lower()
+    assert table.reference["int4"] == table.speed_reference["int4"] == "int8"
+    assert table.psnr_db["int4"] > 15
+    assert "int8, the most precise that could, stands in for it" in done.stdout
+    assert "no speed, PSNR" not in done.stdout
+
+
+def test_pictures_of_a_cpu_judge_as_its_own_would(without_reference, too_small, tmp_path):
+    card, words, _, out = without_reference
+    lent = tmp_path / "cpu"
+    asked = [*words[:3], "none", "--device", "cpu", *ASKED, "--out", str(lent)]
+    assert card.command(*asked).returncode == 0
+    done = card.command(*words, "--resume", "--reference", str(lent))
+    assert done.returncode == 1, done.stdout + done.stderr  # none still doesn't fit
+    table = read_table(out / "results.csv").set_index("recipe")
+    _, _, own, _ = too_small
+    assert list(table.reference[["int8", "int4"]]) == [str(lent)] * 2
+    assert table.psnr_db["int8"] == pytest.approx(own.psnr_db[1], abs=0.1)
+    assert "the reference's" in table.notes["int8"]  # made on another device

@@ -27,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from quantolab.backends.quanto.writes import own, owned
+
 BLOCK, SEGMENT = 512, 2 << 20  # bytes; of the allocator, and of what it keeps
 _SLOTS, _MOST_DEVICES = 256, 4
 _SLOT = struct.Struct(f"{1 + _MOST_DEVICES}q")  # process, bytes on each device
@@ -286,7 +288,9 @@ class _Functions(TorchFunctionMode):
         device = {"device": target}
         moved = {n: self._moved(torch.Tensor.to, (p,), dict(device)) for n, p in parts.items()}
         with torch._C.DisableTorchFunction():
-            return type(tensor).__tensor_unflatten__(moved, context, None, None)
+            whole = type(tensor).__tensor_unflatten__(moved, context, None, None)
+        # As a real move, which asks the weight's own class: what quantolab made stays its.
+        return own(whole) if owned(tensor) else whole
 
 
 class _Operations(TorchDispatchMode):
