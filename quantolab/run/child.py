@@ -150,6 +150,7 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
         None if device == "cpu" else loading.bytes,
         free_before,
         free_bytes(device),
+        _beside(device),
         prepared.when_encoded,
         ", ".join(package_versions(asked.recipe.words).values()) or None,
         prepared.kernel,
@@ -157,6 +158,11 @@ def run_trial(asked: TrialJob, desk: Desk) -> TrialFound:
     if asked.held:
         desk.hold(found, maker.generate, Generation)
     return found
+
+
+def _beside(device: str) -> int | None:
+    held = held_bytes(device)
+    return None if held is None else max(0, held[0] - held[1])
 
 
 class _Repeating:

@@ -122,6 +122,9 @@ class TrialFound:
     """As `Trial` says."""
     room_bytes: int | None = None
     """What is free where it runs, with all that it holds already taken."""
+    beside_bytes: int | None = None
+    """Of an accelerator's memory what is taken beside what it allocated: by its own context, and by
+    other programs."""
     encoded: WhenEncoded | None = None
     backend_version: str | None = None
     kernel: str | None = None

@@ -57,6 +57,7 @@ def way_of_timing(
     # On a CPU the peak counts libraries, which all processes share.
     holds = found.private_bytes if on_cpu and found.private_bytes else found.peak_bytes or 0
     beside = max(0, holds - found.weight_bytes)
+    beside += min(found.beside_bytes or 0, _CONTEXT_BYTES)
     needed = [(t.predicted_weight_bytes or found.weight_bytes) + beside for t in others]
     room = _SPARE * found.room_bytes
     if sum(needed) <= room:

@@ -53,6 +53,9 @@ def test_without_a_reference_there_are_no_pairs():
 def test_on_an_accelerator_its_own_peak_counts():
     assert way_of_timing(found(200), waiting(50), on_cpu=False, against_first=True) == ALONE
     assert way_of_timing(found(2000), waiting(50), on_cpu=False, against_first=True) == ROUNDS
+    # Each process has a context there, too.
+    beside = dataclasses.replace(found(2000), beside_bytes=900)
+    assert way_of_timing(beside, waiting(50), on_cpu=False, against_first=True) == ALONE
 
 
 def test_nobody_waits_for_a_trial_that_is_the_last():
