@@ -42,15 +42,17 @@ def test_its_way_is_said_and_its_seconds_have_no_verdict(too_small):
     assert table.latency_seconds.notna().all()
 
 
-def test_a_way_that_is_asked_for_is_all_recipes(test_card, pipeline_folder, tmp_path):
-    card, out, way = test_card(2_000_000_000), tmp_path / "out", "group"
+@pytest.mark.parametrize("way", ["group", "sequential"])
+def test_a_way_that_is_asked_for_is_all_recipes(test_card, pipeline_folder, tmp_path, way):
+    card, out = test_card(2_000_000_000), tmp_path / "out"
     done = card.command(
-        "compare", str(pipeline_folder), "--weights", "none,int8", "--device", "cuda",
+        "compare", str(pipeline_folder), "--weights", "none,int8,int4", "--device", "cuda",
         "--offload", way, *ASKED, "--out", str(out),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     table = read_table(out / "results.csv")
-    assert list(table.offload) == [way, way]
+    assert list(table.offload) == [way] * 3
+    assert (table.psnr_db[1:] > 15).all()
     assert table.speedup.isna().all()
 
 

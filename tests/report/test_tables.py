@@ -69,7 +69,7 @@ def cells(comparison, position):
 SHARED = {
     "other_load": None, "private_bytes": None, "flip": None, "floor_multiple": None, "name": None,
     "encoded": None, "psnr_low_db": None, "psnr_high_db": None, "more_rounds": None,
-    "offload": None,
+    "offload": None, "reference": None,
     "reserved_bytes": None, "load_peak_bytes": None, "free_before_bytes": None, "other_bytes": None,
     "kernel": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",
@@ -113,7 +113,7 @@ def test_a_recipe():
         "identical_pictures": 0, "pictures": 2,
         "psnr_db": pytest.approx(10 * math.log10(2 / (1e-3 + 1e-4))),
         "ssim": pytest.approx(0.85), "psnr_worst_db": 30.0, "ssim_worst": 0.8,
-        "verdict": "slower", "kept_layers": 1, "notes": "a note; another",
+        "verdict": "slower", "kept_layers": 1, "notes": "a note; another", "reference": "none",
     }  # fmt: skip
 
 

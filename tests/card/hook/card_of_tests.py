@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 import types
 import weakref
 from pathlib import Path
@@ -26,8 +27,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-
-from quantolab.backends.quanto.writes import own, owned
 
 BLOCK, SEGMENT = 512, 2 << 20  # bytes; of the allocator, and of what it keeps
 _SLOTS, _MOST_DEVICES = 256, 4
@@ -283,14 +282,21 @@ class _Functions(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 return tensor if target is not None else tensor.to(dtype)
         with torch._C.DisableTorchFunction():
+            made = tensor
+            if type(tensor).__name__.startswith("TinyGemmWeight"):  # packed for the other device
+                tensor = tensor.weight_qbits_tensor()
             names, context = tensor.__tensor_flatten__()
             parts = {name: getattr(tensor, name) for name in names}
         device = {"device": target}
         moved = {n: self._moved(torch.Tensor.to, (p,), dict(device)) for n, p in parts.items()}
         with torch._C.DisableTorchFunction():
             whole = type(tensor).__tensor_unflatten__(moved, context, None, None)
-        # As a real move, which asks the weight's own class: what quantolab made stays its.
-        return own(whole) if owned(tensor) else whole
+        # As in a real move, which asks the weight's own class: what quantolab made stays its own.
+        if "quantolab.backends.quanto.writes" not in sys.modules:
+            return whole
+        from quantolab.backends.quanto.writes import own, owned
+
+        return own(whole) if owned(made) else whole
 
 
 class _Operations(TorchDispatchMode):
