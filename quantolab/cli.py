@@ -326,7 +326,7 @@ def _add_compare(commands) -> None:
         type=place,
         metavar="FOLDER",
         help="judge pictures against the unquantized ones of another run of the same model, "
-        "prompts, seeds, steps, size and guidance, made on whatever machine",
+        "prompts, seeds, steps, size and guidance, made on whatever machine (default: its own)",
     )
     p.add_argument(
         "--repeats",
