@@ -63,6 +63,8 @@ KINDS = (
 
 _READ = ("SDNQ", "torchao")
 
+_WHOLE = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
 _SMALL = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -86,6 +88,13 @@ def check_plain(where: Path | str, dtypes: Mapping[str, Any]) -> None:
             f"{where} is quantized by Quanto already ({own!r}); load_saved reads its folder"
         )
     check_foreign(where, dtypes)
+    for name, dtype in dtypes.items():
+        word = str(dtype).removeprefix("torch.")
+        if word in _WHOLE and name.endswith((".weight", ".bias")):
+            raise ForeignModelError(
+                f"{where} is quantized already: {name!r} is stored as {word}; unquantized weights "
+                "were expected"
+            )
 
 
 def check_foreign(where: Path | str, dtypes: Mapping[str, Any]) -> None:
@@ -100,14 +109,19 @@ def check_foreign(where: Path | str, dtypes: Mapping[str, Any]) -> None:
 
 def _check_scales(where: Path | str, dtypes: Mapping[str, Any]) -> None:
     scaled = {
-        name.rpartition(".")[0]: name for name in dtypes if "scale" in name.rpartition(".")[2]
+        name.rpartition(".")[0]: name
+        for name in dtypes
+        if any(word in name.rpartition(".")[2] for word in ("scale", "amax"))
     }
     for name, dtype in dtypes.items():
-        owner, word = name.rpartition(".")[0], str(dtype).removeprefix("torch.")
-        if word in _SMALL and owner in scaled and scaled[owner] != name:
+        # A scale stands beside its weight, or under the weight's own name.
+        scale = scaled.get(name.rpartition(".")[0], name)
+        scale = scaled.get(name, name) if scale == name else scale
+        word = str(dtype).removeprefix("torch.")
+        if word in _SMALL and scale != name:
             raise ForeignModelError(
                 f"{where} is quantized already: {name!r} is {word} and has a scale "
-                f"({scaled[owner]!r}), without which it means nothing; unquantized weights, or "
+                f"({scale!r}), without which it means nothing; unquantized weights, or "
                 "ones plainly cast to float8, were expected"
             )
 

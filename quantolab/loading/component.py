@@ -218,4 +218,29 @@ def _read_whole(part: Component, dtype: str) -> torch.nn.Module:
             f"{missing[0]!r} for one: a file for another class, or a quantized one without its "
             "configuration"
         )
+    _check_unused(part, module, sorted(info["unexpected_keys"]))
     return module.eval().requires_grad_(False)
+
+
+def _check_unused(part: Component, module: torch.nn.Module, unused: list[str]) -> None:
+    """Refuse weights some of which would stay unread: scales of the others, or another model's.
+
+    Files for transformers may hold more than the class, as a whole T5 where the encoder is asked
+    for; there only tensors of the class's own layers count.
+    """
+    if part.library == "transformers":
+        own = {path for path, layer in module.named_modules() if [*layer.parameters(recurse=False)]}
+        own |= {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        unused = [name for name in unused if own.intersection(_above(name))]
+    if unused:
+        raise BrokenModelError(
+            f"the weights in {part.folder} hold {len(unused)} tensors that {part.cls} has no place "
+            f"for, {unused[0]!r} for one, and would be read without them: a file for another "
+            "class, or one that is quantized in a way that isn't known here"
+        )
+
+
+def _above(name: str) -> list[str]:
+    """Return the paths above a name, the root left out."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]

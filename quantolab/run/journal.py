@@ -248,7 +248,7 @@ def _read(folder: Path) -> _Run:
     values = read_object(path, folder)
     try:
         run = from_dict(_Run, values)
-        check_sense(run.workload, run.trials, run.wall_seconds)
+        check_sense(run.workload, run.trials, run.wall_seconds, run.floor)
     except ValueError as error:
         raise BrokenModelError(f"{path} is no record of a comparison: {error}") from error
     if run.format > FORMAT:

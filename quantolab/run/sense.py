@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from ..records import Trial, Workload
+from ..records import PictureQuality, Trial, Workload
 
 _LARGEST_SIDE = 1 << 17  # pixels; no picture file that we write has more
 
+_MOST_DECIBELS = 1000  # one step in one of all values of the largest pictures gives less
 
-def check_sense(workload: Workload, trials: tuple[Trial, ...], seconds: float | None) -> None:
+
+def check_sense(
+    workload: Workload,
+    trials: tuple[Trial, ...],
+    seconds: float | None,
+    floor: Iterable[PictureQuality] = (),
+) -> None:
     """Make sure that figures can have been measured, and that each trial stands there once.
 
     Raises
@@ -23,10 +30,17 @@ def check_sense(workload: Workload, trials: tuple[Trial, ...], seconds: float | 
     for place, figure in (("wall_seconds", seconds), *_figures(trials)):
         if figure is not None and not 0 <= figure < math.inf:  # nor NaN, which is less than nothing
             raise ValueError(f"{place} must be a finite number of 0 or more, not {figure}")
-    for trial in trials:
-        for found in trial.quality:
-            if math.isnan(found.psnr_db) or not -1.001 <= found.ssim <= 1.001:
-                raise ValueError(f"{trial.label}: no pictures have this quality: {found}")
+    for place, qualities in (*((t.label, t.quality) for t in trials), ("floor", floor)):
+        for found in qualities:
+            if not _can_be(found):
+                raise ValueError(f"{place}: no pictures have this quality: {found}")
+
+
+def _can_be(found: PictureQuality) -> bool:
+    """Return whether two pictures of 8 bits can differ so: by 0 dB at the most."""
+    decibels = found.psnr_db == math.inf or -0.001 <= found.psnr_db <= _MOST_DECIBELS
+    flip = found.flip is None or -0.001 <= found.flip <= 1.001
+    return decibels and flip and -1.001 <= found.ssim <= 1.001
 
 
 def _check_workload(workload: Workload) -> None:

@@ -6,8 +6,10 @@ import io
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
+import torch.utils.dlpack
 from torch import nn
 
 import quantolab as ql
@@ -189,6 +191,34 @@ def test_what_was_added_last_is_taken_away_to_the_bit(word, dtype):
     assert same(state_of(weight), before)
 
 
+@pytest.mark.parametrize("word", WORDS)
+def test_quantized_weights_are_copied_to_the_bit(word):
+    ways = (WRITES["copy_"], WRITES["set item"], WRITES["out"], WRITES["foreach"], WRITES["data"])
+    other = made(word, seed=1)[1].weight
+    for write in ways:
+        weight = made(word)[1].weight
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("error")  # nothing is quantized again
+            write(weight, other)
+        assert same(state_of(weight), state_of(other))
+        weight.data.zero_()
+        assert other.dequantize().any()
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_layers_draw_new_values_and_write_nothing_to_the_meta_device(word):
+    module = made(word)
+    states, before = copy.deepcopy(module.state_dict()), state_of(module[1].weight)
+    module[1].reset_parameters()
+    assert not same(state_of(module[1].weight), before)
+    module.to("meta")
+    with pytest.raises(RuntimeError, match="assign=True"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of the rest
+        module.load_state_dict(states)
+    module.load_state_dict(states, assign=True)
+    assert same(state_of(module[1].weight), before)
+
+
 def test_weights_of_others_behave_as_quanto_ships_them():
     from optimum.quanto import QLinear, freeze, qint8
 
@@ -349,6 +379,49 @@ def test_views_follow_their_weight_and_are_else_plain_tensors():
     assert torch.equal(view, weight.dequantize()[1]) and not torch.equal(view, plain)
     weight.data.zero_()
     assert not any(view.tolist()) and not view.numpy().any()
+
+
+BY_PYTHON = {
+    "apply_": lambda x: x.apply_(lambda value: value * 2 + 1),
+    "map2_": lambda x: x.map2_(torch.ones(x.shape), torch.ones(x.shape), lambda a, b, c: a + b + c),
+}
+HANDS_ON = {
+    "from_dlpack": torch.from_dlpack,
+    "to_dlpack": torch.to_dlpack,
+    "utils.to_dlpack": torch.utils.dlpack.to_dlpack,
+    "numpy.from_dlpack": np.from_dlpack,
+    "storage": lambda x: x.storage(),
+    "set_": lambda x: torch.empty(0).set_(x),
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_what_goes_past_all_operations_takes_effect_or_is_refused(word):
+    for how in BY_PYTHON.values():
+        for part in (lambda x: x, lambda x: x[3]):
+            weight = made(word, torch.float32)[1].weight.data
+            plain = weight.dequantize()
+            how(part(plain)), how(part(weight))
+            wanted, _ = ql.quantize(nn.Sequential(linear_of(plain)), word)
+            assert same(state_of(weight), state_of(wanted[0].weight))
+    weight = made(word, torch.float32)[1].weight.data
+    view = weight[3]
+    for how in HANDS_ON.values():
+        for value in (weight, view):
+            with pytest.raises(ql.QuantolabError, match="no plain values"):
+                how(value)
+    for method in (view.untyped_storage, view.share_memory_):
+        with pytest.raises(ql.QuantolabError, match="no plain values"):
+            method()
+    assert torch.equal(torch.from_dlpack(torch.ones(3)), torch.ones(3))  # others' as ever
+
+
+def test_writes_inside_a_compiled_graph_are_refused():
+    weight = made("int8")[1].weight.data
+    before = state_of(weight)
+    with pytest.raises(Exception, match="inside a compiled graph"):
+        torch.compile(lambda x: x.mul_(0), backend="aot_eager")(weight)
+    assert same(state_of(weight), before)
 
 
 def test_products_make_no_views(monkeypatch):

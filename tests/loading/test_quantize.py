@@ -381,7 +381,8 @@ def test_weights_that_are_quantized_already_are_refused(flux_folder, tmp_path):
     tensors = load_file(path)
     tensors["proj_out.weight"] = tensors["proj_out.weight"].to(torch.int8)
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(BrokenModelError, match=r"'proj_out' is stored as torch\.int8: it is quant"):
+    said = "quantized already: 'proj_out.weight' is stored as int8"
+    with pytest.raises(BrokenModelError, match=said):
         ql.load(tmp_path / "model", "int8", device="cpu")
 
 

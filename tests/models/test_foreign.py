@@ -22,6 +22,8 @@ IN_FILES = {
     "scaled float8": (F8, {"proj_out.scale_weight": F32}, "ComfyUI (scaled float8)"),
     "float8 with scales": (F8, {"proj_out.weight_scale": F32}, "has a scale"),
     "int8 with scales": (I8, {"proj_out.scale": F32}, "has a scale"),
+    "float8, scales under its name": (F8, {"proj_out.weight.scale": F32}, "has a scale"),
+    "float8 and its range": (F8, {"proj_out.weight_amax": F32}, "has a scale"),
     "bitsandbytes nf4": (U8, {"proj_out.weight.absmax": F32}, "bitsandbytes"),
     "bitsandbytes int8": (I8, {"proj_out.SCB": F32}, "bitsandbytes"),
     "SDNQ": (U8, {"proj_out.scale": F32, "proj_out.svd_up": F32}, "SDNQ"),
@@ -97,6 +99,50 @@ def test_a_method_that_others_have(pipeline, tmp_path, method):
     path.write_text(json.dumps(config))
     said = sentences(pipeline, tmp_path)
     assert len(set(said.values())) == 1 and IN_CONFIGS[method] in said["load"], said
+
+
+def test_whole_numbers_are_no_weights(pipeline, tmp_path):
+    file = pipeline / "transformer" / FILE
+    tensors = load_file(file)
+    for dtype in (torch.bool, torch.uint8, torch.int16):
+        changed = tensors["proj_out.weight"].to(dtype)
+        save_file(tensors | {"proj_out.weight": changed}, file)
+        said = sentences(pipeline, tmp_path)
+        said.pop("load_saved")  # which reads such, and says that these aren't
+        assert len(set(said.values())) == 1 and "is stored as" in said["load"], said
+        with pytest.raises(BrokenModelError, match=f"dtype {dtype}"):
+            ql.load_saved(file.parent, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["__scale__", "scales.proj_out.weight", "ema.proj_out.weight"])
+@pytest.mark.parametrize("word", ["none", "int8"])
+def test_tensors_that_would_stay_unread(pipeline, name, word):
+    file = pipeline / "transformer" / FILE
+    tensors = load_file(file)
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].to(F8)
+    save_file(tensors | {name: torch.ones(1)}, file)
+    doors = (
+        lambda: ql.load(pipeline, word, device="cpu"),
+        lambda: ql.load_pipeline(pipeline, word, device="cpu"),
+        lambda: ql.load_single_file(file, word, config=file.parent, device="cpu"),
+        lambda: ql.load_saved(file.parent, device="cpu"),
+    )
+    for door in doors:
+        with pytest.raises(BrokenModelError, match=name):
+            door()
+
+
+def test_text_encoders_may_lie_in_files_that_hold_more(pipeline):
+    file = pipeline / "text_encoder_2" / "model.safetensors"
+    tensors = load_file(file)
+    layer = next(name for name in tensors if name.endswith(".q.weight"))
+    more = {"decoder.final_layer_norm.weight": torch.ones(64), "lm_head.weight": torch.ones(32, 64)}
+    save_file(tensors | more, file, {"format": "pt"})
+    ql.load(pipeline, "int8", "text_encoder_2", device="cpu")
+    tensors[f"{layer}_gain"] = torch.ones(64)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(BrokenModelError, match="_gain' for one"):
+        ql.load(pipeline, "int8", "text_encoder_2", device="cpu")
 
 
 def test_gguf_under_its_own_name_and_under_another(pipeline, tmp_path):

@@ -45,7 +45,9 @@ class QuantoLinear(QLinear):
     """How what flows into it is quantized, if it is."""
 
     def reset_parameters(self) -> None:
-        """Do nothing: a layer is built empty and its tensors are put in."""
+        """Draw new values, as a Linear layer does; while it is built there are none to draw."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return ``input @ weight.T + bias`` for an input of shape (..., in_features)."""
@@ -93,6 +95,11 @@ class QuantoLinear(QLinear):
         if weight is not None:
             if local_metadata.get("assign_to_params_buffers", False):
                 self.weight = torch.nn.Parameter(weight, requires_grad=False)
+            elif self.weight.is_meta and not weight.is_meta:
+                error_msgs.append(
+                    f"{prefix}weight is on the meta device, where nothing can be written: "
+                    "load_state_dict(..., assign=True)"
+                )
             else:
                 self.weight.data = weight.to(self.weight.device)
         rest[f"{prefix}weight"] = self.weight

@@ -19,6 +19,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ...errors import ArgumentError
 
+NO_MEMORY = (
+    "{what} would hand on a quantized weight's memory, and there are no plain values in it: "
+    "dequantize() gives a copy of them, and copy_() writes one back"
+)
+
 
 @functools.cache
 def is_view(op: Any) -> bool:
@@ -118,6 +123,8 @@ class WeightView(torch.Tensor):
         for view in views:
             view._values.follow()
         targets = [v for v in written(op, args, kwargs) if isinstance(v, WeightView)]
+        if not targets and op.overloadpacket is torch.ops.aten.set_:
+            raise ArgumentError(NO_MEMORY.format(what=str(op)))
         if targets and op.overloadpacket is not torch.ops.aten.record_stream:
             return _write(op, args, kwargs, targets)
         result = op(*tree_map(_plain, args), **tree_map(_plain, kwargs))
@@ -136,6 +143,24 @@ class WeightView(torch.Tensor):
     def tolist(self) -> Any:
         """Return the values as numbers."""
         return self._now().tolist()
+
+    def apply_(self, function: Callable) -> WeightView:
+        """Replace each value by a function's; what is written reaches the weight."""
+        return self.copy_(self._now().clone().apply_(function))
+
+    def map2_(self, one: torch.Tensor, other: torch.Tensor, function: Callable) -> WeightView:
+        """Replace each value by a function's of three; what is written reaches the weight."""
+        return self.copy_(self._now().clone().map2_(_plain(one), _plain(other), function))
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise ArgumentError(NO_MEMORY.format(what="this call"))
+
+    # What is written there by others would reach no weight.
+    untyped_storage = storage = __dlpack__ = share_memory_ = _refuse
+
+    def is_shared(self) -> bool:
+        """Return that no other process sees the values."""
+        return False
 
     def __deepcopy__(self, memo):
         """Return a plain copy, which is nobody's view."""

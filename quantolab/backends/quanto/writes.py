@@ -11,19 +11,21 @@ What is written through a view of a weight (``weight[0].zero_()``) is written to
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.dlpack
 from optimum.quanto import QTensor, WeightQBitsTensor, WeightQBytesTensor
 from optimum.quanto.tensor.qtensor import qfallback
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ...errors import ArgumentError
 from .quantizing import quantized_weight
-from .views import Values, WeightView, is_view, ordinary, read_only, written
+from .views import NO_MEMORY, Values, WeightView, is_view, ordinary, read_only, written
 
 SAID = (
     "a quantized weight was written to: it was dequantized, changed and quantized again, so the "
@@ -39,7 +41,7 @@ CAST = (
 
 _MARK = "_quantolab"
 _MOST_KEPT = 8  # additions that can be taken back, the last ones
-_ADDS, _TAKES = torch.ops.aten.add_, torch.ops.aten.sub_
+_ADDS, _TAKES, _SETS = torch.ops.aten.add_, torch.ops.aten.sub_, torch.ops.aten.set_
 _COPIES = {
     torch.ops.aten.clone: torch.clone,
     torch.ops.aten.pin_memory: torch.Tensor.pin_memory,
@@ -153,6 +155,8 @@ def cast_refused(now: torch.dtype, asked: torch.dtype) -> str:
 def _write_through(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any]) -> Any:
     values = written(op, args, kwargs)
     targets = [value for value in values if owned(value)]
+    if not targets and op.overloadpacket is _SETS:
+        raise ArgumentError(NO_MEMORY.format(what=str(op)))
     if not targets:
         return shipped()
     if any(isinstance(value, WeightView) for value in values):
@@ -171,7 +175,8 @@ def _write_through(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any
         return value
 
     result = op(*tree_map(plain, args), **tree_map(plain, kwargs))
-    new = [_requantized(target, dense[id(target)], str(op)) for target in targets]
+    sources = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, QTensor)]
+    new = [_as_written(target, dense[id(target)], sources, str(op)) for target in targets]
     for target, weight in zip(targets, new, strict=True):
         _put(target, weight, keep=op.overloadpacket is _ADDS)
     by_dense = {id(dense[id(target)]): target for target in targets}
@@ -206,6 +211,31 @@ def _requantized(weight: torch.Tensor, dense: torch.Tensor, what: str) -> torch.
         return mapped(weight, lambda t: t)
     warnings.warn(SAID.format(kind=weight.qtype.name), UserWarning, stacklevel=6)
     return _quantized_like(weight, dense)
+
+
+def _as_written(
+    weight: torch.Tensor, dense: torch.Tensor, sources: list[torch.Tensor], what: str
+) -> torch.Tensor:
+    """Return what a weight becomes by a write: a very copy where a weight of its kind was copied.
+
+    Quantizing anew what was quantized before may round it to other values.
+    """
+    for source in sources:
+        if source is not weight and _fits(source, weight) and not dense.is_meta:
+            values = source.dequantize()
+            if (values.shape, values.dtype) == (dense.shape, dense.dtype) and torch.equal(
+                values, dense
+            ):
+                return mapped(source, torch.clone)
+    return _requantized(weight, dense, what)
+
+
+def _fits(source: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the plain tensors of one weight can stand in another."""
+    if type(source) is not type(weight) or source.qtype != weight.qtype:
+        return False
+    parts = [[(t.shape, t.dtype, t.device) for t in leaves(one)] for one in (source, weight)]
+    return parts[0] == parts[1]
 
 
 def _text(value: Any) -> str:
@@ -307,8 +337,29 @@ def _unwritten(value: torch.Tensor) -> bool:
 def _set_item(weight: torch.Tensor, index: Any, value: Any) -> None:
     """``weight[index] = value``."""
     dense = weight.dequantize()
-    dense[index] = value.dequantize() if isinstance(value, QTensor) else value
-    _put(weight, _requantized(weight, dense, "weight[...] ="), keep=False)
+    quantized = isinstance(value, QTensor)
+    dense[index] = value.dequantize() if quantized else value
+    new = _as_written(weight, dense, [value] if quantized else [], "weight[...] =")
+    _put(weight, new, keep=False)
+
+
+def _by_python(method: Callable) -> Callable:
+    """Return what does a method by values, which torch would do past all its operations."""
+
+    def done(weight: torch.Tensor, *args: Any) -> torch.Tensor:
+        dense = weight.dequantize()
+        method(dense, *(a.dequantize() if isinstance(a, QTensor) else a for a in args))
+        _put(weight, _requantized(weight, dense, method.__name__), keep=False)
+        return weight
+
+    return done
+
+
+def _refuses_memory(name: str) -> Callable:
+    def refuse(weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise ArgumentError(NO_MEMORY.format(what=name))
+
+    return refuse
 
 
 def _share(weight: torch.Tensor) -> torch.Tensor:
@@ -320,6 +371,10 @@ def _share(weight: torch.Tensor) -> torch.Tensor:
 _METHODS: dict[Any, Callable] = {
     torch.Tensor.data.__set__: _set_data,
     torch.Tensor.__setitem__: _set_item,
+    torch.Tensor.apply_: _by_python(torch.Tensor.apply_),
+    torch.Tensor.map2_: _by_python(torch.Tensor.map2_),
+    torch.Tensor.storage: _refuses_memory("storage()"),
+    torch.Tensor.__dlpack__: _refuses_memory("__dlpack__()"),
     torch.Tensor.share_memory_: _share,
     torch.Tensor.is_shared: lambda weight: leaves(weight)[0].is_shared(),
     torch.Tensor.is_pinned: lambda weight, *_: leaves(weight)[0].is_pinned(),
@@ -402,6 +457,22 @@ def install() -> None:
             _take_a_tensor(kind)
     for kind in (WeightQBytesTensor, WeightQBitsTensor):
         _copy_ours(kind)
+    for place in (torch, torch.utils.dlpack):
+        if not hasattr(place.to_dlpack, "_quantolab_asks"):
+            place.to_dlpack = _asking_export(place.to_dlpack)
+
+
+def _asking_export(shipped: Callable) -> Callable:
+    """Return `to_dlpack`, which is no operation, with a refusal of what has no memory to give."""
+
+    @functools.wraps(shipped)
+    def export(tensor: torch.Tensor) -> Any:
+        if owned(tensor) or isinstance(tensor, WeightView):
+            raise ArgumentError(NO_MEMORY.format(what="to_dlpack"))
+        return shipped(tensor)
+
+    export._quantolab_asks = True
+    return export
 
 
 def _kinds() -> list[Any]:
@@ -416,10 +487,23 @@ def _asking_dispatch(shipped: Callable) -> Any:
     def dispatch(cls, op, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not any(owned(value) for value in tree_flatten((args, kwargs))[0]):
+            _check_traced(op, args, kwargs)
             return shipped(cls, op, types, args, kwargs)
         return _dispatch(op, args, kwargs, lambda: shipped(cls, op, types, args, kwargs))
 
     return classmethod(dispatch)
+
+
+def _check_traced(op: Any, args: tuple, kwargs: dict) -> None:
+    """Refuse a write while a graph is made: its stand-ins of weights know nothing of writes."""
+    if not op._schema.is_mutable:
+        return
+    targets = [value for value in written(op, args, kwargs) if isinstance(value, QTensor)]
+    if any(_is_traced(target) for target in targets):
+        raise ArgumentError(
+            f"{op} would write into a quantized weight inside a compiled graph; write outside of "
+            "what is compiled, or dequantize(module) first"
+        )
 
 
 def _asking_function(shipped: Callable) -> Any:
