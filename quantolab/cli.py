@@ -33,7 +33,7 @@ from .errors import ArgumentError, OutputError, QuantolabError
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
 from .text_tables import printable
-from .weights import FORMS, REFERENCE, WORDS
+from .weights import EXPORT, FORMS, REFERENCE, WORDS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -520,17 +520,33 @@ def _add_convert(commands) -> None:
         "convert",
         help="write a saved model in another backend's form, nothing quantized again",
         description="Write a model that was saved quantized in another backend's form: the same "
-        "values and scales, checked by reading them back.",
-        examples=("quantolab convert demo-int8 demo-int8-sdnq --to sdnq",),
-        statuses={OK: "it is converted, and stands for the same weights"},
+        "values and scales, checked by reading them back. gguf is an export for other programs: "
+        "what its blocks can't say is quantized anew, and told.",
+        examples=(
+            "quantolab convert demo-int8 demo-int8-sdnq --to sdnq",
+            "quantolab convert demo-int4 demo-int4.gguf --to gguf",
+        ),
+        statuses={OK: "it is converted, and stands for the same weights (gguf: as it says)"},
     )
     p.add_argument("saved", type=place, metavar="SAVED", help="the folder of the saved model")
-    p.add_argument("out", type=place, metavar="OUT", help="the folder to write")
+    p.add_argument("out", type=place, metavar="OUT", help="the folder to write, or for gguf a file")
     p.add_argument(
         "--to",
         required=True,
-        choices=FORMS,
+        choices=(*FORMS, EXPORT),
         help="the backend whose form it gets (default: none, it must be said)",
+    )
+    p.add_argument(
+        "--type",
+        metavar="TYPE",
+        help="of gguf: Q8_0, Q5_1, Q5_0, Q4_1 or Q4_0 (default: what says the most of each layer)",
+    )
+    p.add_argument(
+        "--names",
+        metavar="WHOSE",
+        default="auto",
+        help="of tensors in a gguf file: original (the makers'), diffusers, or auto, the makers' "
+        "where plain Diffusers reads them (default: auto)",
     )
     p.set_defaults(run=_convert)
 
@@ -538,7 +554,14 @@ def _add_convert(commands) -> None:
 def _convert(arguments: argparse.Namespace) -> int:
     from .saved.changing import convert
 
-    _print(str(convert(arguments.saved, arguments.out, to=arguments.to)))
+    report = convert(
+        arguments.saved,
+        arguments.out,
+        to=arguments.to,
+        gguf_type=arguments.type,
+        names=arguments.names,
+    )
+    _print(str(report))
     return OK
 
 

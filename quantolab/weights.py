@@ -124,6 +124,9 @@ BACKENDS = (HOME, *(family.backend for family in FAMILIES))
 FORMS = ("sdnq", "torchao", HOME)
 """The backends whose forms saved models can be converted to."""
 
+EXPORT = "gguf"
+"""A form for other programs, which nothing here loads."""
+
 _NEAR = {2: 0.9, 3: 0.5, 4: 0.3, 5: 0.2, 6: 0.12, 7: 0.08, 8: 0.05}
 _NEAR_FLOATING = {4: 0.4, 6: 0.2, 8: 0.12}
 

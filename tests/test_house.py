@@ -64,6 +64,7 @@ STRANGERS = {"models", "backends", "measure"}
 # A backend's folder, and the library that nobody else imports.
 BACKEND_LIBRARIES = {
     "quanto": "optimum", "sdnq": "sdnq", "torchao": "torchao", "bitsandbytes": "bitsandbytes",
+    "gguf": "gguf",
 }  # fmt: skip
 
 # Libraries that take a second or more to import.

@@ -111,6 +111,34 @@ def exchange(backend: str) -> Any:
     return _room(backend, "exchange")
 
 
+def file_form() -> Any:
+    """Return what writes and reads files in GGUF's form.
+
+    Raises
+    ------
+    UnsupportedError
+        If its library isn't installed.
+    """
+    check_backend("gguf")
+    return _room("gguf", "file_form")
+
+
+def script_form(backend: str) -> Any:
+    """Return how a plain script quantizes with a backend beside Quanto; never imports torch.
+
+    Raises
+    ------
+    UnsupportedError
+        If no plain script does on every device.
+    """
+    if importlib.util.find_spec(f"{__name__}.{backend}.script") is None:
+        raise UnsupportedError(
+            f"plain Diffusers runs {_about(backend).TITLE} with a GPU only: scripts are written "
+            "for the words of Quanto, SDNQ and torchao"
+        )
+    return _room(backend, "script")
+
+
 def import_layers(words: Iterable[str]) -> None:
     """Import what quantizes to some weights words, which takes seconds."""
     for word in words:
@@ -121,6 +149,12 @@ def package_versions(words: Iterable[str]) -> dict[str, str]:
     """Return the installed versions of the backends of some words, by their packages."""
     names = [_about(backend).PACKAGE for backend in backends_of(words)]
     return {name: metadata.version(name) for name in names}
+
+
+def package_of(backend: str) -> str:
+    """Return what a backend is called where packages are installed."""
+    package: str = _about(backend).PACKAGE
+    return package
 
 
 def kernels(module: torch.nn.Module) -> str | None:

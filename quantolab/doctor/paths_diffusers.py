@@ -474,7 +474,7 @@ def _let_converter_know_the_width() -> None:
     """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    from ..single_file.names import with_width
+    from ..models.converters import with_width
     from .tiny_pipeline import TRANSFORMER
 
     width = TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"]

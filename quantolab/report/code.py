@@ -10,11 +10,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ..arguments import public
+from ..backends import package_of, script_form
 from ..devices import check_device
-from ..errors import UnsupportedError, one_of, whole_number
+from ..errors import one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug, weights_only
-from ..weights import HOME, backends_of, weights_of
+from ..weights import BACKENDS, HOME, backends_of, weights_of
 
 if TYPE_CHECKING:
     from ..models.resolving import Resolved
@@ -58,6 +59,20 @@ class _Part:
     """Paths of layers that the int8 kernel of CPUs can't compute."""
     contiguous: bool
     """Whether inputs must be made contiguous."""
+    by_path: dict[str, str]
+    """Weights word of each quantized layer."""
+    kept_paths: tuple[str, ...]
+    """Layers that stay as they are."""
+
+    @property
+    def backend(self) -> str:
+        """Who quantizes it; empty if nobody does."""
+        return next(iter(backends_of(self.by_path.values())), "")
+
+    @property
+    def is_plain_quanto(self) -> bool:
+        """Whether it is quantized after it was loaded, by Quanto."""
+        return self.backend == HOME
 
 
 @public
@@ -76,10 +91,12 @@ def diffusers_code(
     variant: str | None = None,
     revision: str | None = None,
 ) -> str:
-    """Return the plain Diffusers and Quanto script that does what a recipe does here.
+    """Return the plain Diffusers script that does what a recipe does here.
 
-    It quantizes with ``optimum.quanto`` itself, since Diffusers' ``QuantoConfig`` is deprecated
-    and knows only leaf names, and gives the same weights bit for bit. Skips are resolved against
+    Quanto's words are quantized with ``optimum.quanto`` itself, since Diffusers' ``QuantoConfig``
+    is deprecated and knows only leaf names; SDNQ's and torchao's with their configuration, by the
+    full name of each layer. It gives the same weights bit for bit (but for an SVD, which starts
+    from random numbers). Skips are resolved against
     the real model, and written as globs where globs say the same.
 
     Parameters
@@ -122,18 +139,16 @@ def diffusers_code(
     ModelNotFoundError, BrokenModelError
         If the model isn't there or isn't one.
     UnsupportedError
-        If the recipe has words of another backend.
+        If the recipe has words of a backend that plain Diffusers runs with a GPU only.
 
     Examples
     --------
     >>> print(diffusers_code("int8", "black-forest-labs/FLUX.1-dev"))
     """
     recipe = as_recipe(recipe)
-    if others := [b for b in backends_of(recipe.words) if b != HOME]:
-        raise UnsupportedError(
-            f"scripts are written for Quanto's words alone, and the recipe '{recipe}' has words of "
-            f"{others[0]}: plain Diffusers reads what quantolab.save writes of it"
-        )
+    for backend in backends_of(recipe.words):
+        if backend != HOME:
+            script_form(backend)
     weights_only([recipe], "a script of plain Diffusers")
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     check_device(device)
@@ -144,12 +159,12 @@ def diffusers_code(
     if size is not None:
         size = check_size(source, size)
     parts = _resolved(source, recipe, component, dtype, device)
-    words = {word for part in parts for word in part.words}
+    words = {word for part in parts if part.is_plain_quanto for word in part.words}
     call = {"num_inference_steps": steps, "guidance_scale": guidance}
     if size is not None:
         call |= {"width": size[0], "height": size[1]}
     blocks = [
-        _heading(source, recipe),
+        _heading(source, recipe, parts),
         _imports(source, words, parts),
         _settings(source, dtype, device),
         *_workarounds(words),
@@ -213,6 +228,8 @@ def _resolve(
         tuple(path for path, need in needs.items() if need == cures.INT4_GENERIC),
         tuple(path for path, need in needs.items() if need == cures.INT8_PLAIN and on_cpu),
         component.cls in _NOT_CONTIGUOUS and has_kernel and on_cpu,
+        words,
+        kept,
     )
 
 
@@ -261,10 +278,12 @@ def globs_for(
     return (*chosen, *(path for path in kept if path in left))
 
 
-def _heading(source: Source, recipe: Recipe) -> str:
+def _heading(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
+    used = {part.backend for part in parts} - {""} or {HOME}
+    packages = [package_of(backend) for backend in BACKENDS if backend in used]
     return (
         f"# {_model_words(source)}, {recipe}, without quantolab.\n"
-        "# Needs: pip install torch diffusers transformers accelerate optimum-quanto\n"
+        f"# Needs: pip install torch diffusers transformers accelerate {' '.join(packages)}\n"
     )
 
 
@@ -278,13 +297,17 @@ def _imports(source: Source, words: set[str], parts: tuple[_Part, ...]) -> str:
         from_library[part.component.library].add(part.component.cls)
     if source.pipeline:
         from_library["diffusers"].add(source.pipeline)
-    standard = ["import types"] if any(weights_of(word).is_packed for word in words) else []
-    if any(len(part.words) > 1 for part in parts):
+    others, before = _other_imports(parts)
+    for library, names in others.items():
+        from_library.setdefault(library, set()).update(names)
+    standard = ["import os"] if before else []
+    standard += ["import types"] if any(weights_of(word).is_packed for word in words) else []
+    if any(len(part.words) > 1 for part in parts if part.is_plain_quanto):
         standard.append("from fnmatch import fnmatchcase")
-    lines = [*standard, *([""] if standard else []), "import torch"]
+    lines = [*standard, *([""] if standard else []), *before, "import torch"]
     lines += [
         f"from {library} import {', '.join(sorted(names))}"
-        for library, names in from_library.items()
+        for library, names in sorted(from_library.items())
         if names
     ]
     if words:
@@ -302,6 +325,22 @@ def _imports(source: Source, words: set[str], parts: tuple[_Part, ...]) -> str:
         at = 1 + next(i for i, line in enumerate(lines) if line.startswith("from diffusers"))
         lines.insert(at, "from diffusers.utils import export_to_video")
     return "\n".join(lines) + "\n"
+
+
+def _other_imports(parts: tuple[_Part, ...]) -> tuple[dict[str, set[str]], list[str]]:
+    """Return what other backends' components need imported, and what must come before."""
+    found: dict[str, set[str]] = {}
+    before: list[str] = []
+    for part in parts:
+        if part.backend in ("", HOME):
+            continue
+        form = script_form(part.backend)
+        asked = form.imports(part.component.library, frozenset(part.by_path.values()))
+        for library, names in asked.items():
+            found.setdefault(library, set()).update(names)
+        if form.BEFORE and form.BEFORE not in before:
+            before.append(form.BEFORE)
+    return found, before
 
 
 def _settings(source: Source, dtype: str, device: str) -> str:
@@ -327,6 +366,8 @@ def _part_code(source: Source, part: _Part) -> str:
     if source.pipeline:
         arguments.insert(1, f"subfolder={_quoted(name)}")
     arguments += _chosen_files(source, part.component.variant)
+    if part.backend not in ("", HOME):
+        return _configured_code(part, arguments)
     lines = [
         *_called(f"{name} = {part.component.cls}.from_pretrained(", arguments, ")"),
         f"{name}.to(device)",
@@ -341,6 +382,20 @@ def _part_code(source: Source, part: _Part) -> str:
         *_generic_code(part),
         f"freeze({name})",
         *_after_freezing(part),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _configured_code(part: _Part, arguments: list[str]) -> str:
+    """Return the lines that load a component with another backend's configuration."""
+    name, form = part.component.name, script_form(part.backend)
+    first, *rest = form.config(part.component.library, part.by_path, part.kept_paths)
+    start = f"{name} = {part.component.cls}.from_pretrained("
+    lines = [
+        f"{name}_config = {first}",
+        *rest,
+        *_called(start, [*arguments, f"quantization_config={name}_config"], ")"),
+        f"{name}.to(device)",
     ]
     return "\n".join(lines) + "\n"
 

@@ -19,8 +19,9 @@ from ..measure.held_bytes import weight_bytes
 from ..models.layers import linear_layers
 from ..text_tables import text_columns
 from ..units import format_bytes, format_count, format_digits
-from ..weights import FORMS, backends_of
+from ..weights import EXPORT, FORMS, backends_of
 from .doors import load_saved
+from .exporting import ExportReport, export
 from .pipelines import write_pipeline
 from .writing import check_replaceable, recipe_of, unwrapped, write_component
 
@@ -60,33 +61,50 @@ class ConvertReport:
 
 @public
 def convert(
-    folder: str | os.PathLike[str], out: str | os.PathLike[str], to: str = "sdnq"
-) -> ConvertReport:
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    to: str = "sdnq",
+    *,
+    gguf_type: str | None = None,
+    names: str = "auto",
+) -> ConvertReport | ExportReport:
     """Convert a saved model into another backend's form, without quantizing anything again.
 
     Values and scales stay what they are, and so do the layers that are kept: the new folder
     stands for the same weights, to the last bit in float32, which is checked by reading it back.
     Plain Diffusers reads it with that backend.
 
+    GGUF is an export for other programs, which nothing here loads: int8, int4 and int2 are carried
+    over as they are, float8 and what GGUF's float16 scales don't hold is quantized anew, and the
+    report says which, and how far it is from before.
+
     Parameters
     ----------
     folder : str or path
         A component or a pipeline that `load_saved` reads.
     out : str or path
-        Where to write; a model saved there before is replaced.
+        Where to write; a model saved there before is replaced. For GGUF a folder, which gets a
+        file a component and its configuration beside it, or a name that ends in ``.gguf``.
     to : str
-        ``"sdnq"``, which takes all of Quanto's words; ``"torchao"``, int8 and float8; or
-        ``"quanto"``, what came from it.
+        ``"sdnq"``, which takes all of Quanto's words; ``"torchao"``, int8 and float8;
+        ``"quanto"``, what came from it; or ``"gguf"``.
+    gguf_type : str, optional
+        ``"Q8_0"``, ``"Q5_1"``, ``"Q5_0"``, ``"Q4_1"`` or ``"Q4_0"``, for all quantized layers; by
+        default the one that says the most of each: Q8_0 for 8 bits, Q4_1 for int4 and int2.
+    names : str
+        Of the tensors in a GGUF file: ``"original"``, the makers' names that other programs look
+        for; ``"diffusers"``; or ``"auto"``: the makers' where plain Diffusers reads them.
 
     Returns
     -------
-    ConvertReport
+    ConvertReport or ExportReport
         Prints as a small table.
 
     Raises
     ------
     ArgumentError
-        If nothing in the folder is quantized, or all of it is in that form already.
+        If nothing in the folder is quantized, or all of it is in that form already; or an
+        argument isn't one of those allowed.
     UnsupportedError
         If a layer has no such form, which is named; or the backend isn't installed. Nothing is
         written then.
@@ -98,8 +116,12 @@ def convert(
     >>> convert("demo-int8", "demo-int8-sdnq", to="sdnq").weights_difference
     0.0
     """
-    one_of("backend", to, FORMS)
+    one_of("backend", to, (*FORMS, EXPORT))
     check_backend(to)
+    if to == EXPORT:
+        return export(folder, out, gguf_type, names)
+    if gguf_type is not None or names != "auto":
+        raise ArgumentError(f"gguf_type and names are for to='gguf', and to is {to!r}")
     target = Path(out).expanduser()
     check_replaceable(target)
     whole = load_saved(folder, device="cpu")

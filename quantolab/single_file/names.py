@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 from ..errors import BrokenModelError, UnsupportedError, first_line
 from ..files.lazy_tensors import NotRecordable, Replayed, record
+from ..models.converters import converter_for
 from ..models.skeleton import component_class, quiet_libraries
 from ..models.source import Component
 
@@ -19,15 +19,6 @@ PREFIX = "model.diffusion_model."
 
 # Diffusers' converter of U-Nets takes nothing that lies outside that prefix.
 _PREFIXED_CLASSES = ("UNet2DConditionModel",)
-
-# Converters of Diffusers that hold FLUX.1's width as a literal; other widths need another one.
-_FIXED_WIDTH = 3072
-
-_FIXED_WIDTH_CLASSES = (
-    "FluxTransformer2DModel",
-    "ChromaTransformer2DModel",
-    "HunyuanVideoTransformer3DModel",
-)
 
 
 def as_diffusers_names(
@@ -129,45 +120,13 @@ def _without_ignored(tensors: Mapping, module: torch.nn.Module) -> dict:
 
 def _converter(part: Component, module: torch.nn.Module) -> Callable:
     """Return Diffusers' converter of a class's original layout, for the module's own width."""
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
-    for cls in component_class(part).__mro__:
-        entry = SINGLE_FILE_LOADABLE_CLASSES.get(cls.__name__)
-        if entry is None:
-            continue
-        converter = entry["checkpoint_mapping_fn"]
-        if cls.__name__ in _FIXED_WIDTH_CLASSES:
-            width = module.config["num_attention_heads"] * module.config["attention_head_dim"]
-            converter = with_width(converter, width)
-        return converter
-    raise UnsupportedError(
-        f"this file's tensors don't have Diffusers' names, and Diffusers converts no original "
-        f"layout of {part.cls}; save the model with save_pretrained and use load"
-    )
-
-
-def with_width(converter: Callable, width: int) -> Callable:
-    """Return a copy of a converter in which the literal width of FLUX.1 is another one.
-
-    Diffusers 0.42 writes 3072 where its config says the width; a version that reads the config
-    has no such literal, and its converter comes back unchanged.
-    """
-    return types.FunctionType(
-        _replaced(converter.__code__, width),
-        converter.__globals__,
-        converter.__name__,
-        converter.__defaults__,
-        converter.__closure__,
-    )
-
-
-def _replaced(code: types.CodeType, width: int) -> types.CodeType:
-    def replaced(value):
-        if isinstance(value, types.CodeType):
-            return _replaced(value, width)  # functions inside the function
-        return width if type(value) is int and value == _FIXED_WIDTH else value
-
-    return code.replace(co_consts=tuple(replaced(value) for value in code.co_consts))
+    converter = converter_for(component_class(part), module.config)
+    if converter is None:
+        raise UnsupportedError(
+            f"this file's tensors don't have Diffusers' names, and Diffusers converts no original "
+            f"layout of {part.cls}; save the model with save_pretrained and use load"
+        )
+    return converter
 
 
 def _check_all_used(path: Path, part: Component, recorded: Mapping, found: Mapping) -> None:

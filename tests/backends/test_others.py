@@ -14,7 +14,7 @@ from saved_models import assert_same_weights, output_of, run_fresh
 
 import quantolab as ql
 from quantolab import weights
-from quantolab.backends import layer_bytes, quantized_layers, unsupported
+from quantolab.backends import exchange, layer_bytes, quantized_layers, unsupported
 from quantolab.errors import ArgumentError, BrokenModelError, UnsupportedError
 from quantolab.models.layers import linear_layers
 from quantolab.shapes import Layer
@@ -308,9 +308,41 @@ def test_dequantize_gives_what_the_layers_stand_for(word, flux_folder):
     assert (plain.float() - quantized.float()).norm() < 0.03 * plain.float().norm()
 
 
+SCRIPTS = (
+    "sdnq:uint4-g128 *.attn.*=sdnq:int8-row *proj_out=none",
+    "torchao:int8 *.attn.*=torchao:float8 *proj_out=none",
+)
+
+
+@pytest.mark.parametrize("recipe", SCRIPTS)
+def test_the_plain_script_makes_the_same_weights(recipe, flux_folder):
+    word = needed(recipe.partition(" ")[0])
+    made = {}
+    exec(ql.diffusers_code(recipe, flux_folder, device="cpu"), made)
+    ours, theirs = ql.load(flux_folder, recipe, device="cpu"), made["transformer"]
+    words = quantized_layers(ours)
+    assert (
+        quantized_layers(theirs).keys()
+        == words.keys()
+        < {layer.path for layer in linear_layers(theirs)}
+    )
+    values = exchange(weights.weights_of(word).backend).values_of
+    for path in words:
+        one, other = (values(m.get_submodule(path)).dequantized() for m in (ours, theirs))
+        assert torch.equal(one, other), path
+
+
+def test_scripts_of_pipelines_name_each_class_once():
+    text = ql.diffusers_code("transformer=torchao:int8 text_encoder_2=torchao:float8", "demo")
+    assert "TransformersTorchAoConfig(" in text and "Float8WeightOnlyConfig" in text
+    text = ql.diffusers_code("transformer=sdnq:int8 text_encoder_2=int4", "demo")
+    assert text.index('os.environ["SDNQ') < text.index("import torch\n") < text.index("sdnq import")
+    assert "accelerate optimum-quanto sdnq" in text and "freeze(text_encoder_2)" in text
+    with pytest.raises(UnsupportedError, match="bitsandbytes with a GPU only"):
+        ql.diffusers_code("bitsandbytes:nf4", "demo")
+
+
 def test_what_is_for_quanto_alone_says_so(flux_folder, tmp_path):
-    with pytest.raises(UnsupportedError, match="for Quanto's words alone"):
-        ql.diffusers_code("sdnq:int8", "demo")
     needed("torchao:int8")
     ql.save(ql.load(flux_folder, "torchao:int8", device="cpu"), tmp_path / "saved")
     with pytest.raises(UnsupportedError, match="quantized by torchao"):

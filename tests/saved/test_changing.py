@@ -122,8 +122,8 @@ def test_the_command(flux_folder, tmp_path, capsys):
     assert "greatest difference of weights  0" in capsys.readouterr().out
     assert main(["convert", *arguments, "torchao"]) == 2
     assert "can't be converted to torchao" in capsys.readouterr().err
-    assert main(["convert", *arguments, "gguf"]) == 2
-    assert "sdnq, torchao, quanto" in capsys.readouterr().err.replace("'", "")
+    assert main(["convert", *arguments, "hqq"]) == 2
+    assert "sdnq, torchao, quanto, gguf" in capsys.readouterr().err.replace("'", "")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 48])

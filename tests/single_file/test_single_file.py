@@ -19,6 +19,7 @@ from quantolab.files.lazy_tensors import NotRecordable, Replayed, record
 from quantolab.loading.component import load
 from quantolab.loading.in_memory import quantize
 from quantolab.measure.held_bytes import inner_tensors
+from quantolab.models import converters
 from quantolab.recipes import Recipe
 from quantolab.single_file import names
 from quantolab.single_file.reading import load_single_file
@@ -780,7 +781,7 @@ def test_what_cannot_be_recorded_says_so(change):
         change(recorded["a"])
 
 
-@pytest.mark.parametrize("name", names._FIXED_WIDTH_CLASSES)
+@pytest.mark.parametrize("name", converters._FIXED_WIDTH_CLASSES)
 def test_no_literal_width_is_left_in_a_converter(name):
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
@@ -790,7 +791,7 @@ def test_no_literal_width_is_left_in_a_converter(name):
 
     converter = SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
     before = set(numbers(converter.__code__))
-    after = set(numbers(names.with_width(converter, 256).__code__))
+    after = set(numbers(converters.with_width(converter, 256).__code__))
     assert 3072 not in after
     assert (3072 in before) == (256 in after)
     assert set(numbers(converter.__code__)) == before  # Diffusers' own is as it was
@@ -810,7 +811,7 @@ def test_converters_that_need_values_get_real_tensors(files, flux_folder, state,
     monkeypatch.setattr(names, "_converter", lambda part, module: looks_at_values)
     with pytest.raises(BrokenModelError, match="split"):  # the literal width, in both ways
         load_single_file(files["published"], "int8", config=flux_folder, device="cpu")
-    narrow = names.with_width(convert, 256)
+    narrow = converters.with_width(convert, 256)
     monkeypatch.setattr(
         names,
         "_converter",

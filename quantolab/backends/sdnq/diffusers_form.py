@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 
 from ..forms import DiffusersForm
-from .layers import NO_SKIPS, settings
 from .library import SDNQConfig
+from .settings import NO_SKIPS, settings
 
 _ROUNDED = (
     "plain Diffusers rounds SDNQ's scales, which are float32, to the compute dtype when it loads "

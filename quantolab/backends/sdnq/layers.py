@@ -8,7 +8,6 @@ import torch
 
 from ...errors import BrokenModelError
 from ...shapes import Layer
-from ...weights import weights_of
 from ..rows import by_rows
 from .library import (
     SDNQConfig,
@@ -17,24 +16,9 @@ from .library import (
     sdnq_quantize_layer,
     sdnq_quantize_layer_weight,
 )
+from .settings import NO_SKIPS, settings
 
 _SVD_SEED = 0
-
-
-def settings(word: str) -> dict[str, Any]:
-    """Return what a word means in SDNQ's own terms, its own skips off."""
-    weights = weights_of(word)
-    group = -1 if weights.group == 0 else weights.group or 0
-    said: dict[str, Any] = {"weights_dtype": weights.name, "group_size": group}
-    return said | {"use_svd": weights.rank is not None, "svd_rank": weights.rank or 32}
-
-
-NO_SKIPS = {
-    "add_skip_keys": False,
-    "minimum_allowed_numel": 0,
-    "minimum_allowed_channel_size": 0,
-}
-"""Options without which SDNQ keeps layers that nobody asked it to keep."""
 
 
 def empty_linear(layer: Layer, word: str, dtype: torch.dtype) -> SDNQLayer:
