@@ -51,7 +51,7 @@ function render({ model, el }) {
       if (reasons[i]) return failedRow(rows[i], reasons[i]);
       const advised = i === model.get("marked");
       return make("tr", { class: advised ? "ql-marked" : null }, ...rows[i].map((cell, column) => column === 0
-        ? make("th", { scope: "row" }, cell, advised ? make("span", { class: "ql-mark" }, "advised") : null)
+        ? make("th", { scope: "row" }, cell)
         : make("td", { class: numbers[column] ? "ql-number" : null }, cell)));
     }));
   }
