@@ -107,9 +107,10 @@ SINGLE = [(n, a) for n, a in OPTIONS if a.option_strings and type(a).__name__ ==
 
 @pytest.mark.parametrize(("name", "action"), SINGLE)
 def test_what_takes_one_value_is_given_once(name, action):
-    words = [name, *(w for w in NEEDED.get(name, ()) if w not in ("--to", "sdnq"))]
-    value = {"size": "8x8", "out": "x", "to": "sdnq"}.get(action.dest, "1")
     option = action.option_strings[0]
+    needed = NEEDED.get(name, ())
+    words = [name, *(w for w in needed if option != "--to" or w not in ("--to", "sdnq"))]
+    value = {"size": "8x8", "out": "x", "to": "sdnq"}.get(action.dest, "1")
     PROGRAM.parse_args([*words, option, value])  # and once more, which has its own count
     with pytest.raises(ArgumentError, match=f"{option}: given more than once"):
         PROGRAM.parse_args([*words, option, value, option, value])

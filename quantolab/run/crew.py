@@ -69,6 +69,11 @@ def check_workers(workers: int | str | Client | None, trusted: bool) -> int | st
     if workers is None:
         return None
     if isinstance(workers, str) and workers.strip().isdecimal():
+        if len(workers) > 9:  # int() refuses thousands of digits
+            raise ArgumentError(
+                f"workers must be a whole number up to {MOST_WORKERS}, and not one of "
+                f"{len(workers)} digits"
+            )
         workers = int(workers)
     if isinstance(workers, int):
         whole_number("workers", workers, most=MOST_WORKERS)

@@ -112,6 +112,8 @@ class RunsTab(W.VBox):
         }  # fmt: skip
         self.said = W.HTML()
         self.told, self.table, self.viewer = W.HTML(), ResultsTable(), PictureViewer()
+        # Another name than the table of the run has: both stand in one panel.
+        self.table.all_columns.description = "every column of these runs"
         self.beside = W.VBox((self.told, self.table, self.viewer), layout={"display": "none"})
         self.beside.add_class("ql-beside")
         b = self.buttons
