@@ -114,7 +114,8 @@ class RunsTab(W.VBox):
         self.told, self.table, self.viewer = W.HTML(), ResultsTable(), PictureViewer()
         # Another name than the table of the run has: both stand in one panel.
         self.table.all_columns.description = "every column of these runs"
-        self.beside = W.VBox((self.told, self.table, self.viewer), layout={"display": "none"})
+        # Empty until runs are put side by side: the panel has one table and one grid till then.
+        self.beside = W.VBox()
         self.beside.add_class("ql-beside")
         b = self.buttons
         above = W.HBox((self.folder, b["refresh"]), layout=WRAP)
@@ -318,7 +319,7 @@ class RunsTab(W.VBox):
         self.told.value = "".join(map(note, side.differences))
         self.table.update(side.table)
         self.viewer.update(side)
-        self.beside.layout.display = None
+        self.beside.children = (self.told, self.table, self.viewer)
 
     def _show_buttons(self) -> None:
         count = len(self.list.chosen)
