@@ -282,6 +282,8 @@ journal.save(make_comparison(failed={"int2": ("failed", "killed for using 16.2 G
 _TWO_SAVED = (
     _SAVED.rpartition("journal.save")[0]
     + """
+import os
+os.mkdir("beside"), os.chdir("beside")  # apart from what other tests left
 journal.save(make_comparison(("none", "int8", "int4"), compiled=(), seeds=(0,)), "runs/fox")
 journal.save(make_comparison(("none", "int8"), compiled=(), seeds=(0, 1)), "runs/dog")
 """
