@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import queue
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -432,6 +433,7 @@ class _Download:
         if not alive or len(_running) > 1:
             return
         _abort_xet()
+        _shut_connections()  # who waits for a byte holds a file's lock, and the next try waits
         blobs = self._repository.folder.parents[1] / "blobs"
         with contextlib.suppress(psutil.Error, OSError):
             for opened in psutil.Process().open_files():
@@ -467,6 +469,21 @@ def _abort_xet() -> None:
     except ImportError:
         return
     abort_xet_session()
+
+
+def _shut_connections() -> None:
+    """Wake threads that wait for a byte: shut the sockets of the library's session.
+
+    Closing them from another thread wouldn't wake anybody (``man 2 shutdown``). The pool that holds
+    them has no public name; where it is another, threads wait until the library's own timeout.
+    """
+    from huggingface_hub import get_session
+
+    with contextlib.suppress(AttributeError):
+        for connection in get_session()._transport._pool.connections:
+            stream = connection._connection._network_stream
+            with contextlib.suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

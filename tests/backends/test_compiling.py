@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from torch import nn
 
 import quantolab as ql
@@ -107,8 +108,9 @@ def test_kernels_are_named(weights, dtype, in_features, expected):
 
 
 @functools.cache
-def denoiser_moved(architecture, weights, dtype):
+def denoiser_moved(name, weights, dtype):
     """Return how far compiling moves a denoiser's output, traced and not made machine code."""
+    architecture = ARCHITECTURES[name]
     torch._dynamo.reset()
     module = architecture.make().to(getattr(torch, dtype))
     if weights != "none":
@@ -130,10 +132,10 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("name", "weights", "dtype"), CELLS)
-def test_whole_denoisers_are_one_graph(architectures, name, weights, dtype):
+def test_whole_denoisers_are_one_graph(name, weights, dtype):
     """As tests/benchmarks/compiling.py; each dtype of weights once, all of them in the sweep."""
-    reference = denoiser_moved(architectures[name], "none", dtype)
-    moved = denoiser_moved(architectures[name], weights, dtype)
+    reference = denoiser_moved(name, "none", dtype)
+    moved = denoiser_moved(name, weights, dtype)
     assert moved <= max(3 * reference, ROUNDING)
 
 

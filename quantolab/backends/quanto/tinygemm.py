@@ -3,10 +3,11 @@
 Quanto goes there through 32-bit integers, and comes back by multiplying with an identity matrix:
 20 s for 200 million weights. Where the kernel's layout is the one below, moving bytes does the
 same in a small part of the time. That it is, is tried once a process on a small matrix; elsewhere
-(processors without AVX-512, GPUs, another torch) Quanto's own way is taken.
+(other processors, GPUs, another torch) Quanto's own way is taken.
 
-Layout, from torch's ``int4mm_kernel.cpp``: rows in blocks of 64; in a block, column after column;
-in a column 32 bytes, byte j holding row j in its low half and row j + 32 in its high half.
+Layout, from torch's ``int4mm_kernel.cpp``: rows in blocks, of 64 with AVX-512 and of 32 with AVX2;
+in a block, column after column; in a column half as many bytes, byte j holding row j of the block
+in its low half and the row half a block below in its high half.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from optimum.quanto.tensor.weights.tinygemm import (
     TinyGemmWeightQBitsTensor,
 )
 
-_BLOCK = 64  # rows
+_BLOCKS = (64, 32)  # rows
 _CHUNK = 1 << 19  # bytes turned around at a time: they stay in the processor's cache
 _UNPACK_ROWS = 1024  # rows of the identity matrix at a time; the whole one takes in_features² * 2
 
@@ -37,7 +38,7 @@ def optimized(weight: torch.Tensor) -> torch.Tensor:
         tiny = weight.qtype.bits == 4 and scale.dtype == torch.bfloat16
         if not (tiny and weight._group_size == 128 and weight.dim() == 2):
             return weight  # generic on a CPU; Quanto would unpack int4 and pack it again
-        if weight.shape[0] % (2 * _BLOCK) == 0 and layout_is_known():
+        if fits(weight.shape[0]):
             return _to_tinygemm(weight)
     return weight.optimize()
 
@@ -73,33 +74,44 @@ def _exact_shift(half: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
     return shift.contiguous()
 
 
+def fits(rows: int) -> bool:
+    """Return whether a matrix of so many rows can be moved byte by byte on this CPU."""
+    block = block_rows()
+    return block > 0 and rows % (2 * block) == 0
+
+
 @cache
-def layout_is_known() -> bool:
-    """Return whether torch packs int4 for the CPU as this module does, tried on a small matrix."""
-    rows, columns = 4 * _BLOCK, 128
+def block_rows() -> int:
+    """Return how many rows torch packs in a block for the CPU, tried on a small matrix.
+
+    0 where it doesn't pack int4 as this module does.
+    """
+    rows, columns = 4 * _BLOCKS[0], 128
     values = (torch.arange(rows * columns) * 7 // 5 % 16).reshape(rows, columns)
     try:
         theirs = torch._convert_weight_to_int4pack_for_cpu(values.to(torch.int32), 2)
     except (RuntimeError, AttributeError):
-        return False
+        return 0
+    if theirs.dtype != torch.uint8:
+        return 0
     small = values.to(torch.uint8)
     stored = small[: rows // 2] | (small[rows // 2 :] << 4)
-    ours = _packed(stored)
-    return theirs.dtype == torch.uint8 and torch.equal(theirs.reshape(-1), ours.reshape(-1))
+    ours = ((block, _packed(stored, block)) for block in _BLOCKS)
+    return next((block for block, o in ours if torch.equal(theirs.reshape(-1), o.reshape(-1))), 0)
 
 
-def _packed(stored: torch.Tensor) -> torch.Tensor:
+def _packed(stored: torch.Tensor, block: int) -> torch.Tensor:
     """Return the kernel's bytes from Quanto's, of shape (rows / 2, columns).
 
     Quanto's byte holds a row of the upper half of the matrix in its low half, and the row half a
-    matrix below in its high half: 64 of its rows are one block above and one below.
+    matrix below in its high half: as many of its rows as a block has are one above and one below.
     """
     columns = stored.shape[1]
     packed = torch.empty(stored.numel(), dtype=torch.uint8)
     # numpy: on pieces this small, torch's threads wait for each other longer than they work.
-    source = stored.numpy().reshape(-1, 2, _BLOCK // 2, columns)
-    target = packed.numpy().reshape(2, -1, columns, _BLOCK // 2)
-    step = max(1, _CHUNK // (columns * _BLOCK))
+    source = stored.numpy().reshape(-1, 2, block // 2, columns)
+    target = packed.numpy().reshape(2, -1, columns, block // 2)
+    step = max(1, _CHUNK // (columns * block))
     for start in range(0, source.shape[0], step):
         first, second = source[start : start + step, 0], source[start : start + step, 1]
         part = target[:, start : start + step]
@@ -108,12 +120,12 @@ def _packed(stored: torch.Tensor) -> torch.Tensor:
     return packed.view(2 * stored.shape[0], columns // 2)
 
 
-def _unpacked(packed: torch.Tensor, columns: int) -> torch.Tensor:
+def _unpacked(packed: torch.Tensor, columns: int, block: int) -> torch.Tensor:
     """Return Quanto's bytes from the kernel's: the way back from `_packed`."""
     stored = torch.empty(packed.numel(), dtype=torch.uint8)
-    source = packed.contiguous().numpy().reshape(2, -1, columns, _BLOCK // 2)
-    target = stored.numpy().reshape(-1, 2, _BLOCK // 2, columns)
-    step = max(1, _CHUNK // (columns * _BLOCK))
+    source = packed.contiguous().numpy().reshape(2, -1, columns, block // 2)
+    target = stored.numpy().reshape(-1, 2, block // 2, columns)
+    step = max(1, _CHUNK // (columns * block))
     for start in range(0, target.shape[0], step):
         upper, lower = source[:, start : start + step].swapaxes(2, 3)
         part = target[start : start + step]
@@ -124,7 +136,7 @@ def _unpacked(packed: torch.Tensor, columns: int) -> torch.Tensor:
 
 def _to_tinygemm(weight: WeightQBitsTensor) -> TinyGemmWeightQBitsTensor:
     rows, columns = weight.shape
-    packed = _packed(weight._data._data.reshape(rows // 2, columns))
+    packed = _packed(weight._data._data.reshape(rows // 2, columns), block_rows())
     data = TinyGemmPackedTensor(packed, torch.Size((rows, columns)), (columns, 1))
     groups = columns // weight._group_size
     scale = weight._scale.reshape(rows, groups, 1)
@@ -138,8 +150,8 @@ def _to_tinygemm(weight: WeightQBitsTensor) -> TinyGemmWeightQBitsTensor:
 
 def _generic_data(weight: TinyGemmWeightQBitsTensor) -> torch.Tensor:
     packed, (rows, columns) = weight._data._data, weight.shape
-    if packed.device.type == "cpu" and rows % (2 * _BLOCK) == 0 and layout_is_known():
-        return _unpacked(packed, columns).view(-1, weight._group_size)
+    if packed.device.type == "cpu" and fits(rows):
+        return _unpacked(packed, columns, block_rows()).view(-1, weight._group_size)
     values = _unpacked_by_kernel(weight._data)
     grouped = group(values, axis=0, group_size=weight._group_size)
     return PackedTensor.pack(grouped, weight.qtype.bits)._data
