@@ -382,10 +382,8 @@ def _add_compare(commands) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from .experiments.comparing import compare
-    from .processes.children import SPARE
     from .run.journal import WORK, new_folder, withdraw
 
-    SPARE.keeps = False  # there is no next comparison
     out = arguments.out
     if out is None:
         if arguments.resume:

@@ -121,9 +121,6 @@ class Spare:
         For how long it waits.
     """
 
-    keeps = True
-    """Whether anything is kept; a process that ends after its one comparison has no use for it."""
-
     def __init__(self, idle_seconds: float = IDLE_SECONDS) -> None:
         self._idle_seconds = idle_seconds
         self._begin()
@@ -150,9 +147,6 @@ class Spare:
     def put(self, had: Circumstances, server: Server) -> None:
         """Keep a server that has nothing to do; one that waits already is ended."""
         self.close()
-        if not self.keeps:
-            server.close()
-            return
         timer = threading.Timer(self._idle_seconds, self._close_if, (server,))
         timer.daemon = True
         with self._lock:

@@ -139,6 +139,7 @@ def test_advice_marks_its_row_and_follows_the_target(panel):
     assert panel.advice.save_button.disabled and not panel.advice.script_button.disabled
 
 
+@pytest.mark.long
 def test_what_is_advised_is_saved_and_its_script_shown(panel, tmp_path):
     panel.open_run("runs/fox")
     panel.advice.save(wait=True)

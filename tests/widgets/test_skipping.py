@@ -173,6 +173,7 @@ def test_a_recipe_is_shown_and_what_takes_no_effect_is_said(words):
 # --- what advice is worth ---------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_curve_of_advice_is_drawn_for_the_budgets(pipeline_folder):
     panel = skip_explorer(pipeline_folder)
     assert panel.wait(300)
