@@ -29,7 +29,7 @@ from .command_line import (
     whole,
     wholes,
 )
-from .errors import ArgumentError, OutputError, QuantolabError
+from .errors import ArgumentError, OutputError, QuantolabError, one_of
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
 from .text_tables import printable
@@ -697,10 +697,20 @@ def _add_doctor(commands) -> None:
         description="Say what this machine can do: versions, devices, compilers, and how fast "
         "each weights dtype is. With --paths, run every documented path on a tiny model, once "
         "through plain Diffusers and once through quantolab (some minutes).",
-        examples=("quantolab doctor", "quantolab doctor --paths --csv paths.csv"),
+        examples=(
+            "quantolab doctor",
+            "quantolab doctor --paths --csv paths.csv",
+            "quantolab doctor --paths --via sdnq,torchao",
+        ),
         statuses={OK: "nothing is broken", SOME_FAILED: "something is; the text says what"},
     )
     p.add_argument("--paths", action="store_true", help="run the path matrix")
+    p.add_argument(
+        "--via",
+        metavar="LIST",
+        help="with --paths, the backends whose words to run: quanto, sdnq, torchao, separated by "
+        "commas (default: quanto)",
+    )
     p.add_argument(
         "--csv",
         type=place,
@@ -715,6 +725,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     if arguments.csv:
         _check_writable(arguments.csv)
+    words = _walked_words(arguments.via, arguments.paths)
     checkup = check_up()
     _print(text_checkup(checkup))
     table, ok = None, not checkup.broken
@@ -724,12 +735,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
         from .doctor.matrix import all_work, path_matrix
         from .doctor.tables import text_matrix
 
-        table = path_matrix()
+        table = path_matrix(weights=words)
         _print(f"\n{text_matrix(table)}")
         ok = ok and all_work(table)
     if arguments.csv and table is not None:
         _write_csv(table, arguments.csv)
     return OK if ok else SOME_FAILED
+
+
+def _walked_words(via: str | None, paths: bool) -> tuple[str, ...]:
+    """Return the words of the backends whose documented paths are to be run."""
+    from .backends import check_backend
+    from .weights import HOME, WALKED
+
+    if via is not None and not paths:
+        raise ArgumentError("--via names whose paths to run, so it needs --paths")
+    backends = [name.strip() for name in (HOME if via is None else via).split(",")]
+    for backend in backends:
+        check_backend(one_of("--via", backend, tuple(WALKED)))
+    return tuple(dict.fromkeys(word for backend in backends for word in WALKED[backend]))
 
 
 def _check_writable(path: str, option: str = "csv") -> None:

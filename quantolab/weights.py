@@ -101,16 +101,20 @@ class Family:
     """Of what may follow: ``-g128`` (or ``-row``), ``-svd32``."""
     examples: tuple[str, ...]
     """For menus and messages."""
+    walked: tuple[str, ...] = ()
+    """Those that the path matrix runs."""
 
 
 _GROUPS = r"(?:-g(?P<group>[1-9]\d{0,5})|(?P<row>-row))?"
 FAMILIES = (
     Family("torchao", "int8|float8|int4", r"(?:(?<=int[48])-g(?P<group>[1-9]\d{0,5}))?",
-           ("torchao:int8", "torchao:float8", "torchao:int8-g128")),
+           ("torchao:int8", "torchao:float8", "torchao:int8-g128"),
+           ("torchao:float8", "torchao:int8")),
     Family("sdnq", r"u?int[2-8]|float8_e4m3fn|float8_e5m2|float4_e2m1fn|float6_e3m2fn",
            _GROUPS + r"(?:-svd(?P<rank>[1-9]\d{0,3}))?",
            ("sdnq:float8_e4m3fn", "sdnq:int8", "sdnq:uint4", "sdnq:uint4-g128", "sdnq:int4",
-            "sdnq:uint4-svd32", "sdnq:uint2-g128")),
+            "sdnq:uint4-svd32", "sdnq:uint2-g128"),
+           ("sdnq:int8", "sdnq:uint4-g128")),
     Family("bitsandbytes", "int8|nf4|fp4", "", ("bitsandbytes:int8", "bitsandbytes:nf4")),
 )  # fmt: skip
 """Their libraries are installed by extras of the same names, and imported for their words only."""
@@ -123,6 +127,9 @@ BACKENDS = (HOME, *(family.backend for family in FAMILIES))
 
 FORMS = ("sdnq", "torchao", HOME)
 """The backends whose forms saved models can be converted to."""
+
+WALKED = {HOME: QUANTIZED, **{f.backend: f.walked for f in FAMILIES if f.walked}}
+"""The words of each backend whose documented paths the doctor runs."""
 
 EXPORT = "gguf"
 """A form for other programs, which nothing here loads."""

@@ -3,9 +3,10 @@
 ``bytes`` (formulae and what can't be, without torch), ``layers`` (a Linear layer quantized, or
 waiting for its tensors), ``stored_form`` (its tensors as files hold them), ``diffusers_form`` and
 ``config_note`` (how a model says that it is quantized), of those that convert ``exchange`` (layers
-as plain values, and back), and of those that train ``training`` (a layer whose weight is trained
-first). Only a backend's own folder imports its library, and that of a backend beside Quanto is
-imported only where its words are used.
+as plain values, and back), of those that the path matrix runs ``as_documented`` (configurations as
+Diffusers' manual writes them), and of those that train ``training`` (a layer whose weight is
+trained first). Only a backend's own folder imports its library, and that of a backend beside
+Quanto is imported only where its words are used.
 """
 
 from __future__ import annotations
@@ -109,6 +110,22 @@ def exchange(backend: str) -> Any:
     if importlib.util.find_spec(f"{__name__}.{backend}.exchange") is None:
         raise UnsupportedError(f"layers of {_about(backend).TITLE} have no other form")
     return _room(backend, "exchange")
+
+
+def as_documented(word: str) -> Any:
+    """Return a backend's configurations as plain Diffusers' manual writes them.
+
+    Raises
+    ------
+    UnsupportedError
+        If the backend isn't installed, or Diffusers documents no path for it on every device.
+    """
+    backend = weights_of(word).backend
+    if importlib.util.find_spec(f"{__name__}.{backend}.as_documented") is None:
+        raise UnsupportedError(
+            f"paths of {_about(backend).TITLE} aren't known: Diffusers runs it with a GPU only"
+        )
+    return door(word, "as_documented")
 
 
 def file_form() -> Any:

@@ -74,10 +74,17 @@ def judge_quantized(
         return Finding(
             MISLEADS, f"{len(missing)} of {len(wanted)} layers are not quantized; nothing is said"
         )
-    if found != wanted:
+    if found.keys() != wanted.keys():
         return Finding(MISLEADS, f"other layers than asked for are quantized: {sorted(found)}")
+    if other := [path for path in wanted if _kind(found[path]) != _kind(wanted[path])]:
+        return Finding(MISLEADS, f"{other[0]!r} is {found[other[0]]}, not {wanted[other[0]]}")
     coarsest = max(set(wanted.values()), key=place_of)
     return _judge_near(coarsest, output, reference, f"{len(found)} layers quantized")
+
+
+def _kind(word: str) -> tuple[str, str]:
+    """Return what words have in common whose groups are the same in layers of few columns."""
+    return weights_of(word).backend, weights_of(word).name
 
 
 def judge_unread(module: torch.nn.Module, output: torch.Tensor, reference: torch.Tensor) -> Finding:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import Seconds, public
-from ..errors import Cancelled, JobFailed, JobRaised, QuantolabError, one_of
+from ..backends import check_backend
+from ..errors import ArgumentError, Cancelled, JobFailed, JobRaised, QuantolabError, one_of
 from ..files.whole import scratch_folder
 from ..processes.children import Children
 from ..processes.jobs import Asked, Event, Found, JobKind, Preload
 from ..recipes import COMPUTE_DTYPES, slug
-from ..weights import QUANTIZED, weights_of
-from .constants import EXTENSIONS
+from ..units import format_list
+from ..weights import HOME, QUANTIZED, WALKED, known_word, weights_of
+from .constants import DISTRIBUTIONS, EXTENSIONS
 from .jobs import CompileJob, PhaseJob, Place
 from .kinds import BUILD, COMPILE, MAKE, PHASE
 from .outcomes import Cell
@@ -50,6 +52,7 @@ PATHS = (
 VIA = ("diffusers", "quantolab")
 
 _COMPILED = PATHS[-2:]
+_QUANTO_ALONE = ("Quanto-direct checkpoint",)
 _PHASES = {
     "save and reload in a fresh process": 2,
     "pipeline save and reload": 2,
@@ -104,7 +107,8 @@ def path_matrix(
     paths : iterable of str
         Rows; all of `PATHS` by default.
     weights : iterable of str
-        Weights dtypes; all four by default.
+        Weights dtypes; all four of Quanto's by default. Words of SDNQ and torchao (``"sdnq:int8"``)
+        are run on the paths that Diffusers documents for these.
     via : iterable of str
         ``"diffusers"``, ``"quantolab"``, or both.
     device : str
@@ -123,12 +127,14 @@ def path_matrix(
         One row a cell: ``path, weights, via, outcome`` (``works``, ``fails``, ``misleads``: no
         error but not what was asked for, or ``unsupported``), ``reason`` (the real message, or
         what was measured), ``seconds``, and the conditions ``device, dtype, torch, diffusers,
-        transformers, quanto``. ``attrs["seconds"]`` is the wall time.
+        transformers, quanto, backend, backend_version``. ``attrs["seconds"]`` is the wall time.
 
     Raises
     ------
     ArgumentError
-        Unknown path, weights, via, device or dtype.
+        Unknown path, weights, via, device or dtype; or a path that none of the words has.
+    UnsupportedError
+        If a word's backend isn't installed.
 
     Examples
     --------
@@ -136,12 +142,7 @@ def path_matrix(
     >>> matrix[["via", "outcome"]].values.tolist()
     [['diffusers', 'misleads'], ['quantolab', 'works']]
     """
-    cells = [
-        Cell(path, word, way)
-        for path in _words("path", paths, PATHS)
-        for word in _words("weights dtype", weights, QUANTIZED)
-        for way in _words("via", via, VIA)
-    ]
+    cells = _cells(paths, weights, _words("via", via, VIA))
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     bar = None
     if watch is None:
@@ -321,7 +322,38 @@ def _environment(folder: Path) -> dict[str, str]:
         "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
         "TORCHINDUCTOR_AUTOGRAD_CACHE": "0",
         "TRITON_CACHE_DIR": str(folder / "triton"),
+        "SDNQ_USE_TORCH_COMPILE": "0",  # else each process compiles for half a minute first
     }
+
+
+def _cells(
+    paths: Iterable[str] | str, weights: Iterable[str] | str, ways: tuple[str, ...]
+) -> list[Cell]:
+    words = (weights,) if isinstance(weights, str) else tuple(weights)
+    words = tuple(dict.fromkeys(map(_walked, words)))
+    found = []
+    for path in _words("path", paths, PATHS):
+        mine = [w for w in words if path not in _QUANTO_ALONE or weights_of(w).backend == HOME]
+        if words and not mine and tuple(paths) != PATHS:
+            raise ArgumentError(
+                f"the path {path!r} is Quanto's alone, and weights names none of its"
+            )
+        found += [Cell(path, word, way) for word in mine for way in ways]
+    return found
+
+
+def _walked(word: str) -> str:
+    """Return a word whose paths can be run."""
+    if ":" not in str(word):
+        return one_of("weights dtype", word, QUANTIZED)
+    backend = weights_of(known_word("weights dtype", word)).backend
+    if backend not in WALKED:
+        raise ArgumentError(
+            f"weights dtype {word!r} is of {backend}, whose paths Diffusers has with a GPU only; "
+            f"allowed are words of {format_list(list(WALKED))}"
+        )
+    check_backend(backend)
+    return word
 
 
 def _words(what: str, value: Iterable[str] | str, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -346,6 +378,8 @@ def _frame(cells: list[Cell], device: str, dtype: str, seconds: float) -> pandas
             "diffusers": metadata.version("diffusers"),
             "transformers": metadata.version("transformers"),
             "quanto": metadata.version("optimum-quanto"),
+            "backend": (backend := weights_of(cell.weights).backend),
+            "backend_version": metadata.version(DISTRIBUTIONS.get(backend, backend)),
         }
         for cell in cells
     ]

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from ..backends import as_documented
 from ..errors import UnsupportedError
 from ..models.skeleton import dtype_keyword
 from ..units import format_percent
-from ..weights import QUANTIZED
+from ..weights import WALKED, weights_of
 from .bench import Bench
 from .judging import (
     UNSUPPORTED,
+    WORKS,
     Finding,
     difference,
     judge_compiled,
@@ -37,7 +39,7 @@ _ADAPTER_SCALE = 4.0
 
 
 def load(bench: Bench) -> Finding:
-    """``from_pretrained(quantization_config=QuantoConfig(...))``."""
+    """``from_pretrained(quantization_config=...)``."""
     model = _load(bench)
     bench.stage("running")
     return judge_quantized(
@@ -130,13 +132,13 @@ def _judge_reloaded(bench: Bench, whole: Any, transformer: Any, run: Callable) -
 
 
 def save_encoder(bench: Bench) -> None:
-    """``save_pretrained`` of a text encoder loaded with ``transformers.QuantoConfig``."""
-    from transformers import QuantoConfig, T5EncoderModel
+    """``save_pretrained`` of a text encoder loaded with the configuration of transformers."""
+    from transformers import T5EncoderModel
 
     model = T5EncoderModel.from_pretrained(
         bench.tiny.pipeline,
         subfolder="text_encoder_2",
-        quantization_config=QuantoConfig(weights=bench.weights),
+        quantization_config=as_documented(bench.weights).config("transformers", bench.weights),
         dtype=bench.tiny.dtype,
     )
     _save_model(bench, _placed(bench, model), bench.tiny.run_encoder)
@@ -154,12 +156,12 @@ def reload_encoder(bench: Bench) -> Finding:
 
 
 def pipeline_config(bench: Bench) -> Finding:
-    """``PipelineQuantizationConfig(quant_backend="quanto")`` for two components."""
+    """``PipelineQuantizationConfig(quant_backend=...)`` for two components."""
     from diffusers import FluxPipeline, PipelineQuantizationConfig
 
     config = PipelineQuantizationConfig(
-        quant_backend="quanto",
-        quant_kwargs={"weights_dtype": bench.weights},
+        quant_backend=weights_of(bench.weights).backend,
+        quant_kwargs=as_documented(bench.weights).for_pipelines(bench.weights),
         components_to_quantize=["transformer", "text_encoder_2"],
     )
     with _without_deprecation():
@@ -175,19 +177,20 @@ def pipeline_config(bench: Bench) -> Finding:
 
 def other_word(word: str) -> str:
     """Return another weights dtype, for what gets a word of its own."""
-    return QUANTIZED[QUANTIZED.index(word) - 1]
+    words = WALKED[weights_of(word).backend]
+    return words[words.index(word) - 1] if word in words else words[0]
 
 
 def word_by_component(bench: Bench) -> Finding:
     """``PipelineQuantizationConfig(quant_mapping={...})``, another dtype for the text encoder."""
-    import transformers
-    from diffusers import FluxPipeline, PipelineQuantizationConfig, QuantoConfig
+    from diffusers import FluxPipeline, PipelineQuantizationConfig
 
+    documented, other = as_documented(bench.weights), other_word(bench.weights)
     with _without_deprecation():
         config = PipelineQuantizationConfig(
             quant_mapping={
-                "transformer": QuantoConfig(weights_dtype=bench.weights),
-                "text_encoder_2": transformers.QuantoConfig(weights=other_word(bench.weights)),
+                "transformer": documented.config("diffusers", bench.weights),
+                "text_encoder_2": documented.config("transformers", other),
             }
         )
         pipe = FluxPipeline.from_pretrained(
@@ -197,13 +200,38 @@ def word_by_component(bench: Bench) -> Finding:
         )
     pipe = _placed(bench, pipe)
     bench.stage("running")
-    return judge_pipeline(bench, pipe, other_word(bench.weights))
+    return judge_pipeline(bench, pipe, other)
 
 
 def word_by_layer(bench: Bench) -> Finding:
-    """Nothing: ``QuantoConfig`` takes one dtype a model."""
-    said = "takes one weights_dtype a model; its modules_to_not_convert only keeps layers"
-    return Finding(UNSUPPORTED, f"QuantoConfig {said}")
+    """Give the attention's layers another word by a configuration; save and load again."""
+    from diffusers import FluxTransformer2DModel
+
+    paths, words = bench.tiny.linear_paths(), layer_words(bench)
+    try:
+        config = as_documented(bench.weights).by_layer(words)
+    except UnsupportedError as error:
+        return Finding(UNSUPPORTED, str(error))
+    model = _from_pretrained(bench, config)
+    bench.stage("running")
+    output = bench.tiny.run_transformer(model)
+    found = judge_quantized(model, words, output, bench.tiny.reference("transformer"), paths=paths)
+    if found.outcome != WORKS:
+        return found
+    bench.stage("saving")
+    model.save_pretrained(bench.place / "mixed")
+    again = FluxTransformer2DModel.from_pretrained(
+        bench.place / "mixed", **{dtype_keyword("diffusers"): bench.tiny.dtype}
+    )
+    same = judge_same(bench.tiny.run_transformer(_placed(bench, again)), output)
+    return found if same.outcome == WORKS else same
+
+
+def layer_words(bench: Bench) -> dict[str, str]:
+    """Return the word of each layer where the attention's have another."""
+    other = other_word(bench.weights)
+    paths = bench.tiny.linear_paths()
+    return {path: other if ".attn." in path else bench.weights for path in paths}
 
 
 def judge_pipeline(bench: Bench, pipe: Any, encoder: str | None = None) -> Finding:
@@ -411,15 +439,18 @@ PHASES: dict[str, tuple[Phase, ...]] = {
 
 
 def _load(bench: Bench, skip: list[str] | None = None) -> Any:
-    from diffusers import FluxTransformer2DModel, QuantoConfig
+    config = as_documented(bench.weights).config("diffusers", bench.weights, skip)
+    return _from_pretrained(bench, config)
+
+
+def _from_pretrained(bench: Bench, config: Any) -> Any:
+    from diffusers import FluxTransformer2DModel
 
     with _without_deprecation():
         model = FluxTransformer2DModel.from_pretrained(
             bench.tiny.pipeline,
             subfolder="transformer",
-            quantization_config=QuantoConfig(
-                weights_dtype=bench.weights, modules_to_not_convert=skip
-            ),
+            quantization_config=config,
             **{dtype_keyword("diffusers"): bench.tiny.dtype},
         )
     return _placed(bench, model)
@@ -446,13 +477,13 @@ def judge_skipped(bench: Bench, model: Any, pattern: str) -> Finding:
 
 
 def _single_file(bench: Bench, file: Any) -> Finding:
-    from diffusers import FluxTransformer2DModel, QuantoConfig
+    from diffusers import FluxTransformer2DModel
 
     with _without_deprecation():
         model = FluxTransformer2DModel.from_single_file(
             str(file),
             config=str(bench.tiny.transformer),
-            quantization_config=QuantoConfig(weights_dtype=bench.weights),
+            quantization_config=as_documented(bench.weights).config("diffusers", bench.weights),
             torch_dtype=bench.tiny.dtype,
         )
     model = _placed(bench, model)

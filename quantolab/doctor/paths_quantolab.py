@@ -104,7 +104,7 @@ def word_by_component(bench: Bench) -> Finding:
 def word_by_layer(bench: Bench) -> Finding:
     """``ql.load`` with another word for the attention's layers, saved and loaded again."""
     other, paths = paths_diffusers.other_word(bench.weights), bench.tiny.linear_paths()
-    words = {path: other if ".attn." in path else bench.weights for path in paths}
+    words = paths_diffusers.layer_words(bench)
     recipe = Recipe(bench.weights, layers={"*.attn": other})
     model = load_component(bench.tiny.pipeline, recipe, **_conditions(bench))
     bench.stage("running")

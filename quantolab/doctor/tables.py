@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..text_tables import markdown_line, text_columns
 from ..units import ABSENT, format_seconds
+from .constants import DISTRIBUTIONS
 from .matrix import totals
 
 if TYPE_CHECKING:
@@ -18,10 +19,14 @@ _LEGEND = (
     "one or, after a reload, the saved one bit for bit; compiled, it is no further from eager "
     "than compiling alone explains. *misleads*: no error, and not that. *fails*: an error or a "
     "crash, told with its own message. The model is a random FLUX of one block of each kind, 256 "
-    "wide; plain Diffusers' converter of original files, which assumes 3072, was told so. A plain "
-    "reload of int8 crashes where its tensors lie off the steps of 16 bytes that the CPU's kernel "
-    "reads; in a file of other layers it may work."
+    "wide; plain Diffusers' converter of original files, which assumes 3072, was told so."
 )
+_LEGENDS = {
+    "quanto": " A plain reload of int8 crashes where its tensors lie off the steps of 16 bytes "
+    "that the CPU's kernel reads; in a file of other layers it may work.",
+    "sdnq": " SDNQ's own lists of layers to keep were off, by its options, on both sides, and so "
+    "was its compiling while it is imported.",
+}
 _WAYS = {"diffusers": "plain Diffusers", "quantolab": "quantolab"}
 
 
@@ -49,7 +54,7 @@ def markdown_matrix(matrix: pandas.DataFrame) -> str:
             for weights in dtypes
         ]
         lines.append(markdown_line((path, *cells)))
-    lines += ["", text_totals(matrix), "", _LEGEND, ""]
+    lines += ["", text_totals(matrix), "", _legend(matrix), ""]
     lines += [f"{n}. {_note(note)}" for n, note in enumerate(notes, 1)]
     return "\n".join(lines) + "\n"
 
@@ -82,14 +87,27 @@ def text_totals(matrix: pandas.DataFrame) -> str:
     """Return the totals as a sentence, with the conditions that they hold for."""
     counts = [f"{_WAYS[way]} {works} of {total}" for way, (works, total) in totals(matrix).items()]
     first = matrix.iloc[0]
+    own = ", ".join(f"{name} {version}" for name, version in _backends(matrix).items())
     conditions = (
         f"{first['dtype']} on {first['device']}, torch {first['torch']}, diffusers "
-        f"{first['diffusers']}, transformers {first['transformers']}, optimum-quanto "
-        f"{first['quanto']}"
+        f"{first['diffusers']}, transformers {first['transformers']}, {own}"
     )
     took = matrix.attrs.get("seconds")
     took = f", {format_seconds(took)}" if took else ""
     return f"Works: {', '.join(counts)} ({conditions}{took})."
+
+
+def _backends(matrix: pandas.DataFrame) -> dict[str, str]:
+    """Return the names and versions of the backends whose words a matrix has."""
+    if "backend" not in matrix.columns:  # of an earlier version
+        return {DISTRIBUTIONS["quanto"]: matrix.iloc[0]["quanto"]}
+    rows = matrix[["backend", "backend_version"]].drop_duplicates().itertuples(index=False)
+    return {DISTRIBUTIONS.get(row.backend, row.backend): row.backend_version for row in rows}
+
+
+def _legend(matrix: pandas.DataFrame) -> str:
+    own = matrix["backend"].unique() if "backend" in matrix.columns else ["quanto"]
+    return _LEGEND + "".join(_LEGENDS.get(name, "") for name in own)
 
 
 def matrix_notes(matrix: pandas.DataFrame) -> list[dict]:

@@ -11,8 +11,8 @@ from ..errors import ArgumentError
 from ..recipes import Recipe
 from ..records import OK
 from ..units import format_count, parse_bytes
-from ..weights import QUANTIZED, REFERENCE
-from .advising import advise
+from ..weights import REFERENCE
+from .advising import advise, checked_words
 from .comparing import compare
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..report.advised import AdviceCurve
 
 _ADVISING = (
-    "component", "components", "table", "check", "groups", "inputs", "prompt", "seed", "pictures",
+    "component", "components", "weights", "table", "check", "groups", "inputs", "prompt", "seed",
+    "pictures",
 )  # fmt: skip
 _PICTURING = ("prompts", "seeds", "repeats", "resume")
 
@@ -51,8 +52,8 @@ def plot_advice(
     out : path, optional
         Folder that keeps the comparison.
     **options
-        What `advise` takes (``component, groups, inputs, prompt, seed``), what `compare` takes
-        (``prompts, seeds``), and what both take (``steps, size, dtype, device, watch``, ...).
+        What `advise` takes (``component, weights, groups, inputs, prompt, seed``), what `compare`
+        takes (``prompts, seeds``), and what both take (``steps, size, dtype, device, watch``, ...).
 
     Examples
     --------
@@ -81,7 +82,7 @@ def advice_curve(
     pictures = {"repeats": 1} | {key: options.pop(key) for key in _PICTURING if key in options}
     advised = [advise(model, size, **own, **options) for size in sizes]
     parts = tuple(own.get("components", ())) or tuple(filter(None, [own.get("component")]))
-    plain = [Recipe(word, components=parts) for word in QUANTIZED]
+    plain = [Recipe(word, components=parts) for word in checked_words(own.get("weights"))]
     recipes = dict.fromkeys([Recipe(REFERENCE), *plain, *advised])
     run = compare(model, list(recipes), out=out, **pictures, **options)
     table = results_table(run)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import Seconds, checked_arguments, public
-from ..backends import layer_bytes
+from ..backends import check_backend, layer_bytes, unsupported
 from ..devices import processor_computes, resolve_device
-from ..errors import ArgumentError, one_of, whole_number
+from ..errors import ArgumentError, UnsupportedError, one_of, whole_number
 from ..hub.watching import watching
 from ..models.resolving import reference_share, resolve
 from ..models.source import Source, find_model
@@ -28,7 +28,7 @@ from ..run.session import Watch
 from ..shapes import Layer
 from ..telling import say_line
 from ..units import format_bytes, format_count, format_list, parse_bytes
-from ..weights import QUANTIZED, REFERENCE, in_order, weights_of
+from ..weights import QUANTIZED, REFERENCE, backends_of, in_order, known_word
 from .beliefs import Beliefs
 from .choosing_words import (
     Group,
@@ -42,7 +42,15 @@ from .choosing_words import (
 )
 from .jobs import LayerSet
 from .layer_errors import LayerErrors, NamedSet
-from .sensitivity import GROUPS, INPUTS, grouped, measured_table, prompts_of, sensitivity
+from .sensitivity import (
+    GROUPS,
+    INPUTS,
+    grouped,
+    in_pictures,
+    measured_table,
+    prompts_of,
+    sensitivity,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -109,6 +117,7 @@ def advise(
     *,
     component: str | None = None,
     components: Iterable[str] | str = (),
+    weights: Iterable[str] | str | None = None,
     fits: int | float | str | None = None,
     table: pandas.DataFrame | None = None,
     check: bool = True,
@@ -146,6 +155,10 @@ def advise(
     component, components : str, iterable of str, optional
         One, or several: the denoiser (the default) and text encoders. The errors of text encoders
         are those that they cause in the denoiser's output.
+    weights : str or iterable of str, optional
+        The words to choose among, ``"none"`` besides; by default Quanto's four. Those of another
+        backend, such as ``("sdnq:int8", "sdnq:uint4-g128")``, must all be its own: a component is
+        quantized by one. With `table` by default the words of its rows.
     fits : int or str, optional
         Instead of a budget a card's memory, ``"12GB"``: what all other parts of the pipeline
         leave of it. Activations aren't counted.
@@ -177,7 +190,10 @@ def advise(
     Raises
     ------
     ArgumentError
-        If nothing fits, with the smallest possible bytes; or if the table is of something else.
+        If nothing fits, with the smallest possible bytes; if the table is of something else; or
+        if words are of several backends.
+    UnsupportedError
+        If no layer can have one of the words, with the reason; or its backend isn't installed.
 
     Examples
     --------
@@ -192,7 +208,10 @@ def advise(
     named = {"variant": measuring.get("variant"), "revision": measuring.get("revision")}
     source = find_model(model, weights=False, **named)
     components = (components,) if isinstance(components, str) else tuple(components)
-    shapes = Shapes(source, components or (component or source.denoiser,), dtype)
+    if table is not None:
+        weights, table = _words_of_table(table, weights)
+    words, device = checked_words(weights), resolve_device(measuring.get("device", "auto"))
+    shapes = Shapes(source, components or (component or source.denoiser,), dtype, words, device)
     is_default = not components and not component
     budget = _budget(shapes, budget_bytes, fits, named)
     if shapes.held({}) <= budget:
@@ -237,18 +256,16 @@ def _check_measuring(model: Any, measuring: Mapping[str, Any]) -> None:
     """Refuse what `sensitivity` doesn't take here, not after the first work."""
     if "recipes" in measuring:
         raise ArgumentError(
-            f"advise and advice_cost take no recipes: they choose among {', '.join(QUANTIZED)}"
+            f"advise and advice_cost take no recipes: they choose among {', '.join(QUANTIZED)}, or "
+            "the words that weights= names"
         )
     checked_arguments(sensitivity, (model,), measuring)
-
-
-_COARSE = tuple(word for word in QUANTIZED if weights_of(word).is_packed)
 
 
 def _work(shapes: Shapes, groups: str) -> int:
     """Return how many sets of layers are measured by themselves."""
     each = sum(len(grouped(layers, groups)) for layers in shapes.layers.values())
-    return each * len(QUANTIZED)
+    return each * len(shapes.words)
 
 
 def work_text(
@@ -259,28 +276,31 @@ def work_text(
     weights = format_bytes(shapes.held({}))
     what = format_count(each, groups[:-1])
     about = f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
+    words, coarse = len(shapes.words), len(in_pictures(shapes.words))
     inputs = measuring.get("inputs", INPUTS)
     steps = min(_STEPS, measuring.get("steps") or _STEPS)
     more = _TRIALS * pictures * steps
     in_float32 = looks_in_float32(shapes, measuring, pictures)
     if not pictures or in_float32:
-        forwards = each * len(QUANTIZED) * inputs
+        forwards = each * words * inputs
         then = "some for the candidates"
         if in_float32:
             made = f"{format_count(pictures, 'picture')} of {format_count(steps, 'step')}"
             then = f"about {more} for {made} of {_TRIALS} recipes, all in float32"
         return (
-            f"{about}{what}, {len(QUANTIZED)} words and {format_count(inputs, 'input')} are "
+            f"{about}{what}, {words} words and {format_count(inputs, 'input')} are "
             f"{format_count(forwards, 'forward')}, each from the first changed block on (half of "
             f"it on average), then {then}"
         )
-    sets = each * len(_COARSE)
-    forwards = sets * pictures * steps
-    forwards += each * (len(QUANTIZED) - len(_COARSE)) * inputs
+    forwards = each * (coarse * pictures * steps + (words - coarse) * inputs)
+    then = (
+        f", {format_count(words - coarse, 'more word')} and {format_count(inputs, 'input')},"
+        if words > coarse
+        else ""
+    )
     return (
-        f"{about}{what}, {len(_COARSE)} words and {format_count(pictures, 'picture')} of "
-        f"{format_count(steps, 'step')}, {len(QUANTIZED) - len(_COARSE)} more words and "
-        f"{format_count(inputs, 'input')}, are {format_count(forwards, 'forward')}, then about "
+        f"{about}{what}, {format_count(coarse, 'word')} and {format_count(pictures, 'picture')} of "
+        f"{format_count(steps, 'step')}{then} are {format_count(forwards, 'forward')}, then about "
         f"{more} for {_TRIALS} recipes"
     )
 
@@ -291,6 +311,7 @@ def advice_cost(
     *,
     component: str | None = None,
     components: Iterable[str] | str = (),
+    weights: Iterable[str] | str | None = None,
     groups: str = "auto",
     pictures: int | None = None,
     **measuring: Any,
@@ -299,7 +320,7 @@ def advice_cost(
 
     Parameters
     ----------
-    model, component, components, groups, pictures, **measuring
+    model, component, components, weights, groups, pictures, **measuring
         As for `advise`.
 
     Examples
@@ -311,7 +332,8 @@ def advice_cost(
     source = find_model(model, weights=False)
     components = (components,) if isinstance(components, str) else tuple(components)
     names = components or (component or source.denoiser,)
-    shapes = Shapes(source, names, measuring.get("dtype", "bfloat16"))
+    dtype, device = measuring.get("dtype", "bfloat16"), measuring.get("device", "auto")
+    shapes = Shapes(source, names, dtype, checked_words(weights), resolve_device(device))
     groups = shapes.groups if groups == "auto" else groups
     return work_text(shapes, groups, measuring, _pictures(pictures, groups))
 
@@ -327,18 +349,56 @@ def looks_in_float32(shapes: Shapes, measuring: Mapping[str, Any], pictures: int
 # --- what there is --------------------------------------------------------------------------
 
 
+def checked_words(weights: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Return the words to choose among, from the most precise to the least.
+
+    Raises
+    ------
+    ArgumentError, UnsupportedError
+        If one is none, they are of several backends, or that isn't installed.
+    """
+    if weights is None:
+        return QUANTIZED
+    asked = (weights,) if isinstance(weights, str) else tuple(weights)
+    words = [known_word("weights", word) for word in asked]
+    found = in_order(word for word in words if word != REFERENCE)
+    if not found:
+        raise ArgumentError(
+            "weights names no word to choose; 'none' is always among them, and allowed are "
+            f"{format_list(list(QUANTIZED))}, or another backend's such as sdnq:int8"
+        )
+    if len(used := backends_of(found)) > 1:
+        raise ArgumentError(
+            f"weights names words of {format_list(list(used))}: a component is quantized by one "
+            "backend, so ask for those of one"
+        )
+    check_backend(used[0])
+    return found
+
+
 class Shapes:
     """Components without their weights."""
 
-    def __init__(self, source: Source, names: tuple[str, ...], dtype: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        names: tuple[str, ...],
+        dtype: str,
+        words: tuple[str, ...] = QUANTIZED,
+        device: str = "",
+    ) -> None:
         from ..models.skeleton import build_skeleton
 
         self.source, self.names, self.dtype = source, names, dtype
+        self.words, self._device = words, device
         self._modules = {n: build_skeleton(source.component(n), dtype=dtype) for n in names}
         self.layers = {name: self._layers(name) for name in names}
         self._fixed = sum(
             predict_weight_bytes(module, {}, dtype) for module in self._modules.values()
         ) - sum(layer_bytes(la, REFERENCE, dtype) for ls in self.layers.values() for la in ls)
+        for name, word in ((name, word) for name in names for word in words):
+            if self.layers[name] and not self.taking(name, word):
+                raise UnsupportedError(unsupported(self.layers[name][0], word, dtype, device))
 
     def _layers(self, name: str) -> tuple[Layer, ...]:
         """Return the layers that may be quantized."""
@@ -347,6 +407,15 @@ class Shapes:
         )
         found = resolve(self._modules[name], everything, dtype=self.dtype, strict=False)
         return tuple(choice.layer for choice in found.quantized)
+
+    def taking(self, name: str, word: str, groups: str = "layers") -> tuple[Layer, ...]:
+        """Return the layers of a component that can have a word; of groups, where all can."""
+        return tuple(
+            layer
+            for members in grouped(self.layers[name], groups).values()
+            if not any(unsupported(la, word, self.dtype, self._device) for la in members)
+            for layer in members
+        )
 
     @property
     def groups(self) -> str:
@@ -362,8 +431,8 @@ class Shapes:
         )
 
     def uniform(self, word: str) -> int:
-        """Return the bytes of the components with every layer in one word."""
-        return self.held({n: {la.path: word for la in ls} for n, ls in self.layers.items()})
+        """Return the bytes of the components with every layer in one word that can have it."""
+        return self.held({n: {la.path: word for la in self.taking(n, word)} for n in self.names})
 
     @property
     def fixed(self) -> int:
@@ -391,7 +460,7 @@ def _budget(
 
 
 def _check_fits(shapes: Shapes, budget: int, fits: float | str | None) -> None:
-    smallest = {word: shapes.uniform(word) for word in QUANTIZED}
+    smallest = {word: shapes.uniform(word) for word in shapes.words}
     least = min(smallest, key=lambda word: smallest[word])
     others = ""
     if fits is not None:
@@ -416,18 +485,35 @@ def _check_table(table: pandas.DataFrame, shapes: Shapes) -> None:
                 f"the table's {column} is {other[0]!r}, not {format_list(wanted, 'or')!r}"
             )
     for (name, weights), rows in table.groupby(["component", "weights"]):
-        layers = shapes.layers[name]
-        saved = sum(
-            layer_bytes(layer, REFERENCE, shapes.dtype) - layer_bytes(layer, weights, shapes.dtype)
-            for layer in layers
-        )
-        if rows["saved_bytes"].sum() != saved:
+        saved = [
+            sum(
+                layer_bytes(la, REFERENCE, shapes.dtype) - layer_bytes(la, weights, shapes.dtype)
+                for la in shapes.taking(name, weights, groups)
+            )
+            for groups in GROUPS
+        ]
+        if rows["saved_bytes"].sum() not in saved:
             raise ArgumentError(
                 f"the table is not of all layers of {name} of {shapes.source.model!r}: its "
-                f"{weights} rows save {rows['saved_bytes'].sum()} bytes, the model {saved}"
+                f"{weights} rows save {rows['saved_bytes'].sum()} bytes, the model {saved[0]}"
             )
     if absent := [name for name in shapes.names if name not in set(table["component"])]:
         raise ArgumentError(f"the table has no rows of {absent[0]}")
+
+
+def _words_of_table(
+    table: pandas.DataFrame, weights: Iterable[str] | str | None
+) -> tuple[list[str] | None, pandas.DataFrame]:
+    """Return the words to choose among, and the rows that know of them."""
+    if "weights" not in table.columns:
+        return None, table  # refused with all that it lacks
+    there = list(dict.fromkeys(table["weights"]))
+    if weights is None:
+        return there, table
+    asked = [weights] if isinstance(weights, str) else list(weights)
+    if absent := [word for word in asked if word not in (*there, REFERENCE)]:
+        raise ArgumentError(f"the table has no rows of {absent[0]}; it knows {format_list(there)}")
+    return asked, table[table["weights"].isin(asked)]
 
 
 def _as_measured(table: pandas.DataFrame) -> dict[str, Any]:
@@ -485,8 +571,11 @@ def _measuring(
 
 
 def _measured(session: LayerErrors, shapes: Shapes, groups: str, pictures: int) -> pandas.DataFrame:
-    recipes = tuple(Recipe(word) for word in QUANTIZED)
-    asked = {name: (recipes, (la,) * len(recipes)) for name, la in shapes.layers.items()}
+    recipes = tuple(Recipe(word) for word in shapes.words)
+    asked = {
+        name: (recipes, tuple(shapes.taking(name, word, groups) for word in shapes.words))
+        for name in shapes.names
+    }
     return measured_table(session, asked, groups, pictures)
 
 

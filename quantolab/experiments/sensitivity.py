@@ -185,9 +185,9 @@ def measured_table(
 ) -> pandas.DataFrame:
     """Return the table of some components: of each its recipes, and the layers of each recipe.
 
-    With pictures, errors are theirs; only words of few bits are looked at, the errors of finer
-    ones, which rounding hides, are told from them by the errors of their weights. What these do to
-    single calls stands in a column of its own, ``call_error``.
+    With pictures, errors are theirs; of several words only those of few bits are looked at, the
+    errors of finer ones, which rounding hides, are told from them by the errors of their weights.
+    What these do to single calls stands in a column of its own, ``call_error``.
     """
     sets = [
         NamedSet(
@@ -202,8 +202,9 @@ def measured_table(
     ]
     if not pictures:
         return _table(sets, measuring.measure(sets), measuring)
-    coarse = [entry for entry in sets if weights_of(entry.weights).is_packed]
-    fine = [entry for entry in sets if not weights_of(entry.weights).is_packed]
+    shown = in_pictures(entry.weights for entry in sets)
+    coarse = [entry for entry in sets if entry.weights in shown]
+    fine = [entry for entry in sets if entry.weights not in shown]
     calls = measuring.measure(fine)
     errors = dict(zip(coarse, measuring.measure(coarse, pictures), strict=True))
     floor = measuring.seen(pictures).output_floor
@@ -216,6 +217,12 @@ def measured_table(
     by_call = dict(zip(fine, calls, strict=True))
     table["call_error"] = [by_call.get(entry, every[entry]).output_error for entry in sets]
     return table
+
+
+def in_pictures(words: Iterable[str]) -> tuple[str, ...]:
+    """Return the words whose errors show in pictures: those of few bits, all where none is."""
+    every = tuple(dict.fromkeys(words))
+    return tuple(word for word in every if weights_of(word).is_packed) or every
 
 
 def _same_place(one: NamedSet, other: NamedSet) -> bool:

@@ -308,6 +308,24 @@ def test_dequantize_gives_what_the_layers_stand_for(word, flux_folder):
     assert (plain.float() - quantized.float()).norm() < 0.03 * plain.float().norm()
 
 
+@pytest.mark.parametrize("word", ["sdnq:uint4-g64", "sdnq:float8_e4m3fn", *RUN_ONLY[1:2]])
+def test_the_t5_of_a_pipeline_runs(word, pipeline_folder, tmp_path):
+    """It casts activations to the dtype of a weight's bytes, unless it sees none."""
+    needed(word)
+    tokens = torch.arange(8).unsqueeze(0)
+    with torch.no_grad():
+        t5 = ql.load(pipeline_folder, word, "text_encoder_2", device="cpu")
+        assert t5.encoder.block[0].layer[1].DenseReluDense.wo.weight.element_size() == 1
+        output = t5(tokens)[0]
+        if word.startswith("sdnq"):
+            ql.save(t5, tmp_path / "saved")
+            assert torch.equal(ql.load_saved(tmp_path / "saved", device="cpu")(tokens)[0], output)
+            note = json.loads((tmp_path / "saved" / "quantolab.json").read_text())
+            assert "none for *.wo runs there too" in note["plain_diffusers"]["reason"]
+        plain = ql.dequantize(t5)(tokens)[0]
+    assert (output - plain).norm() < 0.02 * plain.norm()
+
+
 SCRIPTS = (
     "sdnq:uint4-g128 *.attn.*=sdnq:int8-row *proj_out=none",
     "torchao:int8 *.attn.*=torchao:float8 *proj_out=none",

@@ -12,7 +12,7 @@ import torch
 
 import quantolab as ql
 from quantolab.backends import layer_bytes
-from quantolab.errors import ArgumentError, Cancelled
+from quantolab.errors import ArgumentError, Cancelled, UnsupportedError
 from quantolab.experiments import advising
 from quantolab.experiments.advising import advice_cost, advice_of, advise
 from quantolab.experiments.choosing_words import Group, Option, choose, damages, size_of
@@ -286,6 +286,58 @@ def test_several_components_share_the_bytes(pipeline_folder):
     pipe = ql.load_pipeline(pipeline_folder, recipe, dtype="float32", device="cpu")
     held = sum(ql.weight_bytes(getattr(pipe, name)) for name in names)
     assert held == advice.weight_bytes <= budget
+
+
+def test_words_of_another_backend_share_the_bytes(pipeline_folder):
+    pytest.importorskip("sdnq", reason="pip install 'quantolab[sdnq]'")
+    words = ("sdnq:int8", "sdnq:uint4-g64")
+    rows = ql.plan(pipeline_folder, words, dtype="float32").query("component == 'transformer'")
+    budget = sum(rows.set_index("weights").weight_bytes[list(words)]) // 2
+    asked = {**ASKED, "groups": "blocks", "pictures": 2, "weights": words}
+    recipe = advise(pipeline_folder, budget, **asked)
+    assert set(recipe.words) <= {*words, "none"} and "sdnq:uint4-g64" in recipe.words
+    assert len({choice.word for choice in advice_of(recipe).choices}) > 1
+    module = ql.load(pipeline_folder, recipe, dtype="float32", device="cpu")
+    assert ql.weight_bytes(module) == advice_of(recipe).weight_bytes <= budget
+    assert ql.Recipe.parse(str(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (("sdnq:int8", "int4"), "names words of quanto and sdnq: a component is quantized by one"),
+        ("none", "names no word to choose"),
+        ("int5", "weights 'int5' is not known"),
+    ],
+)
+def test_words_that_cannot_be_chosen_among_are_refused(pipeline_folder, weights, said):
+    for ask in (advice_cost, lambda *a, **k: advise(*a, 10**6, **k)):
+        with pytest.raises(ArgumentError, match=said):
+            ask(pipeline_folder, weights=weights)
+
+
+def test_a_word_that_no_layer_can_have_is_refused_before_any_work(pipeline_folder):
+    pytest.importorskip("torchao", reason="pip install 'quantolab[torchao]'")
+    with pytest.raises(UnsupportedError, match="can't be torchao:int4: torchao has no int4"):
+        advise(pipeline_folder, 10**6, weights="torchao:int4", device="cpu")
+    # Groups of 32 divide neither 16 nor 4 columns: those layers have no such word.
+    words = ("torchao:int8", "torchao:int8-g32")
+    shapes = advising.Shapes(
+        advising.find_model(pipeline_folder), ("transformer",), "bfloat16", words
+    )
+    one, other = (shapes.taking("transformer", word) for word in words)
+    assert {layer.path for layer in one} - {layer.path for layer in other} == {"x_embedder"}
+    assert shapes.uniform(words[1]) < shapes.held({})
+
+
+def test_rows_of_a_table_limit_the_words(pipeline_folder, table, sizes):
+    asked = {"table": table, "check": False, "dtype": "float32"}
+    recipe = advise(pipeline_folder, sizes["int8"], weights="int8", **asked)
+    assert set(recipe.words) <= {"int8", "none"}
+    with pytest.raises(
+        ArgumentError, match="the table has no rows of int2; it knows int8 and int4"
+    ):
+        advise(pipeline_folder, sizes["int8"], weights=["int8", "int2"], **asked)
 
 
 def test_what_it_costs_is_told_without_weights():

@@ -9,6 +9,7 @@ import torch
 from ...errors import BrokenModelError
 from ...shapes import Layer
 from ...weights import weights_of
+from .. import t5
 from .bytes import BLOCK
 from .library import (
     QuantState,
@@ -31,6 +32,7 @@ class BitsAndBytesLinear(torch.nn.Linear):
         super().__init__(
             layer.in_features, layer.out_features, layer.bias, dtype=dtype, device="meta"
         )
+        t5.cure(layer.path)
         self.requires_grad_(False)
         self.quantolab_word = word
         self.compute_dtype = dtype

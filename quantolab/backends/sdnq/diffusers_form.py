@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
+from ...weights import weights_of
+from .. import t5
 from ..forms import DiffusersForm
 from .library import SDNQConfig
 from .settings import NO_SKIPS, settings
@@ -18,6 +20,10 @@ from .settings import NO_SKIPS, settings
 _ROUNDED = (
     "plain Diffusers rounds SDNQ's scales, which are float32, to the compute dtype when it loads "
     "them: its weights then differ from those saved by up to 0.4 %; load_saved doesn't"
+)
+_CAST = (
+    "the T5 of transformers casts what it multiplies to the dtype of the weight of wo, so that "
+    "without quantolab it fails: sdnq:int8 or none for *.wo runs there too; load_saved cures it"
 )
 _REGISTER = (
     "transformers knows SDNQ only once it was imported (import sdnq): without that it loads the "
@@ -41,7 +47,11 @@ def diffusers_form(
     config["modules_to_not_convert"] = sorted(config["modules_to_not_convert"])
     method = config["quant_method"]
     config["quant_method"] = str(getattr(method, "value", method))
-    reason = _REGISTER if library != "diffusers" else _rounded(module, quantized)
+    if library == "diffusers":
+        reason = _rounded(module, quantized)
+    else:
+        cast = any(t5.is_cast_to(p) and weights_of(w).name != "int8" for p, w in quantized.items())
+        reason = f"{_REGISTER}; {_CAST}" if cast else _REGISTER
     return DiffusersForm(True, reason, config)
 
 
