@@ -329,6 +329,14 @@ def _add_compare(commands) -> None:
         "prompts, seeds, steps, size and guidance, made on whatever machine (default: its own)",
     )
     p.add_argument(
+        "--lora",
+        type=place,
+        metavar="FILE[=WEIGHT]",
+        help="a LoRA that every recipe's pipeline carries, the unquantized one's too, with the "
+        "scale of what it adds: style.safetensors=0.8; needs quantolab[lora] (default: none; "
+        "scale 1)",
+    )
+    p.add_argument(
         "--repeats",
         type=whole,
         default=REPEATS,
@@ -414,6 +422,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             stall=arguments.stall,
             workers=arguments.workers,
             trust_workers=arguments.trust_workers,
+            lora=arguments.lora,
         )
     except KeyboardInterrupt as interrupt:
         if not (Path(out).expanduser() / "run.json").is_file():

@@ -81,6 +81,29 @@ class PictureQuality:
     """Mean FLIP error, 0 for identical pictures; None where it can't be computed."""
 
 
+@dataclass(frozen=True, repr=False)
+class Lora:
+    """A LoRA that the pipeline of every recipe carries, the reference's too.
+
+    What its file holds and how strongly it counts make it the same, not where the file lies.
+    """
+
+    file: str = field(compare=False)
+    """As asked for."""
+    weight: float
+    """Scale of what it adds: 1 is as it was trained."""
+    digest: str
+    """Of the file's content."""
+
+    @property
+    def text(self) -> str:
+        """As `compare` and ``--lora`` take it."""
+        return self.file if self.weight == 1 else f"{self.file}={self.weight}"
+
+    def __repr__(self) -> str:
+        return f"{self.text!r} (content {self.digest[:8]})"
+
+
 @dataclass(frozen=True)
 class Workload:
     """What every recipe of a comparison has to do."""
@@ -102,6 +125,7 @@ class Workload:
     """Commit of a Hub model; None for folders."""
     variant: str | None = None
     """Variant of the weights that was asked for; None leaves it to what is there."""
+    lora: Lora | None = field(default=None, metadata=LATER)
 
     @property
     def pairs(self) -> tuple[tuple[str, int], ...]:

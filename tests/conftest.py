@@ -32,6 +32,7 @@ SLOW = (
     "run/test_rounds.py",
     "run/test_workers.py",
     "run/test_borrowing.py",
+    "run/test_lora.py",
     "run/test_kills.py",
     "run/test_mutations.py",
     "experiments",

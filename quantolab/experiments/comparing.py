@@ -54,6 +54,7 @@ def compare(
     revision: str | None = None,
     workers: int | str | Client | None = None,
     trust_workers: bool = False,
+    lora: str | os.PathLike | tuple[str | os.PathLike, float] | None = None,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
 
@@ -128,6 +129,11 @@ def compare(
     trust_workers : bool
         Whether a ``tcp://`` address of another machine may be used: it is neither encrypted nor
         authenticated, and exchanges code.
+    lora : str, path or (path, float), optional
+        A LoRA that the pipeline of every recipe carries, the reference's too: a safetensors file
+        whose name ends so, ``"style.safetensors"``, or with the scale of what it adds,
+        ``"style.safetensors=0.8"``. Loaded by Diffusers over the quantized weights, never fused
+        into them; its bytes count as weights in memory. Needs the extra ``quantolab[lora]``.
 
     Returns
     -------
@@ -167,6 +173,7 @@ def compare(
                 compile=compile,
                 offload=offload,
                 reference=reference,
+                lora=lora,
             )
         with watched(watch) as watch:
             comparison = run_comparison(

@@ -68,6 +68,11 @@ class Needs:
     sequential: int | None
     """One layer at a time, with tiles: accelerate's sequential offload."""
 
+    def beside(self, more: int) -> Needs:
+        """Return the same with something beside the weights, such as a LoRA, however it runs."""
+        held = {name: value and value + more for name, value in vars(self).items()}
+        return Needs(**held)
+
     @property
     def compare(self) -> int | None:
         """The most that a comparison takes with everything resident."""

@@ -44,6 +44,7 @@ _WORDS = {
     "repeats": "Rounds",
     "revision": "Revision",
     "variant": "Variant",
+    "lora": "LoRA",
     "device_name": "Machine",
     "threads": "Threads",
     "platform": "System",

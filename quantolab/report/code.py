@@ -7,14 +7,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import public
 from ..backends import package_of, script_form
 from ..devices import check_device
-from ..errors import one_of, whole_number
+from ..errors import ArgumentError, one_of, whole_number
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug, weights_only
+from ..run.carrying import file_and_weight
 from ..weights import BACKENDS, HOME, backends_of, weights_of
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ def diffusers_code(
     guidance: float | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    lora: str | os.PathLike | tuple[str | os.PathLike, float] | None = None,
 ) -> str:
     """Return the plain Diffusers script that does what a recipe does here.
 
@@ -126,6 +129,8 @@ def diffusers_code(
         there are none the only variant.
     revision : str, optional
         Branch, tag or commit of a Hub model.
+    lora : str, path or (path, float), optional
+        A LoRA as `compare` takes it; the file isn't looked for.
 
     Returns
     -------
@@ -164,14 +169,19 @@ def diffusers_code(
     if size is not None:
         call |= {"width": size[0], "height": size[1]}
     blocks = [
-        _heading(source, recipe, parts),
+        _heading(source, recipe, parts, lora is not None),
         _imports(source, words, parts),
         _settings(source, dtype, device),
         *_workarounds(words),
         *(_part_code(source, part) for part in parts),
     ]
     if source.pipeline:
-        blocks.append(_pipeline_code(source, recipe, parts, prompt, seed, call))
+        carried = [] if lora is None else _lora_code(source, parts, *file_and_weight(lora))
+        blocks.append(_pipeline_code(source, recipe, parts, prompt, seed, call, carried))
+    elif lora is not None:
+        raise ArgumentError(
+            f"lora is given, and {source.model!r} is one component: a pipeline loads LoRAs"
+        )
     return "\n".join(blocks)
 
 
@@ -278,9 +288,10 @@ def globs_for(
     return (*chosen, *(path for path in kept if path in left))
 
 
-def _heading(source: Source, recipe: Recipe, parts: tuple[_Part, ...]) -> str:
+def _heading(source: Source, recipe: Recipe, parts: tuple[_Part, ...], carries: bool) -> str:
     used = {part.backend for part in parts} - {""} or {HOME}
     packages = [package_of(backend) for backend in BACKENDS if backend in used]
+    packages += ["peft"] if carries else []
     return (
         f"# {_model_words(source)}, {recipe}, without quantolab.\n"
         f"# Needs: pip install torch diffusers transformers accelerate {' '.join(packages)}\n"
@@ -478,6 +489,7 @@ def _pipeline_code(
     prompt: str,
     seed: int,
     call: dict[str, object],
+    carried: list[str],
 ) -> str:
     from ..models.skeleton import dtype_keyword
 
@@ -489,6 +501,7 @@ def _pipeline_code(
     ]
     lines = [
         *_called(f"pipe = {source.pipeline}.from_pretrained(", arguments, ").to(device)"),
+        *carried,
         f'noise = torch.Generator("cpu").manual_seed({seed})  # the same on every device',
         "result = pipe(",
         f"    prompt={_quoted(prompt)},",
@@ -502,6 +515,26 @@ def _pipeline_code(
     else:
         lines.append(f'result.images[0].save("{file}.png")')
     return "\n".join(lines) + "\n"
+
+
+def _lora_code(source: Source, parts: tuple[_Part, ...], file: str, weight: float) -> list[str]:
+    """Return the lines that load a LoRA over a pipeline."""
+    path = Path(file)
+    lines = []
+    if (source.pipeline or "").startswith("Flux") and any(p.is_plain_quanto for p in parts):
+        lines += [
+            "# Diffusers looks shapes up by names that quantized weights haven't; Control LoRAs",
+            "# alone need that.",
+            "pipe._maybe_expand_lora_state_dict = lambda transformer, lora_state_dict: "
+            "lora_state_dict",
+        ]
+    arguments = [
+        _quoted(str(path.parent)), f"weight_name={_quoted(path.name)}", 'adapter_name="lora"',
+    ]  # fmt: skip
+    lines += _called("pipe.load_lora_weights(", arguments, ")")
+    if weight != 1:
+        lines.append(f'pipe.set_adapters("lora", {weight})')
+    return lines
 
 
 def _chosen_files(source: Source, variant: str | None) -> list[str]:

@@ -63,7 +63,7 @@ EXTRA_COLUMNS = (
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
     "other_bytes", "backend", "backend_version", "kernel",
-    "offload", "reference",
+    "offload", "reference", "lora",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -289,6 +289,7 @@ def _workload_cells(workload: Workload, trial: Trial) -> dict[str, Any]:
         "guidance": workload.guidance,
         "prompts": " | ".join(workload.prompts),
         "revision": workload.revision,
+        "lora": None if workload.lora is None else workload.lora.text,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..backends import check_installed
@@ -18,6 +19,7 @@ from ..records import Trial, Workload
 from ..weights import WORDS
 from . import REPEATS
 from .borrowing import Reference, find_reference
+from .carrying import AskedLora, find_lora
 from .ways import check_offload
 
 _DEFAULT_STEPS = 28
@@ -39,6 +41,8 @@ class Request:
     """How recipes get onto an accelerator; None leaves it to the plan."""
     reference: Reference | None = None
     """Another run, whose unquantized pictures the others are judged against."""
+    lora: Path | None = None
+    """File of the workload's LoRA, wherever the current folder is."""
     also: tuple[str, ...] = ()
     """Components whose bytes are counted too: those of a run that is gone on with."""
 
@@ -82,6 +86,7 @@ def check_request(
     reference: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    lora: AskedLora | None = None,
 ) -> Request:
     """Return the request that these arguments make; see `compare` for each.
 
@@ -115,6 +120,7 @@ def check_request(
         components_of(recipe, source)  # refuses names that the model hasn't
         check_installed(recipe.words)
     is_demo = source.model == "demo"
+    carried, path = (None, None) if lora is None else find_lora(lora)
     workload = Workload(
         model=source.model,
         prompts=_prompts(prompts, is_demo),
@@ -127,11 +133,12 @@ def check_request(
         repeats=whole_number("repeats", repeats, most=MOST),
         revision=source.revision,
         variant=source.asked_variant,
+        lora=carried,
     )
     check_device(device)
     offload = check_offload(offload, device)
     other = None if reference is None else find_reference(reference, workload)
-    return Request(source, chosen, workload, bool(compile), offload, other)
+    return Request(source, chosen, workload, bool(compile), offload, other, path)
 
 
 def _many(value: Any, single: type) -> tuple[Any, ...]:

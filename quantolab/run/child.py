@@ -10,6 +10,7 @@ import torch
 from ..backends import check_supported, import_layers, package_versions, quantized_inputs
 from ..devices import free_bytes, give_back, held_bytes, resolve_device
 from ..errors import UnsupportedError, is_out_of_memory
+from ..loading.lora import lora_bytes
 from ..measure.conditions import describe_conditions
 from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
@@ -66,15 +67,22 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
             name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
             for name in asked.components
         }
-        plans = tuple(_plan(asked, device, recipe, parts) for recipe in asked.recipes)
+        added = {} if asked.lora is None else lora_bytes(asked.source, asked.lora, asked.dtype)
+        plans = tuple(_plan(asked, device, recipe, parts, added) for recipe in asked.recipes)
         if asked.size is None or device.partition(":")[0] not in ("cuda", "xpu"):
-            return Planned(device, plans)
+            return Planned(device, plans, lora_bytes=added)
         needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype)
-        return Planned(device, plans, needs, free_bytes(device))
+        more = sum(added.values())
+        needs = {label: need and need.beside(more) for label, need in needs.items()}
+        return Planned(device, plans, needs, free_bytes(device), added)
 
 
 def _plan(
-    asked: PlanJob, device: str, recipe: Recipe, skeletons: dict[str, torch.nn.Module]
+    asked: PlanJob,
+    device: str,
+    recipe: Recipe,
+    skeletons: dict[str, torch.nn.Module],
+    added: dict[str, int],
 ) -> RecipePlan:
     shares = shares_in(recipe, asked.source)
     total, kept, found = 0, [], {}
@@ -86,7 +94,7 @@ def _plan(
             check_supported(layers, asked.dtype, device)
         except UnsupportedError as error:
             return RecipePlan(None, (), tuple(shares), str(error))
-        total += predict_weight_bytes(module, resolved.words, asked.dtype)
+        total += predict_weight_bytes(module, resolved.words, asked.dtype) + added.get(name, 0)
         if name in shares:
             found[name] = (share, resolved)
             kept += [f"{name}.{path}" for path in sorted(path for path, _ in resolved.kept)]

@@ -25,6 +25,8 @@ class PlanJob:
     recipes: tuple[Recipe, ...]
     size: tuple[int, int] | None = None
     """Of the pictures, where what they take of an accelerator is to be told."""
+    lora: Path | None = None
+    """File of what every pipeline carries beside."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Planned:
     """What each recipe takes of an accelerator, by label; empty on a CPU."""
     free_bytes: int | None = None
     """What is free there."""
+    lora_bytes: dict[str, int] = field(default_factory=dict)
+    """What a LoRA adds to each component that it changes; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class TrialJob:
     """How it gets onto its device."""
     numbers: tuple[int, ...] = ()
     """Which pictures it makes, by their place in the workload's pairs; empty for all."""
+    lora: Path | None = None
+    """File of the workload's LoRA."""
 
     @property
     def wanted(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from ..arguments import public
 from ..errors import ArgumentError
 from ..hub.names import read_hub_name
 from ..models.source import DEMO
-from ..plain_values import from_dict, to_dict
+from ..plain_values import LATER, from_dict, to_dict
 from ..recipes import Recipe
 from ..records import Conditions, Workload
 
@@ -48,6 +48,8 @@ class Origin:
     """Compute dtype."""
     compiled: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    lora: str | None = field(default=None, metadata=LATER)
+    """Name of the file of its LoRA, with its weight."""
 
 
 def origin_of(
@@ -75,6 +77,7 @@ def origin_of(
         workload.dtype,
         compiled,
         versions,
+        None if workload.lora is None else Path(workload.lora.text).name,
     )
 
 
@@ -114,6 +117,7 @@ def common_text(origin: Origin) -> str:
         "Size": size,
         "Model": origin.model,
         "Weights": origin.recipe,
+        "LoRA": origin.lora,
         "Compute dtype": origin.dtype,
         "Version": "; ".join(versions) or None,
     }

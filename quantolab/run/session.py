@@ -126,6 +126,7 @@ class Session:
         """How recipes run that don't fit as they are, in one line."""
         self.needs: dict[str, Needs | None] = {}
         self.free_bytes: int | None = None
+        self._lora_bytes: dict[str, int] = {}
         self.crew = crew
         self._children: Any = crew or Children(preload_of(request.source), keep=True)
 
@@ -223,10 +224,12 @@ class Session:
             request.components,
             request.recipes,
             request.workload.size,
+            request.lora,
         )
         with scratch_folder("plan") as folder:
             planned = self.job(PLAN, asked, folder)
         self._choose_ways(planned)
+        self._lora_bytes = planned.lora_bytes
         workload = dataclasses.replace(request.workload, device=planned.device)
         self.request = dataclasses.replace(request, workload=workload)
         return {r.label: p for r, p in zip(request.recipes, planned.plans, strict=True)}
@@ -256,10 +259,11 @@ class Session:
     def encode(self, work: Path) -> Path | None:
         """Encode the prompts once for all trials and return the file.
 
-        None if text encoders are among what is quantized, or the pipeline takes only text. Where
-        an accelerator's memory doesn't hold the encoders, the processor encodes.
+        None if text encoders are among what is quantized or a LoRA changes, or the pipeline takes
+        only text. Where an accelerator's memory doesn't hold the encoders, the processor encodes.
         """
-        if any(name.startswith("text_encoder") for name in self.request.components):
+        changed = (*self.request.components, *self._lora_bytes)
+        if any(name.startswith("text_encoder") for name in changed):
             return None
         self.enter_stage("encoding prompts")
         path = work / "prompts.safetensors"
@@ -299,6 +303,7 @@ class Session:
             held,
             known,
             way or self.ways.get(recipe.label, Way()),
+            lora=request.lora,
         )
 
     def tell_workers(self, ready: int) -> None:

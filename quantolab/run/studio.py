@@ -15,8 +15,10 @@ import torch
 
 from ..backends import kernels
 from ..devices import synchronize
-from ..errors import UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
+from ..files.digests import file_digest
 from ..loading.component import load_component
+from ..loading.lora import add_lora
 from ..loading.pipelines import assemble
 from ..loading.report import WAIT
 from ..measure.held_bytes import weight_bytes
@@ -98,9 +100,11 @@ def prepare(asked: TrialJob) -> Prepared:
     encoders_here = any(name.startswith("text_encoder") for name in parts)
     file = None if encoders_here else asked.encoded
     pipe = build_pipeline(source, parts, dtype=dtype, device=home, encoders=file is None)
-    held = sum(weight_bytes(module) for module in parts.values())
     on_disk = _file_bytes(parts.values())
     kernel = ", ".join(sorted({k for module in parts.values() if (k := kernels(module))})) or None
+    if asked.lora is not None:
+        notes += _with_lora(pipe, asked.lora, asked.workload)
+    held = sum(weight_bytes(module) for module in parts.values())
     if asked.way.tiled:
         notes += decode_in_tiles(pipe)
     offload(pipe, source.denoisers, asked.way.offload, device)
@@ -122,6 +126,14 @@ def prepare(asked: TrialJob) -> Prepared:
         IN_TRIAL if file is None else AHEAD,
         kernel,
     )
+
+
+def _with_lora(pipe: Any, path: Path, workload: Workload) -> list[str]:
+    """Load the workload's LoRA from a file that still holds what was asked for."""
+    lora = workload.lora
+    if lora is None or file_digest(path) != lora.digest:
+        raise ArgumentError(f"the LoRA {str(path)!r} was changed while the run went on")
+    return add_lora(pipe, path, lora.weight)
 
 
 def _file_bytes(parts: Iterable[torch.nn.Module]) -> int | None:

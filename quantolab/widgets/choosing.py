@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import one_of
 from ..models.source import DEMO, Source
 from ..recipes import Recipe, as_recipe, default_recipes
-from ..records import Comparison, Trial
+from ..records import Comparison, Trial, Workload
 from ..run import REPEATS
 from ..run.asked import Request, check_request
 from ..run.crew import check_workers
@@ -41,6 +41,7 @@ class Choice:
     variant: str | None = None
     revision: str | None = None
     workers: Any = None
+    lora: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return what differs from the defaults of `compare`, as its keyword arguments."""
@@ -75,6 +76,11 @@ class Choice:
         return f"import quantolab as ql\n\n{made}\nql.results_table(comparison)"
 
 
+def _path_text(given: Any) -> str:
+    """Return a path as text; of a LoRA it may stand with its weight."""
+    return "{}={}".format(*given) if isinstance(given, tuple) else str(given)
+
+
 FIELDS = tuple(field.name for field in dataclasses.fields(Choice))
 
 
@@ -101,9 +107,9 @@ def changed(choice: Choice, **arguments: Any) -> Choice:
         values["seeds"] = _several(values["seeds"], int)
     if values.get("size") is not None:
         values["size"] = tuple(values["size"])
-    for name in ("out", "reference"):
+    for name in ("out", "reference", "lora"):
         if values.get(name) is not None:
-            values[name] = str(values[name])
+            values[name] = _path_text(values[name])
     return dataclasses.replace(choice, **values)
 
 
@@ -132,7 +138,15 @@ def choice_of(comparison: Comparison, asked: Sequence[Trial] = ()) -> Choice:
         compile=any(trial.compiled for trial in asked),
         reference=_borrowed_from(comparison),
         variant=workload.variant,
+        lora=_carried(workload),
     )
+
+
+def _carried(workload: Workload) -> str | None:
+    """Return the LoRA of a run, if its file is still there."""
+    lora = workload.lora
+    there = lora is not None and Path(lora.file).expanduser().is_file()
+    return lora.text if lora is not None and there else None
 
 
 def _borrowed_from(comparison: Comparison) -> str | None:

@@ -196,11 +196,17 @@ class Estimator:
     def _prospect(self, request: Request, given_up: Event) -> Prospect:
         source, workload = request.source, request.workload
         recipes = _asked_ahead(request)
-        key = (source.folder, workload.dtype, workload.device, request.components, recipes)
+        key = (
+            source.folder, workload.dtype, workload.device, request.components, recipes,
+            workload.lora,
+        )  # fmt: skip
         if key not in self._known:
             if given_up.wait(_DELAY_SECONDS):
                 raise Cancelled("something newer is asked for")
-            asked = PlanJob(source, workload.device, workload.dtype, request.components, recipes)
+            asked = PlanJob(
+                source, workload.device, workload.dtype, request.components, recipes,
+                lora=request.lora,
+            )  # fmt: skip
             found = self._assistant.do(
                 LOOK_AHEAD, asked, preload=preload_of(source), cancel=given_up
             )

@@ -116,6 +116,11 @@ class Form(W.VBox):
             "unquantized pictures are to judge these"
         )
 
+        self.lora = _folder("LoRA", "style.safetensors=0.8")
+        self.lora.tooltip = (
+            "A LoRA's file that every recipe's pipeline carries, with the scale of what it adds"
+        )
+
     def _fill(self) -> None:
         self._more_row = _row("And", (self.more,))
         self.children = (
@@ -132,13 +137,15 @@ class Form(W.VBox):
             ), layout=WRAP),
             W.HBox((
                 self.recipe.device, self.variant, self.workers, self.out, self.reference,
+                self.lora,
             ), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:
         controls = [
             self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size,
-            self.repeats, self.workers, self.out, self.reference, self.compile, self.both,
+            self.repeats, self.workers, self.out, self.reference, self.lora, self.compile,
+            self.both,
             *self.weights.values(),
         ]  # fmt: skip
         for control in controls:
@@ -212,6 +219,7 @@ class Form(W.VBox):
             variant=self.model.variant,
             revision=self.model.revision,
             workers=read_number(self.workers.value, int),
+            lora=self.lora.value.strip() or None,
         )
 
     def show(self, choice: Choice) -> None:
@@ -241,6 +249,7 @@ class Form(W.VBox):
             self.workers.value = "" if choice.workers is None else str(choice.workers)
             self.out.value = choice.out or ""
             self.reference.value = choice.reference or ""
+            self.lora.value = choice.lora or ""
 
     def add(self, recipe: Recipe | None) -> None:
         """Compare one more recipe, whatever words it has for components and layers."""

@@ -65,6 +65,7 @@ class ScriptJob:
     seed: int
     size: tuple[int, int]
     guidance: float | None
+    lora: str | None = None
 
 
 @dataclass(frozen=True)

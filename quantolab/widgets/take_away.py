@@ -123,6 +123,7 @@ def script_job(comparison: Comparison, label: str) -> ScriptJob:
         seed=workload.seeds[0],
         size=workload.size,
         guidance=workload.guidance,
+        lora=None if workload.lora is None else workload.lora.text,
     )
 
 
