@@ -10,6 +10,9 @@ from .errors import ArgumentError, UnsupportedError, one_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
+BEST_FIRST = ("cuda", "xpu", "mps", "cpu")
+"""Which of them ``auto`` takes: the first that is there."""
+
 _SPOKEN = {"gpu": "'cuda'", "nvidia": "'cuda'", "rocm": "'cuda'", "hip": "'cuda'", "amd": "'cuda'",
            "metal": "'mps'", "apple": "'mps'", "intel": "'xpu'"}  # fmt: skip
 """What devices are called elsewhere. torch built for AMD's ROCm calls it cuda too."""
@@ -42,7 +45,7 @@ def resolve_device(device: str = "auto") -> str:
         "cpu": True,
     }
     if kind == "auto":
-        return next(name for name, found in there.items() if found)
+        return next(name for name in BEST_FIRST if there[name])
     if not there[kind]:
         found = ", ".join(name for name, ok in there.items() if ok)
         raise UnsupportedError(

@@ -209,6 +209,13 @@ class Trial:
     judged_by: str | None = field(default=None, metadata=LATER)
     """Whose pictures its own were judged against: the label of a trial of the run, or the folder
     of another. Earlier runs didn't keep it: there it is the unquantized trial."""
+    timed_on: Conditions | None = field(default=None, metadata=LATER)
+    """Under which conditions it was timed, where its pictures were made under others."""
+
+    @property
+    def timed_under(self) -> Conditions | None:
+        """Conditions that its seconds hold for; None where they weren't kept."""
+        return self.timed_on or self.conditions
 
     @property
     def label(self) -> str:

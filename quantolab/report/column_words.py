@@ -56,6 +56,8 @@ COLUMN_WORDS = {
     "speedup_high": "Upper end of it.",
     "more_rounds": "About how many rounds more would decide.",
     "timed": "`rounds` (with all others), `pairs` (with the reference) or `alone` (no verdict).",
+    "timed_by": "The device that it was timed on, and of a CPU how many threads; between different "
+    "ones there is no verdict.",
     "speed_reference": "The recipe that speed is told against.",
     "psnr_low_db": "Lower end of the 95 % interval of `psnr_db` over pictures (bootstrap).",
     "psnr_high_db": "Upper end of it.",

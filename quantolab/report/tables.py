@@ -63,7 +63,7 @@ EXTRA_COLUMNS = (
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
     "other_bytes", "backend", "backend_version", "kernel",
-    "offload", "reference", "lora",
+    "offload", "reference", "lora", "timed_by",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
@@ -227,6 +227,7 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
         "other_load": trial.timing.other_load,
         "other_bytes": trial.timing.other_bytes,
         "timed": trial.timing.timed,
+        "timed_by": _timed_by(trial),
     }
     if reference is None or reference.timing is None or not reference.timing.samples:
         return cells
@@ -236,6 +237,16 @@ def _latency_cells(trial: Trial, reference: Trial | None) -> dict[str, Any]:
     cells["speedup"] = statistics.median(reference.timing.samples) / median
     ratio = None if trial is reference else ratio_of(reference.timing, trial.timing)
     return cells if ratio is None else cells | _ratio_cells(ratio)
+
+
+def _timed_by(trial: Trial) -> str | None:
+    """Return the device that a trial was timed on; of a CPU as much of it as it used."""
+    where = trial.timed_under
+    if where is None:
+        return None
+    on_cpu = trial.offload is None
+    threads = f" ({units.format_count(where.threads, 'thread')})" if on_cpu else ""
+    return where.device_name + threads
 
 
 def _ratio_cells(ratio: Ratio) -> dict[str, Any]:
@@ -250,7 +261,7 @@ def _ratio_cells(ratio: Ratio) -> dict[str, Any]:
 
 def _comparable(trial: Trial, reference: Trial) -> bool:
     """Whether two latencies may be divided: a run resumed on another machine mixes them."""
-    ours, theirs = trial.conditions, reference.conditions
+    ours, theirs = trial.timed_under, reference.timed_under
     if ours is None or theirs is None:
         return True
     return all(getattr(ours, name) == getattr(theirs, name) for name in _SAME_FOR_LATENCY)
@@ -575,19 +586,14 @@ def speed_notes(records: list[dict[str, Any]], reference: dict[str, Any] | None)
 
 def _device_notes(records: list[dict[str, Any]]) -> list[str]:
     """Say which rows were timed by which device, where they weren't all by the same one."""
-    rows: dict[tuple[str, int], list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for record in records:
-        if record["repeats"] and record.get("device_name"):
-            device = (record["device_name"], record.get("threads") or 0)
+        device = record.get("timed_by") or record.get("device_name")  # as earlier tables have it
+        if record["repeats"] and device:
             rows.setdefault(device, []).append(record["recipe"])
     if len(rows) < 2:
         return []
-    alike = len({name for name, _ in rows}) < len(rows)  # then the threads tell them apart
-    said = [
-        f"{units.format_list(recipes)} by {name}"
-        + (f" with {units.format_count(threads, 'thread')}" if alike and threads else "")
-        for (name, threads), recipes in rows.items()
-    ]
+    said = [f"{units.format_list(recipes)} by {name}" for name, recipes in rows.items()]
     return [f"Timed {'; '.join(said)}: speeds on different devices have no verdict."]
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..errors import ArgumentError, Cancelled, QuantolabError
 from ..files.whole import scratch_folder
 from ..hub.names import HubName
@@ -25,12 +24,13 @@ from ..models.source import Source, find_model
 from ..plain_values import to_dict
 from ..processes.children import Children, Held
 from ..processes.jobs import LOG, Event, JobKind
-from ..records import ModelContent, PictureQuality
+from ..records import Conditions, ModelContent, PictureQuality
 from .identity import ContentWatch, other_content
-from .jobs import IMAGES, EncodeJob, Generated, Generation, PlanJob, TrialFound, TrialJob
+from .jobs import IMAGES, EncodeJob, Generated, Generation, LookJob, PlanJob, TrialFound, TrialJob
+from .kinds import LOOK
 from .preloads import preload_of
 
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 60.0
 """After how long without a word from the run everything of it ends."""
 
 
@@ -43,11 +43,12 @@ class Opening:
     content: ModelContent
     same_disk: bool
     """Whether the model's folder is the very one of the run."""
+    device: str
+    """As it was asked for."""
     environment: dict[str, str]
     """Of the children, over the worker's own."""
     folder: Path | None = None
     """Where jobs' files go for a while; by default where such things go on its system."""
-    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Facts:
     """Where a worker is."""
 
     host: str
-    device: str
+    cards: str
     """Which accelerators it sees; empty where the system doesn't restrict them."""
-    pid: int
+    device: str
+    """What the run's device is there, ``auto`` resolved."""
+    conditions: Conditions
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,18 @@ def open_run(opening: Opening) -> Facts:
     Raises
     ------
     ArgumentError
-        If this worker's quantolab is another, or its model holds something else.
-    ModelNotFoundError
-        If the model isn't there.
+        If the model isn't there or holds something else, or there is no such device.
     """
-    if opening.version != __version__:
+    try:
+        return _opened(opening)
+    except QuantolabError as error:
+        end_run(opening.run)
         raise ArgumentError(
-            f"the worker on {socket.gethostname()} has quantolab {__version__}, this is "
-            f"{opening.version}: both must be the same"
-        )
+            f"the worker on {socket.gethostname()} takes no part: {error}"
+        ) from None
+
+
+def _opened(opening: Opening) -> Facts:
     with _LOCK:
         known = opening.run in _PLACES
     if not known:
@@ -138,9 +144,12 @@ def open_run(opening: Opening) -> Facts:
         with _LOCK:
             _PLACES[opening.run] = place
         threading.Thread(target=_look_after, args=(opening.run, place), daemon=True).start()
-    device = opening.environment.get("CUDA_VISIBLE_DEVICES")
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device is None else device
-    return Facts(socket.gethostname(), device, os.getpid())
+    place = _place(opening.run)
+    seen = place.children.run(
+        LOOK, LookJob(opening.device), folder=place.folder / "look", cancel=place.cancel
+    )
+    cards = {**os.environ, **opening.environment}.get("CUDA_VISIBLE_DEVICES", "")
+    return Facts(socket.gethostname(), cards, seen.device, seen.conditions)
 
 
 _OF_THE_ENGINE = ("MALLOC_TRIM_THRESHOLD_",)
@@ -161,7 +170,6 @@ def _environment(opening: Opening) -> dict[str, str]:
 def _own_source(opening: Opening) -> Source:
     """Return the model as this worker has it; what differs from the run's is refused."""
     asked, variant = opening.source, opening.source.asked_variant
-    here = socket.gethostname()
     if asked.hub is not None and asked.revision is not None:
         name = HubName(asked.hub.repo, asked.revision, asked.hub.path)
         return find_model(str(name), variant=variant)
@@ -172,9 +180,7 @@ def _own_source(opening: Opening) -> Source:
         pass
     said = other_content(opening.content, watch.content)
     if said:
-        raise ArgumentError(
-            f"the model {asked.model!r} isn't the same on the worker at {here}: {said}"
-        )
+        raise ArgumentError(f"the model {asked.model!r} isn't the same there: {said}")
     return source
 
 
@@ -192,7 +198,10 @@ def beat(run: str) -> None:
 
 
 def end_run(run: str) -> None:
-    """End everything of a run here; what it still does is killed."""
+    """End everything of a run here; what it still does is killed.
+
+    Who still waits for a job of it hears that it was `Cancelled`.
+    """
     with _LOCK:
         place = _PLACES.pop(run, None)
     if place is None:

@@ -31,6 +31,8 @@ from .jobs import (
     EncodeJob,
     Generated,
     Generation,
+    Looked,
+    LookJob,
     PlanJob,
     Planned,
     RecipePlan,
@@ -52,6 +54,12 @@ NOT_COMPILED = (
     "activations that are quantized aren't compiled: torch.compile hasn't been shown to take them; "
     "leave --compile out, or activations"
 )
+
+
+def look(asked: LookJob, desk: Desk) -> Looked:
+    """Return which device this machine has, and under which conditions it works."""
+    device = resolve_device(asked.device)
+    return Looked(device, describe_conditions(device, None))
 
 
 def plan(asked: PlanJob, desk: Desk) -> Planned:

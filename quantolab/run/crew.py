@@ -6,21 +6,28 @@ imported only where workers are asked for.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import ipaddress
 import itertools
 import logging
 import os
 import queue
 import re
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
+from ..devices import BEST_FIRST, check_device
 from ..errors import (
     ArgumentError,
     Cancelled,
@@ -29,6 +36,7 @@ from ..errors import (
     WorkersLost,
     first_line,
     whole_number,
+    with_kind,
 )
 from ..files.whole import scratch_folder, write_whole
 from ..models.source import Source
@@ -47,14 +55,15 @@ MOST_WORKERS = 256
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 _BEAT_SECONDS = 5.0
-_CONNECT_SECONDS = 20
+_CONNECT_SECONDS = 10
 _NOBODY_SECONDS = 30.0
-"""For how long a run waits for a worker where there is none any more."""
+"""For how long a run waits for a worker where there is none, or none where trials are timed."""
+_OURS_SECONDS = 120.0
+"""For how long it waits for one of ours, which a busy machine may take that long to start."""
 DEATHS = 2
 """So many workers that die with the same job show that it is the job."""
 _ADDRESS = re.compile(r"(?P<scheme>tcp|tls)://(?P<host>\[[^]]+\]|[^:/\s]+):(?P<port>\d{1,5})/?")
 _ENGINE_LOGS = ("distributed", "distributed.client", "tornado.application")
-_OWN_MACHINE = ("127.", "localhost", "[::1]")
 
 
 def check_workers(workers: int | str | Client | None, trusted: bool) -> int | str | Client | None:
@@ -78,20 +87,13 @@ def check_workers(workers: int | str | Client | None, trusted: bool) -> int | st
     if isinstance(workers, int):
         whole_number("workers", workers, most=MOST_WORKERS)
     elif isinstance(workers, str):
-        found = _ADDRESS.fullmatch(workers.strip())
-        if found is None:
-            raise ArgumentError(
-                f"workers {workers!r} is neither a number of local workers nor the address of a "
-                "scheduler: tcp://HOST:PORT or tls://HOST:PORT"
-            )
-        own = found["host"].startswith(_OWN_MACHINE)
-        if found["scheme"] == "tcp" and not own and not trusted:
-            raise ArgumentError(
-                f"workers {workers!r} is on another machine without TLS, and who listens there or "
-                "between can run anything here and there: use tls://, or say that you trust it "
-                "(--trust-workers, trust_workers=True)"
-            )
-        workers = workers.strip()
+        workers = _checked_address(workers.strip(), trusted)
+    elif not all(hasattr(workers, name) for name in ("submit", "asynchronous", "status")):
+        hint = "; a cluster's is its get_client()" if hasattr(workers, "scheduler_address") else ""
+        raise ArgumentError(
+            "workers must be a number of local workers, the address of a scheduler or a running "
+            f"distributed.Client, not {type(workers).__name__}{hint}"
+        )
     elif workers.asynchronous or workers.status != "running":
         how = "asynchronous" if workers.asynchronous else workers.status
         raise ArgumentError(f"workers must be a running distributed.Client, and this one is {how}")
@@ -104,6 +106,63 @@ def check_workers(workers: int | str | Client | None, trusted: bool) -> int | st
     return workers
 
 
+def _checked_address(asked: str, trusted: bool) -> str:
+    found = _ADDRESS.fullmatch(asked)
+    if found is None or not 0 < int(found["port"]) < 1 << 16:
+        raise ArgumentError(
+            f"workers {asked!r} is neither a number of local workers nor the address of a "
+            "scheduler: tcp://HOST:PORT or tls://HOST:PORT"
+        )
+    if found["scheme"] == "tcp" and not _is_own_machine(found["host"]) and not trusted:
+        raise ArgumentError(
+            f"workers {asked!r} is on another machine without TLS, and who listens there or "
+            "between can run anything here and there: use tls://, or say that you trust it "
+            "(--trust-workers, trust_workers=True)"
+        )
+    return asked
+
+
+def _is_own_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name, which may begin with whatever it likes
+
+
+class _Call:
+    """A call on a worker, and what came of it. Nobody who looks waits.
+
+    A result that is there is still to be fetched, and of a worker that dies before that nobody
+    ever would.
+    """
+
+    def __init__(self, future: Any, wake: Callable[[], None] = lambda: None) -> None:
+        self._future = future
+        self._wake = wake
+        self.over = threading.Event()
+        self.answer: Any = None
+        self.error: BaseException | None = None
+        # The engine calls back in one thread for all.
+        future.add_done_callback(
+            lambda future: threading.Thread(target=self._fetch, daemon=True).start()
+        )
+
+    def _fetch(self) -> None:
+        try:
+            self.answer = self._future.result()
+        except BaseException as error:  # also that it was cancelled
+            self.error = error
+        self.over.set()
+        self._wake()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it ended by its worker's death, and not by an error of its own."""
+        from distributed import KilledWorker
+
+        return isinstance(self.error, (KilledWorker, CancelledError, asyncio.CancelledError))
+
+
 @dataclass
 class _Work:
     """A job that is under way, or waits to be done again."""
@@ -112,7 +171,7 @@ class _Work:
     folder: Path
     deaths: int = 0
     worker: str = ""
-    future: Any = None
+    call: _Call | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +238,7 @@ class RemoteHeld:
             cancel=cancel,
             stall_seconds=self._order.stall_seconds,
         )
-        self.token, self.worker = other.token, other.worker
+        self.found, self.token, self.worker = other.found, other.token, other.worker
 
     @property
     def order(self) -> Order:
@@ -200,6 +259,8 @@ class Crew:
 
     workers: int | str | Client
     source: Source
+    device: str = "auto"
+    """As it was asked for; once workers are ready, what that is."""
     run_id: str = field(default_factory=lambda: f"quantolab-{uuid.uuid4().hex[:12]}")
     facts: dict[str, Facts] = field(default_factory=dict)
     """Of those that are ready, by address."""
@@ -219,16 +280,21 @@ class Crew:
         self._cluster: Any = None
         self._client: Any = None
         self._opening: Opening | None = None
-        self._opening_at: dict[str, Any] = {}
+        self._opening_at: dict[str, _Call] = {}
         self._refused: dict[str, str] = {}
-        self._nobody_since: float | None = None
+        self._begun = False
+        self._somebody_at = self._place_at = time.monotonic()
         self._numbers: dict[str, int] = {}
+        self._beaten: set[str] = set()
+        self._card: dict[str, str] = {}
+        self._levels: dict[str, int] = {}
 
     # --- coming and going ---
 
     def __enter__(self) -> Crew:
         if isinstance(self.workers, (int, str)):  # what the engine says on its way we say ourselves
             for name in _ENGINE_LOGS:
+                self._levels[name] = logging.getLogger(name).level
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         self.scratch = self._stack.enter_context(scratch_folder("crew"))
         try:
@@ -247,21 +313,27 @@ class Crew:
             self._cluster = own_cluster.begin(self.workers, self.scratch / "engine")
             self._client = Client(self._cluster, set_as_default=False)
         elif isinstance(self.workers, str):
+            security = _security(self.workers)
             try:
+                _knock(self.workers, security)
                 self._client = Client(
-                    self.workers, set_as_default=False, timeout=_CONNECT_SECONDS,
-                    security=_security(self.workers),
-                )  # fmt: skip
-            except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+                    self.workers, set_as_default=False, timeout=_CONNECT_SECONDS, security=security
+                )
+            except OSError as error:
+                why = error.strerror or first_line(error).rpartition(": ")[2]
                 raise ArgumentError(
-                    f"no scheduler can be reached at {self.workers!r}: {first_line(error)}"
+                    f"no scheduler can be reached at {self.workers!r}: {why}"
+                ) from error
+            except Exception as error:
+                raise ArgumentError(
+                    f"what answers at {self.workers!r} is no dask scheduler: {with_kind(error)}"
                 ) from error
         else:
             self._client = self.workers
         self._client.subscribe_topic(self.run_id, self._on_told)
         self._look()
-        for keeps in (self._keep_looking, self._keep_beating):
-            threading.Thread(target=keeps, daemon=True).start()
+        threading.Thread(target=self._keep_looking, daemon=True).start()
+        self._somebody_at = time.monotonic()
 
     @property
     def same_disk(self) -> bool:
@@ -306,28 +378,66 @@ class Crew:
                 cluster.close(timeout=5)
         except Exception:
             pass  # whatever it was connected to is gone
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
 
     # --- who is there ---
 
-    def open(self, content: ModelContent, watch: Callable[[int], None]) -> None:
-        """Have every worker get ready; wait for the first.
+    def open(
+        self, content: ModelContent, watch: Callable[[int], None], cancel: threading.Event | None
+    ) -> None:
+        """Have every worker get ready; wait until enough are to begin, and `device` is known.
 
         Raises
         ------
         ArgumentError
-            If none can do the run, with why.
+            If there is none, or none can do the run, with why.
+        Cancelled
+            If that was asked for.
         """
         environment = _share(self.workers) if isinstance(self.workers, int) else {}
         source = self.source
         if not self.same_disk:
             source = dataclasses.replace(source, folder=source.folder.absolute())
         folder = self.scratch if self.same_disk else None
-        self._opening = Opening(self.run_id, source, content, self.same_disk, environment, folder)
-        while not self.facts or (self.same_disk and len(self.facts) < int(self.workers)):
+        self._opening = Opening(
+            self.run_id, source, content, self.same_disk, self.device, environment, folder
+        )
+        while not self._enough():
             watch(len(self.facts))
-            self.hear(None)
+            self.hear(cancel)
             if self._refused and not self.facts and not self._opening_at:
-                raise ArgumentError(next(iter(self._refused.values())))
+                raise ArgumentError(self.refusals[0])
+        if self.device == "auto":
+            kinds = {facts.device for facts in self.facts.values()}
+            self.device = min(kinds, key=BEST_FIRST.index)
+            self._strike_others()
+        self._begun = True
+
+    def _enough(self) -> bool:
+        """Whether the run can begin: with all of ours, with the first of another's scheduler.
+
+        Where the device is still to be chosen, all that are there have to say which they have.
+        """
+        if self.same_disk:
+            return len(self.facts) + len(self._refused) >= int(self.workers) and bool(self.facts)
+        return bool(self.facts) and (self.device != "auto" or not self._opening_at)
+
+    def _strike_others(self) -> None:
+        """Let those take no part that have another kind of device than the run's."""
+        kind = check_device(self.device)
+        for address, facts in list(self.facts.items()):
+            if kind not in ("auto", check_device(facts.device)):
+                del self.facts[address]
+                self._refused[address] = (
+                    f"the worker on {facts.host} takes no part: it has {facts.device} alone, and "
+                    f"the run goes on {self.device}"
+                )
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why workers that are, or were, there take no part."""
+        return tuple(dict.fromkeys(self._refused.values()))
 
     def _look(self) -> None:
         """Ask the scheduler who is there."""
@@ -344,12 +454,14 @@ class Crew:
                 return
             self._look()
 
-    def _keep_beating(self) -> None:
-        while not self._over.wait(_BEAT_SECONDS) and not self._gone:
+    def _keep_beating(self, address: str) -> None:
+        """Let a worker hear of the run; each by itself, for one that hangs answers nobody."""
+        while address in self._there and not self._gone and not self._over.wait(_BEAT_SECONDS):
             try:
-                self._client.run(at_worker.beat, self.run_id, on_error="ignore")
+                self._client.run(at_worker.beat, self.run_id, workers=[address], on_error="ignore")
             except Exception:
                 pass  # the next look tells why
+        self._beaten.discard(address)
 
     def check_there(self) -> None:
         """Make sure that there still is a scheduler.
@@ -360,12 +472,14 @@ class Crew:
             If not.
         """
         if self._gone or (self._client is not None and self._client.status != "running"):
-            where = "the workers' scheduler"
-            where += f" at {self.workers}" if isinstance(self.workers, str) else ""
             raise WorkersLost(
-                f"{where} is gone ({self._gone or 'the connection ended'}); what was finished is "
-                "kept, and the same command with --resume (resume=True) goes on with it"
+                f"{self._scheduler} is gone ({self._gone or 'the connection ended'}); {_RESUME}"
             )
+
+    @property
+    def _scheduler(self) -> str:
+        at = f" at {self.workers}" if isinstance(self.workers, str) else ""
+        return f"the workers' scheduler{at}"
 
     def _muster(self) -> None:
         """Have newcomers get ready, and strike off those that are gone."""
@@ -377,28 +491,48 @@ class Crew:
         for address in there - self.facts.keys() - self._opening_at.keys():
             if address in self._refused or self._opening is None:
                 continue
-            self._opening_at[address] = self._submit(
-                at_worker.open_run, self._opening_for(address), worker=address
-            )
+            self._opening_at[address] = self._call(eval, _VERSION, worker=address)
         self._take_in()
+        now = time.monotonic()
+        if any(self.is_place(facts) for facts in self.facts.values()):
+            self._place_at = now
         if self.facts or self._opening_at or self._opening is None:
-            self._nobody_since = None
-        elif self._nobody_since is None:
-            self._nobody_since = time.monotonic()
-        elif time.monotonic() - self._nobody_since > _NOBODY_SECONDS and not self._refused:
-            raise WorkersLost(
-                "no worker is left; what was finished is kept, and the same command with --resume "
-                "(resume=True) goes on with it"
-            )
+            self._somebody_at = now
+        elif now - self._somebody_at > (_OURS_SECONDS if self.same_disk else _NOBODY_SECONDS):
+            if not self._begun:
+                raise ArgumentError(
+                    f"{self._scheduler} had no worker for {_NOBODY_SECONDS:.0f} s: start some first"
+                )
+            why = f" ({self.refusals[0]})" if self._refused else ""
+            raise WorkersLost(f"no worker is left{why}; {_RESUME}")
 
     def _take_in(self) -> None:
-        for address, future in list(self._opening_at.items()):
-            if future.status == "finished":
-                self.facts[address] = future.result()
-                del self._opening_at[address]
-            elif future.status == "error":
-                self._refused[address] = first_line(future.exception())
-                del self._opening_at[address]
+        for address, call in list(self._opening_at.items()):
+            if not call.over.is_set():
+                continue
+            del self._opening_at[address]
+            if call.lost:
+                continue  # the next look tells whether it is gone
+            if call.error is not None:
+                self._refused[address] = _refusal(address, call.error)
+            elif isinstance(call.answer, Facts):
+                self.facts[address] = call.answer
+                self._strike_others()
+            elif call.answer == __version__:
+                self._open_at(address)
+            else:
+                self._refused[address] = (
+                    f"the worker at {address} takes no part: it has quantolab {call.answer}, and "
+                    f"this is {__version__}"
+                )
+
+    def _open_at(self, address: str) -> None:
+        self._opening_at[address] = self._call(
+            at_worker.open_run, self._opening_for(address), worker=address
+        )
+        if address not in self._beaten:
+            self._beaten.add(address)
+            threading.Thread(target=self._keep_beating, args=(address,), daemon=True).start()
 
     def _opening_for(self, address: str) -> Opening:
         """Return what a worker is told: one of ours has an accelerator of its own."""
@@ -406,7 +540,8 @@ class Crew:
         cards = _cards() if self.same_disk else []
         if len(cards) < 2:
             return self._opening
-        card = cards[self.number(address) % len(cards)]
+        self._card = {a: card for a, card in self._card.items() if a in self._there}
+        card = self._card[address] = least_taken(cards, self._card.values())
         environment = {**self._opening.environment, "CUDA_VISIBLE_DEVICES": card}
         return dataclasses.replace(self._opening, environment=environment)
 
@@ -418,6 +553,10 @@ class Crew:
         return self._client.submit(
             function, *args, workers=[worker], pure=False, retries=0, priority=10
         )
+
+    def _call(self, function: Callable[..., Any], *args: Any, worker: str) -> _Call:
+        future = self._submit(function, *args, worker=worker)
+        return _Call(future, wake=lambda: self.inbox.put(None))
 
     # --- work ---
 
@@ -461,18 +600,17 @@ class Crew:
         self.check_there()
         self._muster()
         for work in list(self.work.values()):
-            if work.worker not in self._there and not work.future.done():
-                lost = self._lost(work)
-                if lost is not None:
-                    return lost
+            over = work.call is not None and work.call.over.is_set()
+            if over or work.worker not in self._there:
+                ended = self._ended(work) if over else self._lost(work)
+                if ended is not None:
+                    return ended
         self._give_out()
         try:
-            message = self.inbox.get(timeout=_POLL_SECONDS)
+            told = self.inbox.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             return None
-        if isinstance(message, Told):
-            return message if message.token in self.work else None
-        return self._ended(message)
+        return told if told is not None and told.token in self.work else None
 
     def _give_out(self) -> None:
         busy = {work.worker for work in self.work.values()}
@@ -486,50 +624,56 @@ class Crew:
             self._again.remove(work)
             work.worker = address
             self.work[work.order.token] = work
-            work.future = self._submit(at_worker.do, work.order, worker=address)
-            token, future = work.order.token, work.future
-            future.add_done_callback(lambda f, token=token: self.inbox.put((token, f)))
+            work.call = self._call(at_worker.do, work.order, worker=address)
 
     def _may(self, work: _Work, address: str) -> bool:
-        """Whether a worker may do it: where trials are timed, if it is there to be timed."""
+        """Whether a worker may do it: where trials are timed, if it is there to be timed.
+
+        Where nobody is there any more, somebody may come back for a while; then another does.
+        """
         asked = work.order.asked
         if self.place is None or not (isinstance(asked, TrialJob) and asked.known):
             return True
-        here = [a for a, facts in self.facts.items() if self.is_place(facts)]
-        return address in here or not here
+        deserted = time.monotonic() - self._place_at > _NOBODY_SECONDS
+        return deserted or self.is_place(self.facts[address])
 
     def is_place(self, facts: Facts | None) -> bool:
-        """Whether a worker is where trials are timed: the same host, and the same accelerator."""
-        place = self.place
-        return place is None or (
-            facts is not None and (facts.host, facts.device) == (place.host, place.device)
-        )
+        """Whether a worker is where trials are timed: host and accelerator, versions, threads."""
+        return self.place is None or facts == self.place
 
     def _lost(self, work: _Work) -> Ended | None:
         del self.work[work.order.token]
         work.deaths += 1
         if work.deaths >= DEATHS:
-            error = JobFailed(f"{format_count(DEATHS, 'worker')} died while they did this")
+            error = JobFailed(f"{format_count(DEATHS, 'worker')} were lost while they did this")
             return Ended(work.order.token, None, error, (), work.worker)
         self._again.insert(0, work)
         return None
 
-    def _ended(self, message: tuple[str, Any]) -> Ended | None:
-        token, future = message
-        work = self.work.get(token)
-        if work is None or work.future is not future:
-            return None  # it was given to another worker meanwhile
-        if future.status != "finished":
+    def _ended(self, work: _Work) -> Ended | None:
+        token, call = work.order.token, work.call
+        assert call is not None
+        if call.error is not None:
             self.check_there()
-            if work.worker in self._there and future.status == "error":
-                del self.work[token]
-                said = first_line(future.exception())
-                return Ended(token, None, JobFailed(f"its worker failed: {said}"), (), work.worker)
+            if call.lost or work.worker not in self._there:
+                return self._lost(work)
+            del self.work[token]
+            said = JobFailed(f"its worker failed: {with_kind(call.error)}")
+            return Ended(token, None, said, (), work.worker)
+        delivered: Delivered = call.answer
+        if isinstance(delivered.error, Cancelled):
+            self._forgot(work.worker)
             return self._lost(work)
-        delivered: Delivered = future.result()
         del self.work[token]
         self._keep(work, delivered)
         return Ended(token, delivered.found, delivered.error, delivered.floor, work.worker)
+
+    def _forgot(self, worker: str) -> None:
+        """Have a worker get ready anew that heard nothing of us for too long, and dropped the run.
+
+        So it is after this machine slept.
+        """
+        self.facts.pop(worker, None)
 
     def _keep(self, work: _Work, delivered: Delivered) -> None:
         asked, folder = work.order.asked, work.folder
@@ -596,18 +740,19 @@ class Crew:
 
     def ask(self, held: RemoteHeld, asks: Generation, cancel: threading.Event | None) -> Generated:
         """Ask a job that is held; `WorkersLost` if its worker is."""
-        future = self._submit(at_worker.ask, held.order, asks, worker=held.worker)
-        answered = threading.Event()
-        future.add_done_callback(lambda f: answered.set())
-        while not answered.wait(0.005 if future.done() else _POLL_SECONDS):
+        call = _Call(self._submit(at_worker.ask, held.order, asks, worker=held.worker))
+        while not call.over.wait(_POLL_SECONDS):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
             self.check_there()
             if held.worker not in self._there:
                 break
-        if future.status != "finished":
+        if call.error is not None or not call.over.is_set():
             raise WorkersLost(f"the worker at {held.worker} is gone")
-        answer = future.result()
+        answer = call.answer
+        if isinstance(answer, Cancelled):
+            self._forgot(held.worker)
+            raise WorkersLost(f"the worker at {held.worker} has dropped the run")
         if isinstance(answer, QuantolabError):
             raise answer
         return answer
@@ -626,6 +771,53 @@ class Crew:
     def _on_told(self, event: tuple[float, dict[str, Any]]) -> None:
         said = event[1]
         self.inbox.put(Told(said["token"], from_dict(Event, said["event"])))
+
+
+_VERSION = "__import__('quantolab.run.at_worker').__version__"
+"""What a worker is asked first: the engine ends one that gets what it can't unpickle."""
+_RESUME = (
+    "what was finished is kept, and the same command with --resume (resume=True) goes on with it"
+)
+
+
+def _refusal(address: str, error: BaseException) -> str:
+    """Return why a worker takes no part."""
+    if isinstance(error, QuantolabError):
+        return first_line(error)
+    while error.__cause__ is not None:  # the engine's own say that something failed, and not why
+        error = error.__cause__
+    return f"the worker at {address} takes no part: {with_kind(error)}"
+
+
+def least_taken(cards: Sequence[str], taken: Iterable[str]) -> str:
+    """Return the card that the fewest have; the first of several.
+
+    >>> least_taken(["0", "1", "2"], ["0", "2"])
+    '1'
+    """
+    count = Counter(taken)
+    return min(cards, key=lambda card: count[card])
+
+
+def _knock(address: str, security: Any) -> None:
+    """Make sure that a scheduler answers, by one connection: a client that fails lingers.
+
+    Where nobody listens the system says so at once, and the engine would try again for a while.
+    """
+    from distributed.comm import connect
+
+    found = _ADDRESS.fullmatch(address)
+    assert found is not None
+    place = found["host"].strip("[]"), int(found["port"])
+    socket.create_connection(place, timeout=_CONNECT_SECONDS).close()
+    options = {} if security is None else security.get_connection_args("client")
+
+    async def meet() -> None:
+        comm = await connect(address, timeout=_CONNECT_SECONDS, **options)
+        comm.abort()
+
+    with ThreadPoolExecutor(1) as apart:  # a notebook has a loop in this thread
+        apart.submit(asyncio.run, meet()).result()
 
 
 def _security(address: str) -> Any:

@@ -94,7 +94,7 @@ def run_comparison(
     if out is not None:
         check_folder(out, resume=resume)
         request = _with_earlier(request, Path(out).expanduser()) if resume else request
-    crew = None if workers is None else Crew(workers, request.source)
+    crew = None if workers is None else Crew(workers, request.source, request.workload.device)
     borrowed = None if request.reference is None else request.reference.pictures()
     session = Session(
         request,
@@ -161,7 +161,7 @@ def _run(
         meanwhile()
         if session.crew is not None:  # they are told which content the model must have
             _wait_for(content, session)
-            session.crew.open(content.content, session.tell_workers)
+            session.open_crew(content.content)
         plans, problem = _plans(session)
         _wait_for(content, session)
         other = session.request.reference
@@ -184,6 +184,8 @@ def _run(
                 _give_up(session, journal, _waiting(session, journal), "planning", problem)
             _judge_kept(session, journal)
             images = _read_pictures(session, journal)
+            if session.crew is not None:
+                journal.notes = tuple(dict.fromkeys((*journal.notes, *session.crew.refusals)))
             return dataclasses.replace(journal.write(session.elapsed), images=images)
         finally:
             journal.close()

@@ -14,6 +14,23 @@ from .ways import Way
 
 
 @dataclass(frozen=True)
+class LookJob:
+    """See which device there is."""
+
+    device: str
+    """As it was asked for."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a process sees of its machine."""
+
+    device: str
+    """What was asked for, ``auto`` resolved."""
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
 class PlanJob:
     """Resolve the device, and each recipe against the model's shapes."""
 

@@ -1,14 +1,15 @@
 """Runs of one workload that were made apart (two machines, two days) become one.
 
 What was timed in one run never meets what was timed in another: rounds are numbered anew, so that
-only seconds of the same round are divided.
+only seconds of the same round are divided. Of a run that is a copy of another, which went on or
+not, what both hold counts once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +85,9 @@ def joined(runs: Sequence[Run]) -> tuple[Comparison, tuple[Trial, ...]]:
     home: dict[str, Run] = {}
     start = 0  # of the next run's rounds
     for run in runs:
+        numbers = _round_numbers(run, trials, start)
         for trial in run.comparison.trials:
-            trial = _renumbered(trial, start)
+            trial = _renumbered(trial, numbers)
             kept = trials.get(trial.label)
             if kept is None:
                 trials[trial.label], home[trial.label] = trial, run
@@ -142,12 +144,40 @@ def _knows_nothing(comparison: Comparison) -> bool:
     return comparison.content is None and comparison.workload.revision is None
 
 
-def _renumbered(trial: Trial, start: int) -> Trial:
+def _round_numbers(run: Run, trials: Mapping[str, Trial], start: int) -> dict[int, int]:
+    """Return what the rounds of a run are called among those before it.
+
+    They come after all of those; but for rounds that another run holds too, to the last digit of
+    a second.
+    """
+    known = {
+        (label, seconds): number
+        for label, trial in trials.items()
+        for number, seconds in _numbered(trial.timing)
+    }
+    numbers: dict[int, int] = {}
+    for trial in run.comparison.trials:
+        for number, seconds in _numbered(trial.timing):
+            there = known.get((trial.label, seconds), NO_ROUND)
+            numbers[number] = there if there != NO_ROUND else numbers.get(number, number + start)
+    return numbers | {NO_ROUND: NO_ROUND}
+
+
+def _renumbered(trial: Trial, numbers: Mapping[int, int]) -> Trial:
     timing = trial.timing
-    if timing is None or not start:
+    if timing is None:
         return trial
-    rounds = tuple(n if n < 0 else n + start for n in timing.rounds)
+    rounds = tuple(numbers[number] for number, _ in _numbered(timing))
     return dataclasses.replace(trial, timing=dataclasses.replace(timing, rounds=rounds))
+
+
+def _numbered(timing: Timing | None) -> list[tuple[int, float]]:
+    """Return each sample with the number of its round."""
+    if timing is None:
+        return []
+    count = len(timing.samples)
+    rounds = (*timing.rounds, *[NO_ROUND] * count)[:count]
+    return [(max(n, NO_ROUND), s) for n, s in zip(rounds, timing.samples, strict=True)]
 
 
 def _next_round(trials) -> int:
@@ -188,9 +218,10 @@ def _same_pictures(one: Comparison, other: Comparison, label: str) -> bool:
 
 def _same_kind(one: Trial, other: Trial) -> bool:
     """Whether seconds of two trials may stand in one row."""
-    if one.conditions is None or other.conditions is None:
+    ours, theirs = one.timed_under, other.timed_under
+    if ours is None or theirs is None:
         return False
-    same = (getattr(one.conditions, n) == getattr(other.conditions, n) for n in SAME_MACHINE)
+    same = (getattr(ours, name) == getattr(theirs, name) for name in SAME_MACHINE)
     return all(same) and (one.offload, one.tiled) == (other.offload, other.tiled)
 
 
@@ -198,14 +229,12 @@ def _both(one: Timing | None, other: Timing | None) -> Timing | None:
     """Return two timings as one; what one of them took alone can't be told from its rounds."""
     if one is None or other is None:
         return one or other
-    numbers = [
-        (*timing.rounds, *[NO_ROUND] * len(timing.samples))[: len(timing.samples)]
-        for timing in (one, other)
-    ]
+    ours = _numbered(one)
+    both = [*ours, *(sample for sample in _numbered(other) if sample not in ours)]
     return dataclasses.replace(
         one,
-        samples=(*one.samples, *other.samples),
-        rounds=(*numbers[0], *numbers[1]),
+        samples=tuple(seconds for _, seconds in both),
+        rounds=tuple(number for number, _ in both),
         timed=other.timed if one.timed == ALONE else one.timed,
         other_load=most_of(one.other_load, other.other_load),
         other_bytes=most_of(one.other_bytes, other.other_bytes),

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import Cancelled, QuantolabError, WorkersLost
 from ..measure.other_load import share_of
 from ..measure.ratios import NOT_DECIDED, ratio_of
-from ..records import ALONE, PAIRS, ROUNDS, Timed, Timing, Trial, ended, speed_reference
+from ..records import (
+    ALONE,
+    PAIRS,
+    ROUNDS,
+    Conditions,
+    Timed,
+    Timing,
+    Trial,
+    ended,
+    speed_reference,
+)
 from .jobs import NOT_REPEATABLE, Generated, Generation, TrialFound, compile_seconds
 from .journal import Journal
 
@@ -98,6 +108,25 @@ class _Alive:
     answers: list[tuple[int, Generated]] = field(default_factory=list)
     other_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        self.where = self.held.found.conditions
+
+    def take(self, number: int, answer: Generated) -> None:
+        """Take in what it gave in a round.
+
+        Of a process that had to move to another kind of device, since its worker died, only what
+        it gave there counts: seconds of two devices make no row.
+        """
+        now = self.held.found.conditions
+        if not _same_machine(self.where, now):
+            self.where = now
+            self.answers.clear()
+            timing = self.trial.timing
+            if timing is not None:
+                timing = dataclasses.replace(timing, samples=(), rounds=())
+                self.trial = dataclasses.replace(self.trial, timing=timing)
+        self.answers.append((number, answer))
+
     def timed_trial(self) -> Trial:
         """Return the trial with all of its rounds, those of an earlier run first."""
         before = self.trial.timing or Timing(())
@@ -114,8 +143,14 @@ class _Alive:
         if not all(answer.same for _, answer in self.answers):
             notes = tuple(dict.fromkeys((*notes, NOT_REPEATABLE)))
         compiling = compile_seconds(timing) if self.trial.compiled else None
+        made = self.trial.conditions
+        elsewhere = made is not None and not _same_machine(made, self.where)
         return dataclasses.replace(
-            self.trial, timing=timing, notes=notes, compile_seconds=compiling
+            self.trial,
+            timing=timing,
+            notes=notes,
+            compile_seconds=compiling,
+            timed_on=self.where if elsewhere else None,
         )
 
     def _other_load(self, before: Timing) -> float | None:
@@ -239,7 +274,7 @@ class Lineup:
         for label, answer in answers.items():
             alive = self._alive[label]
             alive.other_bytes = most_of(alive.other_bytes, others)
-            alive.answers.append((NO_ROUND if alive.timed == ALONE else number, answer))
+            alive.take(NO_ROUND if alive.timed == ALONE else number, answer)
         self._journal.put(
             [self._alive[label].timed_trial() for label in answers], self._session.elapsed
         )
@@ -303,7 +338,11 @@ def missing_rounds(trial: Trial, reference: Trial | None, journal: Journal) -> i
 
 
 def on_the_same_machine(trial: Trial, found: TrialFound) -> bool:
-    """Whether seconds of an earlier run may stand beside those of this one."""
-    return trial.conditions is None or all(
-        getattr(trial.conditions, name) == getattr(found.conditions, name) for name in SAME_MACHINE
-    )
+    """Whether seconds that a trial has may stand beside those of a process of now."""
+    if trial.timing is None or not trial.timing.samples or trial.timed_under is None:
+        return True
+    return _same_machine(trial.timed_under, found.conditions)
+
+
+def _same_machine(one: Conditions, other: Conditions) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in SAME_MACHINE)

@@ -16,7 +16,7 @@ from ..planning.needs import Needs
 from ..processes.children import Answer, Children, Held
 from ..processes.jobs import Asked, Event, Found, JobKind
 from ..recipes import Recipe
-from ..records import Trial
+from ..records import ModelContent, Trial
 from .asked import Request
 from .jobs import EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
@@ -306,8 +306,14 @@ class Session:
             lora=request.lora,
         )
 
-    def tell_workers(self, ready: int) -> None:
-        """Tell how many workers are ready."""
+    def open_crew(self, content: ModelContent) -> None:
+        """Have the workers get ready, and take the device that they have."""
+        assert self.crew is not None
+        self.crew.open(content, self._tell_workers, self.cancel)
+        workload = dataclasses.replace(self.request.workload, device=self.crew.device)
+        self.request = dataclasses.replace(self.request, workload=workload)
+
+    def _tell_workers(self, ready: int) -> None:
         stage = f"waiting for workers, {ready} ready"
         if stage != self.stage:
             self.enter_stage(stage)

@@ -47,6 +47,8 @@ class _Making:
     parts: list[_Part] = field(default_factory=list)
     made: set[int] = field(default_factory=set)
     error: QuantolabError | None = None
+    again: bool = False
+    """Whether it ran out of memory, and comes once more in a milder way."""
 
 
 def slices(pictures: int, workers: int) -> list[tuple[int, ...]]:
@@ -149,25 +151,31 @@ class Spread:
             self._show(making, part)
             self._floor |= dict(zip(part.numbers, heard.floor, strict=False))
         elif heard.error is not None and making.error is None:
-            if self._milder(making, heard.error, encoded):
-                return
-            making.error = heard.error
+            making.error, making.again = heard.error, self._milder(making, heard.error)
             waiting = {p.order.token for p in making.parts if p.ended is None}
             self._crew.drop(waiting - {*self._crew.busy.values()})
             for token in waiting - {*self._crew.busy.values()}:
                 self._of_token.pop(token)[1].ended = Ended(token, None, heard.error, (), "")
-        if all(p.ended is not None for p in making.parts):
+        if not all(p.ended is not None for p in making.parts):
+            return
+        if making.again:
+            self._let_go(making)
+            shutil.rmtree(making.work, ignore_errors=True)
+            self._begin(making.trial, encoded, making.work)
+        else:
             self._finish(making)
 
-    def _milder(self, making: _Making, error: QuantolabError, encoded: Path | None) -> bool:
-        """Begin a trial that ran out of memory once more, in a milder way, if there is one."""
-        if not isinstance(error, JobOutOfMemory) or len(making.parts) > 1:
+    def _milder(self, making: _Making, error: QuantolabError) -> bool:
+        """Whether a trial that ran out of memory can run in a milder way, as it will then."""
+        if not isinstance(error, JobOutOfMemory):
             return False
-        if self._session.after_out_of_memory(making.trial.recipe) is None:
-            return False
-        del self._making[making.trial.label]
-        self._begin(making.trial, encoded, making.work)
-        return True
+        return self._session.after_out_of_memory(making.trial.recipe) is not None
+
+    def _let_go(self, making: _Making) -> None:
+        """End what waits of a trial's parts that ended well, where another one failed."""
+        for part in making.parts:
+            if part.order.held and part.ended is not None and part.ended.error is None:
+                self._crew.held(part.ended, part.order).end()
 
     def _show(self, making: _Making, part: _Part) -> None:
         """Tell of a part's pictures, where they lie now."""

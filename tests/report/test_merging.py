@@ -20,7 +20,17 @@ SMALL = {"compiled": (), "prompts": ("a red cat",), "seeds": (0,), "size": (32, 
 @pytest.fixture
 def two(make):
     """Two comparisons of the same workload, the unquantized reference in both."""
-    return make(("none", "int8"), **SMALL), make(("none", "int4"), **SMALL)
+    return make(("none", "int8"), **SMALL), another_day(make(("none", "int4"), **SMALL))
+
+
+def another_day(comparison: Comparison) -> Comparison:
+    """Return a comparison whose seconds are no other's to the last digit."""
+
+    def slower(trial):
+        samples = tuple(seconds * 1.001 for seconds in trial.timing.samples)
+        return dataclasses.replace(trial, timing=dataclasses.replace(trial.timing, samples=samples))
+
+    return dataclasses.replace(comparison, trials=tuple(map(slower, comparison.trials)))
 
 
 def merged(tmp_path, *comparisons: Comparison) -> Comparison:
@@ -61,6 +71,28 @@ def test_two_days_on_one_machine(tmp_path, two):
     assert again.trials == both.trials
     assert {p.name for p in (tmp_path / "both").iterdir()} >= {"results.csv", "grid.png"}
     assert list(ql.runs(tmp_path).state) == ["finished"] * 3
+
+
+def longer(trial):
+    """Return a trial that was timed in as many rounds again."""
+    timing = trial.timing
+    samples = (*timing.samples, *(seconds * 1.01 for seconds in timing.samples))
+    timing = dataclasses.replace(timing, samples=samples, rounds=tuple(range(len(samples))))
+    return dataclasses.replace(trial, timing=timing)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_a_copy_of_a_run_holds_too_counts_once(tmp_path, two, goes_on):
+    one = two[0]
+    if goes_on:
+        copy = dataclasses.replace(one, trials=tuple(longer(trial) for trial in one.trials))
+    else:
+        copy = one
+    both = merged(tmp_path, one, copy)
+    assert [t.timing.samples for t in both.trials] == [t.timing.samples for t in copy.trials]
+    rounds = {trial.timing.rounds for trial in both.trials}
+    assert len(rounds) == 1  # all took part in each
+    assert len({*rounds.pop()}) == len(copy.trials[0].timing.samples)
 
 
 def test_seconds_of_different_devices_have_no_verdict(tmp_path, two):

@@ -94,7 +94,8 @@ def test_the_reference():
         "reason": None, "weight_bytes": 4_000, "predicted_weight_bytes": 4_000,
         "file_bytes": 4_100, "peak_bytes": 9_000_000, "load_seconds": 0.5,
         "latency_seconds": 1.0, "latency_low_seconds": 1.0, "latency_high_seconds": 1.0,
-        "timed": "rounds", "speed_reference": "none", "speedup_low": None, "speedup_high": None,
+        "timed": "rounds", "timed_by": "AMD EPYC (2 threads)",
+        "speed_reference": "none", "speedup_low": None, "speedup_high": None,
         "identical_pictures": None, "pictures": None,
         "repeats": 6, "speedup": 1.0, "psnr_db": None, "ssim": None, "psnr_worst_db": None,
         "ssim_worst": None, "verdict": None, "kept_layers": 0, "notes": "",
@@ -109,7 +110,8 @@ def test_a_recipe():
         "reason": None, "weight_bytes": 1_000, "predicted_weight_bytes": 1_000,
         "file_bytes": None, "peak_bytes": None, "load_seconds": None, "latency_seconds": 2.0,
         "latency_low_seconds": 2.0, "latency_high_seconds": 2.0, "repeats": 6, "speedup": 0.5,
-        "timed": "rounds", "speed_reference": "none", "speedup_low": 0.5, "speedup_high": 0.5,
+        "timed": "rounds", "timed_by": "AMD EPYC (2 threads)",
+        "speed_reference": "none", "speedup_low": 0.5, "speedup_high": 0.5,
         "identical_pictures": 0, "pictures": 2,
         "psnr_db": pytest.approx(10 * math.log10(2 / (1e-3 + 1e-4))),
         "ssim": pytest.approx(0.85), "psnr_worst_db": 30.0, "ssim_worst": 0.8,
@@ -223,6 +225,19 @@ def test_latencies_of_different_machines_are_not_divided():
         moved = dataclasses.replace(int4, conditions=dataclasses.replace(CONDITIONS, **change))
         row = cells(by_hand(trials=(reference, moved)), 1)
         assert (row["latency_seconds"], row["speedup"], row["verdict"]) == (2.0, None, None)
+
+
+def test_a_row_says_by_which_device_it_was_timed():
+    other = dataclasses.replace(CONDITIONS, device_name="Apple M4", threads=1)
+    trials = [dataclasses.replace(trial, timed_on=other) for trial in by_hand().trials[:2]]
+    row = cells(by_hand(trials=tuple(trials)), 1)
+    assert (row["device_name"], row["timed_by"]) == ("AMD EPYC", "Apple M4 (1 thread)")
+    assert row["verdict"] == "slower"  # both were
+    apart = by_hand(trials=(by_hand().trials[0], trials[1]))
+    assert (cells(apart, 1)["speedup"], cells(apart, 1)["verdict"]) == (None, None)
+    said = " ".join(text_table(results_table(apart)).split())
+    assert "Timed none by AMD EPYC (2 threads); int4" in said
+    assert "by Apple M4 (1 thread): speeds on different devices have no verdict." in said
 
 
 def test_components_asked_for_are_named_even_if_the_trial_never_got_to_them():

@@ -75,6 +75,33 @@ def test_a_verdict_is_open_until_it_stands_or_the_limit_is_reached():
     assert is_open(numbered([2.0] * 5, range(5)), reference, 99)
 
 
+@dataclasses.dataclass
+class Moving:
+    """A process that another kind of device takes over in the middle."""
+
+    found: TrialFound
+
+
+def test_seconds_of_two_kinds_of_device_make_no_row():
+    held = Moving(found(None))
+    kept = dataclasses.replace(numbered([5.0], [0]), conditions=CONDITIONS)
+    alive = rounds._Alive(kept, held, ROUNDS)
+    alive.take(1, Generated(4.0, True, None, 0.0))
+    assert alive.timed_trial().timing.samples == (5.0, 4.0)
+    assert alive.timed_trial().timed_on is None
+    other = dataclasses.replace(CONDITIONS, device_name="another processor")
+    held.found = dataclasses.replace(held.found, conditions=other)
+    alive.take(2, Generated(1.0, True, None, 0.0))
+    alive.take(3, Generated(2.0, True, None, 0.0))
+    moved = alive.timed_trial()
+    assert (moved.timing.samples, moved.timing.rounds) == ((1.0, 2.0), (2, 3))
+    assert (moved.timed_on, moved.conditions) == (other, CONDITIONS)
+    # What it has stands beside seconds of the same kind alone; what has none, beside any.
+    assert rounds.on_the_same_machine(moved, held.found)
+    assert not rounds.on_the_same_machine(moved, found(None))
+    assert rounds.on_the_same_machine(numbered([], []), held.found)
+
+
 GIB = 1 << 30
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
 import time
 
+import dask
 import psutil
 import pytest
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, Cancelled, WorkersLost
-from quantolab.run.crew import check_workers
+from quantolab.run import spread
+from quantolab.run.crew import check_workers, least_taken
 from quantolab.run.spread import slices
 
 FAST = {"steps": 2, "repeats": 2, "device": "cpu"}
@@ -88,39 +91,87 @@ def test_two_workers_give_what_one_place_does(pipeline_folder, one_place, tmp_pa
     assert gone(below() - before)
 
 
-def kill_one_worker(before):
-    """Kill one of the processes that the engine started for its workers, with a signal."""
-    nannies = [p for p in psutil.Process().children() if p.pid not in before]
-    workers = [w for n in nannies for w in n.children() if "spawn" in " ".join(w.cmdline())]
-    workers[-1].kill()
+def kill_one_worker(before, choose=max):
+    """Kill one of the processes that the engine started for its workers; return whether."""
+    workers = []
+    for nanny in psutil.Process().children():
+        if nanny.pid not in before:
+            workers += [w.pid for w in nanny.children() if "spawn" in " ".join(w.cmdline())]
+    if workers:
+        psutil.Process(choose(workers)).kill()
+    return bool(workers)
 
 
-def run_with_a_death(folder, at, before):
-    """Return a comparison during which a worker was killed at the given count of pictures."""
-    struck = []
+def run_with_a_death(folder, out, is_time, choose=max):
+    """Return a comparison during which a worker was killed, and the labels that it told ended."""
+    before, struck, ended = below(), [], []
 
     def strike(progress):
-        if not struck and progress.done >= at and progress.doing:
-            struck.append(progress.done)
-            kill_one_worker(before)
+        if progress.trial is not None:
+            ended.append(progress.trial.label)
+        if not struck and is_time(progress) and kill_one_worker(before, choose):
+            struck.append(progress.says)
 
-    result = ql.compare(folder, RECIPES, PROMPTS, workers=2, watch=strike, **FAST)
+    result = ql.compare(folder, RECIPES, PROMPTS, workers=2, out=out, watch=strike, **FAST)
     assert struck
-    return result
+    print("killed at:", struck[0])
+    return result, ended
 
 
-def test_a_worker_that_dies_loses_nothing(pipeline_folder, one_place):
-    result = run_with_a_death(pipeline_folder, 1, below())
+def nothing_lost_and_nothing_twice(result, ended, one_place, out):
+    assert sorted(ended) == sorted(RECIPES)
     assert pixels(result) == pixels(one_place)
     assert same_rows(result, one_place)
+    assert (ql.results_table(result).repeats == 2).all()
+    assert len(list((out / "images").rglob("*.png"))) == len(RECIPES) * len(PROMPTS)
+
+
+def test_a_worker_that_dies_loses_nothing(pipeline_folder, one_place, tmp_path, monkeypatch):
+    """And slices of a recipe's pictures, made by two workers, are the same."""
+    monkeypatch.setattr(spread, "LEAST_SLICE", 1)
+    result, ended = run_with_a_death(
+        pipeline_folder, tmp_path / "out", lambda progress: progress.done and progress.doing
+    )
+    nothing_lost_and_nothing_twice(result, ended, one_place, tmp_path / "out")
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize("at", range(10))
-def test_workers_killed_at_ten_moments(pipeline_folder, one_place, at):
-    result = run_with_a_death(pipeline_folder, at % 6, below())
-    assert pixels(result) == pixels(one_place)
-    assert same_rows(result, one_place)
+@pytest.mark.parametrize("number", range(10))
+def test_workers_killed_at_ten_random_moments(
+    pipeline_folder, one_place, tmp_path, monkeypatch, number
+):
+    """From their coming to the last round; which moments, the test's number decides."""
+    if number % 2:
+        monkeypatch.setattr(spread, "LEAST_SLICE", 1)
+    drawn, told = random.Random(number), []
+    moment = drawn.randrange(40)  # a run tells some 45 things
+
+    def is_time(progress):
+        told.append(progress)
+        return len(told) > moment and progress.total > progress.done
+
+    result, ended = run_with_a_death(pipeline_folder, tmp_path / "out", is_time, drawn.choice)
+    print("told:", len(told))
+    nothing_lost_and_nothing_twice(result, ended, one_place, tmp_path / "out")
+
+
+@pytest.mark.kills
+def test_a_trial_that_two_workers_die_with_is_a_failed_row(pipeline_folder, one_place):
+    before, deaths, armed = below(), [], [True]
+
+    def strike(progress):
+        doing = any(what.startswith("int8: ") for _, what in progress.doing)
+        if doing and armed[0] and kill_one_worker(before):
+            deaths.append(progress.says)
+        armed[0] = not doing
+
+    result = ql.compare(pipeline_folder, RECIPES, PROMPTS, workers=1, watch=strike, **FAST)
+    assert len(deaths) == 2
+    assert [trial.status for trial in result.trials] == ["ok", "failed", "ok"]
+    assert "2 workers" in result.trials[1].reason
+    others = {key: value for key, value in pixels(one_place).items() if key[0] != "int8"}
+    assert pixels(result) == others
+    assert (ql.results_table(result).repeats.dropna() == 2).all()
 
 
 def test_cancel_answers_within_a_second_and_leaves_nothing(pipeline_folder, tmp_path):
@@ -205,7 +256,9 @@ def over_tls(certificates, tmp_path):
     client.close(timeout=1)
 
 
-def test_over_tls_and_then_the_scheduler_dies(over_tls, pipeline_folder, one_place, tmp_path):
+def test_over_tls_and_then_the_scheduler_dies(
+    over_tls, certificates, pipeline_folder, one_place, tmp_path
+):
     scheduler, client = over_tls
     result = ql.compare(
         pipeline_folder, RECIPES, PROMPTS, workers=client, out=tmp_path / "whole", watch=quietly,
@@ -219,10 +272,12 @@ def test_over_tls_and_then_the_scheduler_dies(over_tls, pipeline_folder, one_pla
         if progress.trial is not None and scheduler.poll() is None:
             scheduler.kill()
 
-    with pytest.raises(WorkersLost, match="--resume"):
+    files = {"ca-file": "ca.pem", "client.cert": "cert.pem", "client.key": "key.pem"}
+    named = {f"distributed.comm.tls.{n}": str(certificates / p) for n, p in files.items()}
+    with dask.config.set(named), pytest.raises(WorkersLost, match="--resume"):
         ql.compare(
-            pipeline_folder, RECIPES, PROMPTS, workers=client, out=tmp_path / "cut", watch=strike,
-            **FAST,
+            pipeline_folder, RECIPES, PROMPTS, workers=client.scheduler.address,
+            out=tmp_path / "cut", watch=strike, **FAST,
         )  # fmt: skip
     kept = ql.load_comparison(tmp_path / "cut")
     assert 1 <= len(kept.trials) < 3
@@ -230,12 +285,50 @@ def test_over_tls_and_then_the_scheduler_dies(over_tls, pipeline_folder, one_pla
         pipeline_folder, RECIPES, PROMPTS, out=tmp_path / "cut", resume=True, watch=quietly, **FAST
     )
     assert pixels(resumed) == pixels(one_place)
+    assert same_rows(resumed, one_place)
+    assert pixels(ql.load_comparison(tmp_path / "cut")) == pixels(one_place)
+
+
+@pytest.mark.kills
+def test_workers_that_dropped_the_run_get_ready_anew(over_tls, pipeline_folder, one_place):
+    """As after this machine slept: they heard nothing for so long that they ended everything."""
+    _, client = over_tls
+    dropped = []
+
+    def drop(progress):
+        if progress.trial is not None and not dropped:
+
+            def end_all():
+                from quantolab.run import at_worker
+
+                runs = list(at_worker._PLACES)
+                for run in runs:
+                    at_worker.end_run(run)
+                return runs
+
+            dropped.extend(client.run(end_all).values())
+
+    result = ql.compare(pipeline_folder, RECIPES, PROMPTS, workers=client, watch=drop, **FAST)
+    assert [len(runs) for runs in dropped] == [1, 1]
+    assert pixels(result) == pixels(one_place)
+    assert same_rows(result, one_place)
 
 
 # --- who is let in, without anybody to connect to ---------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["elsewhere:8786", "http://host:1", "tcp://host", "two", ""])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        "elsewhere:8786",
+        "http://host:1",
+        "tcp://host",
+        "two",
+        "",
+        "tls://host:0",
+        "tls://host:65536",
+    ],
+)
 def test_what_is_no_worker_is_refused(workers):
     with pytest.raises(ArgumentError, match="neither a number"):
         check_workers(workers, False)
@@ -252,8 +345,28 @@ def test_another_machine_needs_tls_or_a_yes():
         check_workers("tcp://node7:8786", False)
     assert check_workers("tcp://node7:8786", True) == "tcp://node7:8786"
     assert check_workers("tls://node7:8786", False) == "tls://node7:8786"
-    assert check_workers("tcp://127.0.0.1:8786", False)
+    for own in ("tcp://127.0.0.1:8786", "tcp://localhost:8786", "tcp://[::1]:8786"):
+        assert check_workers(own, False) == own
     assert check_workers("2", False) == 2
+
+
+@pytest.mark.parametrize("host", ["127.evil.example", "localhost.example", "127.0.0.1@example"])
+def test_a_name_that_begins_like_this_machine_is_another(host):
+    with pytest.raises(ArgumentError, match="--trust-workers"):
+        check_workers(f"tcp://{host}:8786", False)
+
+
+@pytest.mark.parametrize("workers", [2.5, [], b"2", object()])
+def test_what_can_not_work_is_refused_by_its_kind(workers):
+    with pytest.raises(ArgumentError, match=f"not {type(workers).__name__}"):
+        check_workers(workers, False)
+
+
+def test_a_worker_that_comes_again_takes_the_card_that_is_free():
+    assert least_taken(["0", "1"], []) == "0"
+    assert least_taken(["0", "1"], ["0"]) == "1"
+    assert least_taken(["0", "1"], ["1"]) == "0"
+    assert least_taken(["0", "1"], ["0", "1"]) == "0"
 
 
 def test_tls_needs_certificates(tmp_path):
