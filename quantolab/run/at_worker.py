@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, Cancelled, QuantolabError
+from ..errors import ArgumentError, Cancelled, ModelNotFoundError, QuantolabError
+from ..files.digests import file_digest
 from ..files.whole import scratch_folder
 from ..hub.names import HubName
 from ..models.source import Source, find_model
@@ -49,6 +50,8 @@ class Opening:
     """Of the children, over the worker's own."""
     folder: Path | None = None
     """Where jobs' files go for a while; by default where such things go on its system."""
+    lora: tuple[Path, str] | None = None
+    """File of the workload's LoRA, and its digest."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def _opened(opening: Opening) -> Facts:
         known = opening.run in _PLACES
     if not known:
         source = opening.source if opening.same_disk else _own_source(opening)
+        if opening.lora is not None and not opening.same_disk:
+            _check_lora(*opening.lora)
         children = Children(preload_of(source), environment=_environment(opening))
         children.__enter__()
         stack = ExitStack()
@@ -182,6 +187,13 @@ def _own_source(opening: Opening) -> Source:
     if said:
         raise ArgumentError(f"the model {asked.model!r} isn't the same there: {said}")
     return source
+
+
+def _check_lora(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise ModelNotFoundError(f"there is no file {str(path)!r}, the LoRA, there")
+    if file_digest(path) != digest:
+        raise ArgumentError(f"the LoRA {str(path)!r} isn't the same there")
 
 
 def _look_after(run: str, place: _Place) -> None:

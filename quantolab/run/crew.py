@@ -261,6 +261,8 @@ class Crew:
     source: Source
     device: str = "auto"
     """As it was asked for; once workers are ready, what that is."""
+    lora: tuple[Path, str] | None = None
+    """File of the workload's LoRA, and its digest."""
     run_id: str = field(default_factory=lambda: f"quantolab-{uuid.uuid4().hex[:12]}")
     facts: dict[str, Facts] = field(default_factory=dict)
     """Of those that are ready, by address."""
@@ -401,7 +403,14 @@ class Crew:
             source = dataclasses.replace(source, folder=source.folder.absolute())
         folder = self.scratch if self.same_disk else None
         self._opening = Opening(
-            self.run_id, source, content, self.same_disk, self.device, environment, folder
+            self.run_id,
+            source,
+            content,
+            self.same_disk,
+            self.device,
+            environment,
+            folder,
+            self.lora,
         )
         while not self._enough():
             watch(len(self.facts))
@@ -500,9 +509,7 @@ class Crew:
             self._somebody_at = now
         elif now - self._somebody_at > (_OURS_SECONDS if self.same_disk else _NOBODY_SECONDS):
             if not self._begun:
-                raise ArgumentError(
-                    f"{self._scheduler} had no worker for {_NOBODY_SECONDS:.0f} s: start some first"
-                )
+                raise ArgumentError(f"{self._scheduler} has no worker: start some first")
             why = f" ({self.refusals[0]})" if self._refused else ""
             raise WorkersLost(f"no worker is left{why}; {_RESUME}")
 

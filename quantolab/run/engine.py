@@ -94,7 +94,7 @@ def run_comparison(
     if out is not None:
         check_folder(out, resume=resume)
         request = _with_earlier(request, Path(out).expanduser()) if resume else request
-    crew = None if workers is None else Crew(workers, request.source, request.workload.device)
+    crew = None if workers is None else _crew(workers, request)
     borrowed = None if request.reference is None else request.reference.pictures()
     session = Session(
         request,
@@ -113,6 +113,13 @@ def run_comparison(
             comparison = dataclasses.replace(comparison, folder=None)
     session.enter_stage("finished")
     return comparison
+
+
+def _crew(workers: int | str | Client, request: Request) -> Crew:
+    carried, lora = request.workload.lora, None
+    if carried is not None and request.lora is not None:
+        lora = request.lora, carried.digest
+    return Crew(workers, request.source, request.workload.device, lora)
 
 
 def _with_earlier(request: Request, folder: Path) -> Request:
