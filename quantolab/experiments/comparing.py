@@ -17,9 +17,11 @@ from ..report.shown import Comparison
 from ..run import MOST_ROUNDS, REPEATS
 from ..run.asked import MOST, check_request
 from ..run.crew import check_workers
+from ..run.doubts import doubts
 from ..run.engine import run_comparison
 from ..run.journal import begun
 from ..run.session import Watch
+from ..telling import say_line
 from .opening import watched
 
 if TYPE_CHECKING:
@@ -175,6 +177,9 @@ def compare(
                 reference=reference,
                 lora=lora,
             )
+        if watch is None and not resume:  # a run that is gone on with was asked for before
+            for doubt in doubts(request):
+                say_line(doubt)
         with watched(watch) as watch:
             comparison = run_comparison(
                 request,

@@ -14,8 +14,9 @@ from ..devices import free_bytes
 from ..errors import Cancelled, QuantolabError
 from ..recipes import Recipe, default_recipes
 from ..records import Comparison, Trial
-from ..report.markup import Raw, bar, note, table
+from ..report.markup import Raw, bar, escaped, note, table
 from ..run.asked import Request
+from ..run.doubts import doubts
 from ..run.engine import pictures_each
 from ..run.jobs import PlanJob
 from ..run.journal import read_run
@@ -240,14 +241,26 @@ def _asked_ahead(request: Request) -> tuple[Recipe, ...]:
 # --- as text ---------------------------------------------------------------------------------
 
 
-def estimate_html(estimate: Estimate) -> str:
-    """Return an estimate as HTML: sentences, and a bar for each recipe's bytes."""
-    said = note(pictures_sentence(estimate))
+def estimate_html(estimate: Estimate, *, reading: bool = True) -> str:
+    """Return an estimate as HTML: sentences, and a bar for each recipe's bytes.
+
+    Parameters
+    ----------
+    estimate : Estimate
+        As far as it is known.
+    reading : bool
+        Whether what isn't known yet is being found out.
+    """
+    said = "".join(map(_doubt, doubts(estimate.request))) + note(pictures_sentence(estimate))
     if estimate.prospect is None:
-        return said + note("Reading the shapes of the model for its bytes…")
+        return said + (note("Reading the shapes of the model for its bytes…") if reading else "")
     return (
         said + note(time_sentence(estimate)) + note(fit_sentence(estimate)) + _bytes_table(estimate)
     )
+
+
+def _doubt(sentence: str) -> str:
+    return f"<div class='ql-doubt' role='status'>{escaped(sentence)}</div>"
 
 
 def pictures_sentence(estimate: Estimate) -> str:

@@ -112,6 +112,7 @@ class Explorer(Panel):
         self._ran: Choice | None = None  # what it was begun with; `out` is its folder
         self._problem: BaseException | None = None
         self._running = self._displayed = False
+        self._estimated: Estimate | None = None  # what is shown of it
         self._live: dict[tuple[str, str, int], Image.Image] = {}  # of trials that haven't ended
         self._live_shown = -math.inf  # when
         self._running_label: str | None = None  # of the trial whose pictures are being made
@@ -130,7 +131,8 @@ class Explorer(Panel):
             revision=None if earlier else revision,
         )
         side = W.VBox((
-            self.problem, self.estimate, self._buttons, self.status, self.progress, self.error,
+            self.problem, self.estimate, self._buttons, self.resume_note,
+            self.status, self.progress, self.error,
         ))  # fmt: skip
         side.add_class("ql-side")
         choose = W.HBox((self.form, side))
@@ -156,6 +158,7 @@ class Explorer(Panel):
         self.resume_button.add_class("ql-resume")
         self.add_button = W.Button(description="Add to this run", layout={"width": "auto"})
         self.add_button.add_class("ql-add")
+        self.resume_note = W.HTML()
         self._buttons = W.HBox(
             (
                 self.run_button,
@@ -342,7 +345,7 @@ class Explorer(Panel):
         self._problem = error
         self.problem.value = "" if error is None else alert(error)
         if error is not None:
-            self.estimate.value = ""
+            self.estimate.value, self._estimated = "", None
         self._show_buttons()
 
     def _estimate(self) -> None:
@@ -362,6 +365,7 @@ class Explorer(Panel):
             self.estimate.value = alert(f"The bytes could not be estimated: {error}")
 
     def _show_estimate(self, estimate: Estimate) -> None:
+        self._estimated = estimate
         self.estimate.value = estimate_html(estimate)
 
     def _take_picture(self, name: str, picture: bytes) -> None:
@@ -379,6 +383,8 @@ class Explorer(Panel):
 
     def _begin(self, *, resume: bool) -> None:
         self._estimator.stop()  # the processors are needed
+        if self._estimated is not None:
+            self.estimate.value = estimate_html(self._estimated, reading=False)
         self._running = True
         self._live, self._running_label = {}, None
         self._show_buttons()
@@ -520,6 +526,23 @@ class Explorer(Panel):
         }
         return [trial.label for trial in self._asked if trial.label not in ended]
 
+    def _resume_words(self) -> str:
+        """Return what Resume goes on with where the form by now says something else."""
+        try:
+            asked = self._request(self.form.choice).workload
+        except QuantolabError:
+            return ""  # it is shown already
+        own = self.comparison.workload
+        free = ("revision", *(("device",) if asked.device == "auto" else ()))
+        other = [
+            f"{name} {_said(getattr(own, name))}, not {_said(getattr(asked, name))}"
+            for name in vars(own)
+            if name not in free and getattr(own, name) != getattr(asked, name)
+        ]
+        if not other:
+            return ""
+        return note(f"Resume goes on as the run was begun: {'; '.join(other)}.")
+
     def _new_recipes(self) -> list[str]:
         """Labels of the form's recipes that the run shown lacks, where all else is the same."""
         if self._running or self._ran is None or self.comparison is None:
@@ -543,6 +566,7 @@ class Explorer(Panel):
         self.cancel_button.disabled = not self._running
         missing = [] if self._running else self._missing()
         self.resume_button.layout.display = None if missing else "none"
+        self.resume_note.value = self._resume_words() if missing else ""
         self.resume_button.tooltip = "Does what is missing: " + ", ".join(missing)
 
     # --- results ---
@@ -710,6 +734,14 @@ def _shortest(folder: str) -> str:
     """Return a folder as seen from here, if it lies below."""
     path, here = Path(folder).resolve(), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(folder)
+
+
+def _said(value: Any) -> str:
+    """Return a value of a workload as the form has it."""
+    if isinstance(value, tuple):
+        sides = len(value) == 2 and all(isinstance(side, int) for side in value)
+        return ("x" if sides else ", ").join(map(str, value))
+    return "the model's own" if value is None else str(value)
 
 
 def _counted(progress: Progress) -> str:

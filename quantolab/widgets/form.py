@@ -10,13 +10,14 @@ import ipywidgets as W
 
 from ..errors import ArgumentError
 from ..models.known import known_models
-from ..models.source import Source, default_size, size_step
+from ..models.source import DEMO, Source, default_size, size_step
 from ..recipes import Recipe, default_recipes
 from ..run import REPEATS, RUNS
 from ..run.asked import check_request
 from ..weights import REFERENCE, WORDS
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
 from .model_field import LABEL, WRAP, ModelField
+from .prompt_hints import PromptHints
 from .recent import recent_models
 from .recipe_field import RecipeField
 from .words_field import WordsField
@@ -64,7 +65,7 @@ class Form(W.VBox):
         self._make_fields()
         super().__init__()
         self.add_class("ql-form")
-        self._parts_row = W.HBox(layout=WRAP)
+        self._parts_row = W.HBox()
         self._fill()
         self._listen()
         self._take_source()
@@ -73,7 +74,6 @@ class Form(W.VBox):
         self.more = W.TagsInput(allow_duplicates=False)
         self.recipe = RecipeField(weights=False)  # compute dtype, device and the skip picker
         self.recipe.dtype.layout.width = self.recipe.device.layout.width = _FIELD
-        # A button, since the keyboard doesn't reach the heading of an Accordion.
         self.skips = W.ToggleButton(layout={"width": "auto"})
         self.picker = W.Box((self.recipe.picker,), layout={"display": "none"})
         self.picker.add_class("ql-picker")
@@ -82,7 +82,8 @@ class Form(W.VBox):
             description="Words by component and layer", layout={"width": "auto"}
         )
         self.add_mixed = W.Button(
-            description="Compare this recipe too", disabled=True, layout={"width": "auto"},
+            description="Compare this recipe too", disabled=True,
+            layout={"width": "auto", "align_self": "flex-start"},
             tooltip="Adds it to what is compared, beside the dtypes that are marked",
         )  # fmt: skip
         self.mixed_box = W.VBox((self.words, self.add_mixed), layout={"display": "none"})
@@ -95,6 +96,7 @@ class Form(W.VBox):
             style=LABEL,
             layout={"width": "min(760px, calc(100% - 4px))"},
         )
+        self.hints = PromptHints(self.prompts)
         self.seeds = _text("Seeds", "0", "0, 1, 2")
         self.steps = _text("Steps", "", "model's own")
         self.guidance = _text("Guidance", "", "model's own")
@@ -109,6 +111,7 @@ class Form(W.VBox):
             "scheduler (tls://host:port)"
         )
         self.variant = self.model.variant_field
+        self.variant.layout.width = _FIELD
         self.out = _folder("Folder", f"a new one under {RUNS}")
         self.reference = _folder("Reference", "unquantized pictures of this run")
         self.reference.tooltip = (
@@ -132,6 +135,7 @@ class Form(W.VBox):
             self.picker,
             self.mixed_box,
             self.prompts,
+            self.hints,
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
             ), layout=WRAP),
@@ -356,6 +360,7 @@ class Form(W.VBox):
             return
         self._more_row.layout.display = None if self._extras else "none"
         self.both.layout.display = None if self.recipe.skip else "none"
+        self.hints.update(is_demo=self.source is not None and self.source.model == DEMO)
         self.skips.description = self.recipe.more.titles[0]
         names = tuple(name for name, box in self.parts.items() if box.value)
         if self.source is not None and names and self._listed != (self.source, names):
@@ -415,7 +420,8 @@ def _folder(label: str, placeholder: str) -> W.Text:
 def _row(label: str, controls: tuple[W.Widget, ...]) -> W.HBox:
     name = W.Label(label, layout={"width": LABEL["description_width"]})
     name.add_class("ql-row-label")
-    return W.HBox((name, *controls), layout=WRAP)
+    # In a box of their own, so that what wraps begins under the first of them.
+    return W.HBox((name, W.HBox(controls, layout={**WRAP, "flex": "1 1 0", "min_width": "0"})))
 
 
 def _choose(dropdown: W.Dropdown, value: str) -> None:

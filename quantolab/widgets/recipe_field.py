@@ -10,6 +10,7 @@ import traitlets
 from ..devices import DEVICES
 from ..recipes import COMPUTE_DTYPES, Recipe
 from ..weights import DEFAULT, REFERENCE, WORDS
+from .folds import Folds
 from .model_field import LABEL, WRAP
 from .skip_picker import SkipPicker
 from .words_field import WordsField
@@ -55,7 +56,7 @@ class RecipeField(W.VBox):
         self.picker = SkipPicker(load=False, assistant=assistant)
         self.words = WordsField(assistant=assistant)
         pages = (self.picker, self.words) if mixed else (self.picker,)
-        self.more = W.Accordion(pages, selected_index=None)
+        self.more = Folds(pages)
         super().__init__()
         first = (self.weights,) if weights else ()
         self.children = (W.HBox((*first, self.dtype, self.device), layout=WRAP), self.more)
@@ -123,7 +124,7 @@ class RecipeField(W.VBox):
             f"Layers to keep unquantized: {which}",
             f"Words by component and layer: {self.words.value or 'none'}",
         )
-        self.more.titles = titles[: len(self.more.children)]
+        self.more.titles = titles[: len(self.more.pages)]
         self.weights.disabled = self.is_mixed
         self.state = (
             self.weights.value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,24 @@ class SingleFileLoader(WorkingPanel):
         self._make_controls()
         listing = W.HBox((self.files, self.open_button), layout=WRAP)
         buttons = W.HBox((self.run_button,))
+        self.take_config = W.Button(layout={"width": "auto", "display": "none"})
+        self.take_config.add_class("ql-take-config")
         self.fill(
-            (self.path, listing, self.config, self.about, self.recipe_field, buttons),
+            (
+                self.path,
+                listing,
+                self.config,
+                self.about,
+                self.take_config,
+                self.recipe_field,
+                buttons,
+            ),
             (self.result,),
         )
         self.on_change((self.path,), self.look)
         self.on_change((self.files,), self._take_listed)
         self.on_click(self.open_button, lambda: self.show_folder(self.files.value))
+        self.on_click(self.take_config, self._take_config)
         self.config.observe(self.guarded(lambda _: self.look()), "chosen")
         self.recipe_field.observe(self.guarded(lambda _: self.refresh()), "state")
         self.show_folder(Path.cwd())
@@ -202,10 +214,23 @@ class SingleFileLoader(WorkingPanel):
         if facts.component is not None:
             self.recipe_field.set_model(str(facts.component.folder))
         self.about.value = _facts_html(facts)
+        suggested = facts.published_as if facts.component is None else None
+        self.take_config.layout.display = None if suggested else "none"
+        self.take_config.description = f"Take the configuration of {suggested}"
         self.refresh_static()
 
+    def _take_config(self) -> None:
+        """Describe the file as the model that it looks like."""
+        self.config.name.value = self.facts.published_as
+        self.path.focus()  # the button goes
+
+    def _show_failure(self, error: BaseException) -> None:
+        super()._show_failure(error)
+        if self.facts is not None and str(error) == str(self.facts.problem):
+            self.about.value = _facts_html(replace(self.facts, problem=None))  # it is said once
+
     def _show_no_facts(self, error: BaseException) -> None:
-        self.about.value = ""
+        self.about.value, self.take_config.layout.display = "", "none"
         self.show_error(error)
 
     def _show_loaded(self, file: str, module: torch.nn.Module, seconds: float) -> None:
