@@ -268,7 +268,7 @@ class SkipPicker(W.VBox):
             rows=8,
             description="Linear layers",
             style={"description_width": "90px"},
-            layout={"width": "min(760px, 100%)"},
+            layout={"width": "min(760px, calc(100% - 4px))"},
         )
         self.choices.add_class("ql-choices")
         self.add_chosen = W.Button(
