@@ -63,7 +63,10 @@ class Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ")
         hint = ""
         if unknown != message and unknown.startswith("-"):
-            hint = nearest(re.split(r"[\s=]", unknown)[0], _options(self))
+            # Without their dashes, by which all of them are alike.
+            names = [option[2:] for option in _options(self)]
+            hint = nearest(re.split(r"[\s=]", unknown)[0].lstrip("-"), names, 0.6)
+            hint = re.sub(r"'(?=\w)", "'--", hint)
         raise ArgumentError(f"{message}{hint} (see {self.prog} --help)")
 
 

@@ -122,7 +122,7 @@ def with_kind(error: BaseException) -> str:
     return f"{kind}: {line}" if line else kind
 
 
-def nearest(asked: str, allowed: Iterable[str]) -> str:
+def nearest(asked: str, allowed: Iterable[str], likeness: float = 0.5) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed spellings, or an empty string.
 
     Parameters
@@ -131,9 +131,11 @@ def nearest(asked: str, allowed: Iterable[str]) -> str:
         What was written.
     allowed : iterable of str
         What could have been written.
+    likeness : float
+        From 0 to 1, below which spellings aren't close.
     """
     folded = {a.casefold(): a for a in allowed}
-    close = difflib.get_close_matches(asked.casefold(), list(folded), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(asked.casefold(), list(folded), n=3, cutoff=likeness)
     if not close:
         return ""
     return "; did you mean " + " or ".join(repr(folded[c]) for c in close) + "?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -111,6 +112,10 @@ class Recipe:
     def __post_init__(self) -> None:
         given = self.weights if isinstance(self.weights, str) else _mapping("weights", self.weights)
         if isinstance(given, str):
+            if set(given) & set("= "):
+                raise ArgumentError(
+                    f"{given!r} is a recipe's text, not one word: Recipe.parse({given!r}) reads it"
+                )
             known_word("weights dtype", given)
         object.__setattr__(self, "weights", given)
         object.__setattr__(self, "skip", _names("skip", self.skip))
@@ -155,6 +160,10 @@ class Recipe:
                 f"components names {other[0]!r}, to which weights gives no word: it has words for "
                 f"{format_list(list(self.weights)) or 'none'}"
             )
+
+    def _repr_html_(self) -> str:
+        said = f"<code>{html.escape(str(self))}</code>"
+        return f"{html.escape(self.name)}: {said}" if self.name else said
 
     @classmethod
     def parse(cls, text: str) -> Recipe:

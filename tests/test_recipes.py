@@ -253,3 +253,13 @@ def test_words_of_other_backends_are_called_that(word, whose):
             Recipe(given)
     with pytest.raises(ArgumentError, match="another backend"):
         Recipe.parse(f"int8 proj_out={word}")
+
+
+def test_a_text_in_the_place_of_a_word_is_told_its_door():
+    with pytest.raises(ArgumentError, match=r"Recipe.parse\('int4 proj_out=none'\) reads it"):
+        Recipe("int4 proj_out=none")
+
+
+def test_a_recipe_shows_its_text():
+    shown = Recipe("int4", layers={"<a>": "int8"}, name="b & c")._repr_html_()
+    assert shown == "b &amp; c: <code>int4 &lt;a&gt;=int8</code>"

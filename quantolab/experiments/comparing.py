@@ -20,7 +20,7 @@ from ..run.crew import check_workers
 from ..run.doubts import doubts
 from ..run.engine import run_comparison
 from ..run.journal import begun
-from ..run.session import Watch
+from ..run.session import Progress, Watch
 from ..telling import say_line
 from .opening import watched
 
@@ -177,15 +177,14 @@ def compare(
                 reference=reference,
                 lora=lora,
             )
-        if watch is None and not resume:  # a run that is gone on with was asked for before
-            for doubt in doubts(request):
-                say_line(doubt)
+        # A run that is gone on with was asked for before; who watches tells of doubts itself.
+        said = () if watch is not None or resume else doubts(request)
         with watched(watch) as watch:
             comparison = run_comparison(
                 request,
                 out=out,
                 resume=resume,
-                watch=watch,
+                watch=_saying(said, watch),
                 cancel=cancel,
                 stall_seconds=stall_seconds,
                 meanwhile=_import_ahead,
@@ -197,6 +196,18 @@ def compare(
 
         write_report(comparison, out)
     return comparison
+
+
+def _saying(lines: Iterable[str], watch: Watch) -> Watch:
+    """Return a watch that says some lines when the run begins: one that is refused has its own."""
+    left = list(lines)
+
+    def heard(progress: Progress) -> None:
+        while left:
+            say_line(left.pop(0))
+        watch(progress)
+
+    return heard
 
 
 def _stall_seconds(asked: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from ..backends import activations, door
 from ..measure.held_bytes import weight_bytes
 from ..models.resolving import Resolved
 from ..recipes import Recipe
+from ..units import format_bytes, format_count
 from .dequantizing import let_libraries_dequantize
 from .telling_dtype import let_libraries_tell_dtype
 
@@ -35,6 +37,15 @@ class QuantizeReport:
     """Weights word of each quantized layer, in the order of `quantized`."""
     said: tuple[str, ...] = ()
     """What else is to be known of where its weights are from."""
+
+    def _repr_html_(self) -> str:
+        """Return what counts of it: the paths of a large model's layers would fill pages."""
+        said = (
+            f"{self.recipe}: {format_count(len(self.quantized), 'layer')} quantized, "
+            f"{len(self.kept)} kept; the module holds {format_bytes(self.weight_bytes)}"
+        )
+        lines = "".join(f"<li>{html.escape(text)}</li>" for text in self.notes())
+        return f"<p>{html.escape(said)}</p><ul>{lines}</ul>"
 
     def notes(self) -> tuple[str, ...]:
         """Return the report as sentences: cures and kept layers, counted."""

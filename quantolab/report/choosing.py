@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..measure.ratios import FASTER, NO_DIFFERENCE, SLOWER
 from ..records import OK, Comparison
 from ..units import parse_bytes
+from .markup import note
 from .tables import held_bytes, plain_rows, reference_row, results_table
 
 NEAR_FLOOR = 3.0
@@ -34,6 +35,9 @@ class Choice:
 
     def __str__(self) -> str:
         return self.sentence
+
+    def _repr_html_(self) -> str:
+        return note(self.sentence)
 
 
 @public

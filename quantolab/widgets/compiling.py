@@ -19,7 +19,7 @@ from ..weights import DEFAULT, REFERENCE, WORDS
 from .background import Assistant
 from .call_text import call
 from .choosing import read_number, read_size
-from .model_field import LABEL, WRAP, ModelField
+from .model_field import LABEL, WRAP, ModelField, labelled_row
 from .recipe_field import RecipeField
 from .working_panel import WorkingPanel, run_button
 
@@ -65,8 +65,8 @@ class CompileExplorer(WorkingPanel):
         self.fill(
             (
                 self.model_field,
-                _row("Weights", self.weights.values()),
-                _row("Ways", self.ways.values()),
+                labelled_row("Weights", self.weights.values()),
+                labelled_row("Ways", self.ways.values()),
                 self.recipe_field,
                 W.HBox((self.steps, self.size, self.repeats), layout=WRAP),
                 self.prompt,
@@ -285,12 +285,6 @@ def _plot_html(row: dict[str, Any]) -> str:
             f"alt='Seconds after so many pictures, eager and compiled: {html.escape(values.says)}'>"
         )
     return "".join(images)
-
-
-def _row(label: str, boxes: Any) -> W.HBox:
-    text = W.Label(label, layout={"width": LABEL["description_width"]})
-    text.add_class("ql-row-label")
-    return W.HBox((text, *boxes), layout=WRAP)
 
 
 def _box(text: str, value: bool) -> W.Checkbox:

@@ -16,7 +16,7 @@ from ..run import REPEATS, RUNS
 from ..run.asked import check_request
 from ..weights import REFERENCE, WORDS
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
-from .model_field import LABEL, WRAP, ModelField
+from .model_field import LABEL, WRAP, ModelField, labelled_row
 from .prompt_hints import PromptHints
 from .recent import recent_models
 from .recipe_field import RecipeField
@@ -125,13 +125,13 @@ class Form(W.VBox):
         )
 
     def _fill(self) -> None:
-        self._more_row = _row("And", (self.more,))
+        self._more_row = labelled_row("And", (self.more,))
         self.children = (
             self.model,
             self._parts_row,
-            _row("Weights", (*self.weights.values(), self.compile)),
+            labelled_row("Weights", (*self.weights.values(), self.compile)),
             self._more_row,
-            _row("", (self.skips, self.both, self.mixed)),
+            labelled_row("", (self.skips, self.both, self.mixed)),
             self.picker,
             self.mixed_box,
             self.prompts,
@@ -291,7 +291,7 @@ class Form(W.VBox):
         self.parts = {p.name: _box(p.name, p.name in source.denoisers) for p in source.components}
         for box in self.parts.values():
             box.observe(lambda _: self._changed(), "value")
-        self._parts_row.children = _row("Quantize", tuple(self.parts.values())).children
+        self._parts_row.children = labelled_row("Quantize", tuple(self.parts.values())).children
 
     def _defaults_of(self, source: Source) -> dict[W.Widget, str]:
         size = default_size(source)
@@ -415,13 +415,6 @@ def _folder(label: str, placeholder: str) -> W.Text:
         style=LABEL,
         layout={"width": "min(396px, 100%)"},
     )
-
-
-def _row(label: str, controls: tuple[W.Widget, ...]) -> W.HBox:
-    name = W.Label(label, layout={"width": LABEL["description_width"]})
-    name.add_class("ql-row-label")
-    # In a box of their own, so that what wraps begins under the first of them.
-    return W.HBox((name, W.HBox(controls, layout={**WRAP, "flex": "1 1 0", "min_width": "0"})))
 
 
 def _choose(dropdown: W.Dropdown, value: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ipywidgets as W
@@ -20,6 +20,14 @@ _PLAIN = "plain files"
 
 WRAP = {"flex_flow": "row wrap"}
 """Layout of controls in a row, which goes on below where the page is narrow."""
+
+
+def labelled_row(label: str, controls: Iterable[W.Widget]) -> W.HBox:
+    """Return controls in a row after their name; what wraps begins under the first of them."""
+    name = W.Label(label, layout={"width": LABEL["description_width"]})
+    name.add_class("ql-row-label")
+    inner = W.HBox(tuple(controls), layout={**WRAP, "flex": "1 1 0", "min_width": "0"})
+    return W.HBox((name, inner))
 
 
 class ModelField(W.HBox):

@@ -67,7 +67,12 @@ class WordsField(W.VBox):
             layout={"width": "min(520px, 100%)"},
         )
         self.word = W.Dropdown(
-            options=WORDS, value=DEFAULT, layout={"width": "100px"}, tooltip="Their weights dtype"
+            description="in",
+            style={"description_width": "initial"},
+            options=WORDS,
+            value=DEFAULT,
+            layout={"width": "124px"},
+            tooltip="Their weights dtype",
         )
         self.add = W.Button(
             description="Add this term",

@@ -19,7 +19,7 @@ PANELS = (
 # What can be used: roles of controls, in the browser's own accessibility tree.
 CONTROLS = {
     "button", "checkbox", "combobox", "listbox", "textbox", "tab", "slider", "spinbutton", "link",
-    "searchbox", "radio", "switch", "menuitem", "DisclosureTriangle", "MenuListPopup",
+    "searchbox", "radio", "switch", "menuitem", "DisclosureTriangle",
 }  # fmt: skip
 
 
