@@ -65,7 +65,10 @@ def measure_sets(asked: SetsJob, desk: Desk) -> SetsReady:
     names = (asked.component, *asked.others)
     reference = Recipe(REFERENCE, (), names)
     with desk.signs_of_life():
-        prepared = prepare(dataclasses.replace(asked.trial, recipe=reference, components=names))
+        prepared = prepare(
+            dataclasses.replace(asked.trial, recipe=reference, components=names),
+            encoders_stay=True,
+        )
     ready = SetsReady(describe_conditions(asked.trial.workload.device, None))
     desk.hold(ready, _Measuring(prepared, asked, desk).measure, Sets)
     return ready

@@ -140,13 +140,13 @@ def load_component(
         if loaded is not None:
             return _with_note(part, *loaded)
     del tensors  # its own library reads them anew
-    module = _read_whole(part, dtype).to(device)
+    module = _read_whole(part, dtype)
     resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
     check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
     if not resolved.quantized:  # nor need it be, of several components that share a recipe
-        report = finish(module, share.recipe, resolved, ())
+        report = finish(module.to(device), share.recipe, resolved, ())
     else:
-        module, report = quantize_resolved(module, share.recipe, resolved)
+        module, report = quantize_resolved(module, share.recipe, resolved, device)
     release_memory()
     return _with_note(part, module.eval(), report)
 

@@ -148,9 +148,12 @@ def _quantize_module(
 
 
 def quantize_resolved(
-    module: torch.nn.Module, recipe: Recipe, resolved: Resolved
+    module: torch.nn.Module, recipe: Recipe, resolved: Resolved, device: str | None = None
 ) -> tuple[torch.nn.Module, QuantizeReport]:
     """Quantize the layers of a module in place, each to the word that was resolved for it.
+
+    With a device each goes there by itself, so that it never holds the module unquantized, and
+    all else follows.
 
     Raises
     ------
@@ -164,12 +167,16 @@ def quantize_resolved(
     for choice in resolved.quantized:
         path = choice.layer.path
         linear = module.get_submodule(path)
+        if device is not None:
+            linear.to(device)
         quantized, cures = door(choice.word, "layers").quantize_linear(
             choice.layer, choice.word, linear.weight, linear.bias, linear.training
         )
         linear.weight = None  # give the memory back before the next layer
         applied += [(path, cure) for cure in cures]
         module = put_module(module, path, quantized)
+    if device is not None:
+        module.to(device)
     return module, finish(module, recipe, resolved, applied)
 
 

@@ -153,7 +153,9 @@ def needs(parts: Mapping[str, PartBytes], denoisers: tuple[str, ...], found: Act
     held = sum(part.held for part in rest)
     encode = None
     if encoders and found.encode is not None:
-        encode = sum(part.held for part in encoders) + found.encode + CONTEXT_BYTES
+        placing = max(_TIMES_LESS * part.largest_layer * bool(part.times) for part in encoders)
+        held_then = sum(part.held for part in encoders)
+        encode = held_then + max(found.encode, placing) + CONTEXT_BYTES
     return Needs(
         encode,
         picture(held, found.decode),

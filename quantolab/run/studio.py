@@ -7,15 +7,15 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..backends import kernels
-from ..devices import synchronize
-from ..errors import ArgumentError, UnsupportedError
+from ..devices import give_back, synchronize
+from ..errors import ArgumentError, UnsupportedError, is_out_of_memory
 from ..files.digests import file_digest
 from ..loading.component import load_component
 from ..loading.lora import add_lora
@@ -81,51 +81,135 @@ class Prepared:
     """What multiplies by the quantized weights, in words."""
 
 
-def prepare(asked: TrialJob) -> Prepared:
-    """Load and quantize the components that are counted, and build the pipeline around them."""
-    source, dtype, device = asked.source, asked.workload.dtype, asked.workload.device
-    parts: dict[str, torch.nn.Module] = {}
-    notes: list[str] = []
-    started = time.perf_counter()
-    shares = shares_in(asked.recipe, source)
+@dataclass
+class _Loaded:
+    """What has been loaded for a trial so far, and what is to be said of it."""
+
+    notes: list[str] = field(default_factory=list)
+    weight_bytes: int = 0
+    file_bytes: int | None = 0
+    seconds: float = 0.0
+    kernels: set[str] = field(default_factory=set)
+
+    def load(
+        self, asked: TrialJob, names: Iterable[str], device: str
+    ) -> dict[str, torch.nn.Module]:
+        """Load and quantize some components."""
+        parts: dict[str, torch.nn.Module] = {}
+        shares = shares_in(asked.recipe, asked.source)
+        started = time.perf_counter()
+        for name in names:
+            own = shares.get(name, reference_share(name))
+            parts[name], report = load_component(
+                asked.source.component(name),
+                own,
+                dtype=asked.workload.dtype,
+                device=device,
+                strict_skip=False,
+            )
+            self.notes += [f"{name}: {note}" for note in report.notes() if WAIT not in note]
+        synchronize(device)
+        self.seconds += time.perf_counter() - started
+        self.weight_bytes += sum(weight_bytes(module) for module in parts.values())
+        more = _file_bytes(parts.values())
+        self.file_bytes = None if None in (self.file_bytes, more) else self.file_bytes + more  # type: ignore[operator]
+        self.kernels |= {kernel for module in parts.values() if (kernel := kernels(module))}
+        return parts
+
+
+def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
+    """Load and quantize the components that are counted, and build the pipeline around them.
+
+    Text encoders among them encode the prompts and are gone before the denoiser comes, where the
+    pipeline's prompts can be encoded ahead, unless they are to stay.
+    """
+    source, device = asked.source, asked.workload.device
     home = device if asked.way.offload == RESIDENT else "cpu"
-    for name in asked.components:
-        own = shares.get(name, reference_share(name))
-        parts[name], report = load_component(
-            source.component(name), own, dtype=dtype, device=home, strict_skip=False
-        )
-        notes += [f"{name}: {note}" for note in report.notes() if WAIT not in note]
-    synchronize(device)
-    load_seconds = time.perf_counter() - started
-    encoders_here = any(name.startswith("text_encoder") for name in parts)
-    file = None if encoders_here else asked.encoded
-    pipe = build_pipeline(source, parts, dtype=dtype, device=home, encoders=file is None)
-    on_disk = _file_bytes(parts.values())
-    kernel = ", ".join(sorted({k for module in parts.values() if (k := kernels(module))})) or None
+    loaded, encoded, names = _Loaded(), None, asked.components
+    encoders = tuple(name for name in names if name.startswith("text_encoder"))
+    if encoders and not encoders_stay and _encoders_leave(asked):
+        encoded, loaded = _encoded_first(asked, encoders)
+        names = tuple(name for name in names if name not in encoders)
+    elif not encoders and asked.encoded is not None:
+        encoded = load_encoded(asked.encoded, device)
+    parts: dict[str, torch.nn.Module | None] = {**loaded.load(asked, names, home)}
+    pipe = build_pipeline(
+        source, parts, dtype=asked.workload.dtype, device=home, encoders=encoded is None
+    )
     if asked.lora is not None:
-        notes += _with_lora(pipe, asked.lora, asked.workload)
-    held = sum(weight_bytes(module) for module in parts.values())
+        loaded.notes += _with_lora(pipe, asked.lora, asked.workload)
     if asked.way.tiled:
-        notes += decode_in_tiles(pipe)
+        loaded.notes += decode_in_tiles(pipe)
     offload(pipe, source.denoisers, asked.way.offload, device)
     if asked.compiled:
         for name in source.default_components:  # loaded by us or with the pipeline
             getattr(pipe, name).compile()
-    if file is not None:
-        encoded = load_encoded(file, device)
-    else:
+    if encoded is None:
         encoded = encode_with(pipe, asked.workload.prompts, device)
     return Prepared(
         pipe,
         getattr(pipe, source.denoiser),
         encoded,
-        held,
-        on_disk,
-        load_seconds,
-        tuple(notes),
-        IN_TRIAL if file is None else AHEAD,
-        kernel,
+        loaded.weight_bytes,
+        loaded.file_bytes,
+        loaded.seconds,
+        tuple(loaded.notes),
+        IN_TRIAL if encoders or asked.encoded is None else AHEAD,
+        ", ".join(sorted(loaded.kernels)) or None,
     )
+
+
+def _encoders_leave(asked: TrialJob) -> bool:
+    """Return whether text encoders are needed no longer than until prompts are encoded.
+
+    What offloads moves them anyway; a LoRA may change them, and activations are calibrated by
+    whole pictures.
+    """
+    return (
+        asked.source.pipeline in _ENCODED_AS
+        and asked.way.offload == RESIDENT
+        and asked.lora is None
+        and asked.recipe.activations is None
+    )
+
+
+def _encoded_first(
+    asked: TrialJob, encoders: tuple[str, ...]
+) -> tuple[dict[str, dict[str, torch.Tensor]] | None, _Loaded]:
+    """Return the prompts as quantized text encoders encode them, which are gone afterwards.
+
+    Where a device doesn't hold them, the processor encodes.
+    """
+    device = asked.workload.device
+    try:
+        return _encoded_on(device, asked, encoders)
+    except Exception as error:
+        if device == "cpu" or not is_out_of_memory(error):
+            raise
+    give_back(device)
+    encoded, loaded = _encoded_on("cpu", asked, encoders)
+    loaded.notes.append(f"the processor encoded: {device} doesn't hold the text encoders")
+    return encoded, loaded
+
+
+def _encoded_on(
+    place: str, asked: TrialJob, encoders: tuple[str, ...]
+) -> tuple[dict[str, dict[str, torch.Tensor]] | None, _Loaded]:
+    loaded = _Loaded()
+    source, workload = asked.source, asked.workload
+    parts = {
+        **dict.fromkeys((*source.default_components, "vae")),
+        **loaded.load(asked, encoders, place),
+    }
+    pipe = build_pipeline(source, parts, dtype=workload.dtype, device=place, encoders=True)
+    encoded = encode_with(pipe, workload.prompts, place) or {}
+    found = {
+        prompt: {name: value.to(workload.device) for name, value in text.items()}
+        for prompt, text in encoded.items()
+    }
+    del pipe, parts, encoded
+    give_back(place)
+    return found, loaded
 
 
 def _with_lora(pipe: Any, path: Path, workload: Workload) -> list[str]:
