@@ -6,6 +6,8 @@ import pytest
 import torch
 from optimum.quanto import WeightQBytesTensor, qfloat8_e4m3fn
 
+from quantolab.backends import unsupported
+from quantolab.backends.quanto import cures
 from quantolab.backends.quanto.layers import quantize_linear
 from quantolab.backends.quanto.plain_product import made_plain, multiplied
 from quantolab.shapes import Layer
@@ -119,3 +121,21 @@ def test_other_dtypes_than_the_weights_and_traced_graphs_are_left_to_quanto():
     with torch.no_grad():
         assert multiplied(torch.ones(2, 64), layer.weight, None) is None
     assert made_plain(torch.ones(2, 2)) is None
+
+
+# --- other devices, as far as they can be asked about without one ----------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_bytes_are_unpacked_alike_where_there_is_no_shift(bits):
+    packed = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
+    for places in range(0, 8, bits):
+        shifted = [cures._shifted(packed, places, on) for on in ("cpu", "mps")]
+        assert torch.equal(*shifted)
+
+
+@pytest.mark.parametrize("word", ["float8", "int8", "int4", "int2"])
+def test_what_a_device_has_no_numbers_for_is_refused_before_anything_is_read(word):
+    layer = Layer("proj", 256, 64, bias=False)
+    assert unsupported(layer, word, "bfloat16", "cuda:1") == ""
+    assert ("float8" in unsupported(layer, word, "bfloat16", "mps")) == (word == "float8")

@@ -48,7 +48,9 @@ def layer_bytes(layer: Layer, word: str, dtype: str) -> int:
 
 
 def unsupported(layer: Layer, word: str, dtype: str, device: str) -> str:
-    """Return why a layer can't have a word; empty, for Quanto's fit all layers."""
+    """Return why a layer can't have a word; empty if it can: Quanto's fit all layers."""
+    if weights_of(word).floating and device.partition(":")[0] == "mps":
+        return "torch has no float8 on MPS (pytorch issue 148420); int8 holds as many bytes"
     return ""
 
 

@@ -68,10 +68,15 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
     Plain torch, as fast as Quanto's compiled one or faster (``tests/benchmarks/unpack.py``).
     """
-    mask = 2**bits - 1
+    mask, on = 2**bits - 1, packed.device.type
     parts = [packed & mask]
-    parts += [(packed >> (bits * i)) & mask for i in range(1, 8 // bits)]
+    parts += [_shifted(packed, bits * i, on) & mask for i in range(1, 8 // bits)]
     return torch.cat(parts)
+
+
+def _shifted(packed: torch.Tensor, bits: int, on: str) -> torch.Tensor:
+    """Return bytes shifted to the right; MPS can't (optimum-quanto, ``library/unpack.py``)."""
+    return packed // 2**bits if on == "mps" else packed >> bits
 
 
 left_out: dict = {}
