@@ -18,6 +18,7 @@ from ..errors import (
     one_of,
 )
 from ..files.json_objects import read_object
+from ..files.whole import scratch_folder
 from ..models.layers import linear_layers
 from ..models.resolving import (
     Resolved,
@@ -39,6 +40,7 @@ from .predict import predict_weight_bytes
 if TYPE_CHECKING:
     import pandas
     import torch
+    from diffusers import DiffusionPipeline
 
 PIPELINE = "pipeline"
 """Stands in the column `component` of rows that sum up all parts."""
@@ -57,7 +59,7 @@ _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor", "processor", "imag
 
 @public
 def plan(
-    model: str | os.PathLike | None = None,
+    model: str | os.PathLike | DiffusionPipeline | None = None,
     recipes: Iterable[Recipe | str] | Recipe | str | None = None,
     *,
     components: Iterable[str] | str | None = None,
@@ -74,10 +76,11 @@ def plan(
 
     Parameters
     ----------
-    model : str or path, optional
+    model : str, path or DiffusionPipeline, optional
         ``"demo"``, a folder in Diffusers layout, a Hub id (configuration files only), or a model
         whose configuration is built in (`quantolab.models.known`): ``"FLUX.1-dev"``,
-        ``"SD3.5-large"``, ``"Wan2.1-14B"``, ... by its name or its Hub id.
+        ``"SD3.5-large"``, ``"Wan2.1-14B"``, ... by its name or its Hub id. Or a pipeline in memory,
+        of which the configuration counts.
     recipes : iterable of Recipe or str, optional
         By default all dtypes. The unquantized reference is always among the rows.
     components : str or iterable of str, optional
@@ -149,6 +152,14 @@ def plan(
     """
     import pandas as pd
 
+    if not (model is None or isinstance(model, (str, os.PathLike))):
+        from .of_pipeline import write_configs
+
+        with scratch_folder("plan") as folder:
+            place = write_configs(model, folder)
+            table = plan(place, recipes, components=components, dtype=dtype, vram=vram, size=size)
+        table["model"] = type(model).__name__  # the folder is gone
+        return table
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     budget = None if vram is None else _memory(vram)
     source = find_model(model, weights=False, variant=variant, revision=revision)

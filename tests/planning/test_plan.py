@@ -1,7 +1,9 @@
 """Plans: FLUX.1-dev to the byte without a weight, sums, budgets, and what loading takes at most."""
 
+import pandas as pd
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 import quantolab as ql
 from quantolab.backends.quanto.bytes import layer_bytes, quantizing_bytes, scratch_bytes
@@ -90,6 +92,14 @@ def test_a_quantized_model_holds_what_was_planned(pipeline_folder):
     ):
         module = ql.load(pipeline_folder, weights, name, dtype="float32", device="cpu")
         assert held(table, name, weights) == ql.weight_bytes(module)
+
+
+def test_a_pipeline_in_memory_is_planned_by_its_configuration(pipeline_folder):
+    pipe = DiffusionPipeline.from_pretrained(pipeline_folder)
+    of_memory, of_files = (ql.plan(model, ["none", "int8"]) for model in (pipe, pipeline_folder))
+    assert (of_memory.pop("model") == type(pipe).__name__).all()
+    del of_files["model"]
+    pd.testing.assert_frame_equal(of_memory, of_files)
 
 
 def test_a_part_of_an_unknown_class_is_named(write_pipeline, flux_dev):
