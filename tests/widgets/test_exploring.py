@@ -538,3 +538,27 @@ def test_a_packed_run_holds_nothing_that_links_lead_to(saved, tmp_path):
         names = archive.namelist()
     assert "saved/run.json" in names
     assert not any("notes" in name or "more" in name or "id" in name.split("/") for name in names)
+
+
+def test_resume_says_where_the_form_says_otherwise(saved):
+    panel = explorer(run=saved)
+    assert panel.resume_button.layout.display is None
+    assert panel.resume_note.value == ""
+    own = panel.comparison.workload
+    panel.form.steps.value = str(own.steps + 1)
+    assert f"steps {own.steps}, not {own.steps + 1}" in panel.resume_note.value
+    panel.form.steps.value = str(own.steps)
+    assert panel.resume_note.value == ""
+
+
+def test_unknown_words_are_suggested_away(saved):
+    panel = explorer("demo")
+    panel.form.prompts.value = "a Dog on a dogma\na red sqare"
+    hints = panel.form.hints
+    assert "doesn&#x27;t know &#x27;dog&#x27;; nor dogma, sqare" in hints.said.value
+    next(b for b in hints.buttons.children if b.description == "boat").click()
+    assert panel.form.prompts.value == "a boat on a dogma\na red sqare"
+    panel.form.prompts.value = "a red sqare"
+    assert hints.buttons.children[0].description == "square"
+    hints.buttons.children[0].click()
+    assert hints.layout.display == "none"

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quantolab as ql
+from quantolab.doctor.published_names import as_published
 from quantolab.errors import ArgumentError
 from quantolab.widgets.single_files import single_file_loader
 
@@ -101,3 +102,20 @@ def test_files_are_chosen_in_a_list(panel, own_file, tmp_path):
     panel.files.value = str(tmp_path / "one.safetensors")
     assert panel.path.value == str(tmp_path / "one.safetensors")
     assert panel.wait(120)
+
+
+def test_the_configuration_that_it_looks_like_is_a_click_away(panel, own_file, tmp_path):
+    published = tmp_path / "model.safetensors"
+    save_file(as_published(load_file(own_file)), published)
+    facts = show(panel, published)
+    assert facts.published_as in panel.take_config.description
+    assert panel.take_config.layout.display is None
+    panel.take_config.click()
+    assert panel.wait(120)
+    assert panel.config.model == facts.published_as
+    assert panel.take_config.layout.display == "none"
+    # This tiny one isn't that model, which is said where it is looked at, and once when it is run.
+    assert "can&#x27;t be loaded so" in panel.about.value or "be loaded so" in panel.about.value
+    panel.run(wait=True)
+    assert panel.module is None and panel.error.value
+    assert "role='alert'" not in panel.about.value
