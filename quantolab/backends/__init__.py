@@ -26,6 +26,7 @@ from ..units import format_list
 from ..weights import (
     BACKENDS,
     COMPUTE_BYTES,
+    FAMILIES,
     HOME,
     QUANTIZED,
     REFERENCE,
@@ -72,6 +73,18 @@ def _about(backend: str) -> Any:
 def is_installed(backend: str) -> bool:
     """Return whether a backend's library is there, without importing it."""
     return backend == HOME or importlib.util.find_spec(_about(backend).LIBRARY) is not None
+
+
+def offered_words() -> dict[str, tuple[str, ...]]:
+    """Return the words that menus offer of each backend beside Quanto that is installed.
+
+    By what people call it. Never imports torch, nor a backend's library.
+    """
+    return {
+        _about(family.backend).TITLE: family.examples
+        for family in FAMILIES
+        if is_installed(family.backend)
+    }
 
 
 def check_installed(words: Iterable[str]) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from ..backends import as_documented
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, with_kind
 from ..models.skeleton import dtype_keyword
 from ..units import format_percent
 from ..weights import WALKED, weights_of
 from .bench import Bench
 from .judging import (
+    FAILS,
     UNSUPPORTED,
     WORKS,
     Finding,
@@ -358,7 +359,11 @@ def judge_copies(bench: Bench, model: Any) -> Finding:
     }
     for name, make in ways.items():
         bench.stage(name)
-        finding = judge_same(bench.tiny.run_transformer(make(model)), wanted)
+        try:
+            made = make(model)
+        except Exception as error:  # raised in C on the way, it seems to come from this file
+            return Finding(FAILS, with_kind(error))
+        finding = judge_same(bench.tiny.run_transformer(made), wanted)
         if finding.outcome != "works":
             return Finding(finding.outcome, f"{name}: {finding.reason}")
     return Finding("works", "deepcopy and pickle: the copies' outputs are equal, bit for bit")

@@ -16,6 +16,7 @@ from ..report import compiled
 from ..report.markup import note, table
 from ..units import format_seconds
 from ..weights import DEFAULT, REFERENCE, WORDS
+from .backend_words import BackendWords
 from .background import Assistant
 from .call_text import call
 from .choosing import read_number, read_size
@@ -65,7 +66,10 @@ class CompileExplorer(WorkingPanel):
         self.fill(
             (
                 self.model_field,
-                labelled_row("Weights", self.weights.values()),
+                labelled_row(
+                    "Weights", (*(self.weights[word] for word in WORDS), self.others.button)
+                ),
+                self.others,
                 labelled_row("Ways", self.ways.values()),
                 self.recipe_field,
                 W.HBox((self.steps, self.size, self.repeats), layout=WRAP),
@@ -88,6 +92,8 @@ class CompileExplorer(WorkingPanel):
             revision=revision, variants=True,
         )  # fmt: skip
         self.weights = {word: _box(word, word in (REFERENCE, DEFAULT)) for word in WORDS}
+        self.others = BackendWords()
+        self.weights |= self.others.boxes
         self.ways = {way: _box(way, way == "default") for way in WAYS}
         self.recipe_field = RecipeField(weights=False, assistant=Assistant())
         self.steps = _text("Steps", "as the model's default", "250px")

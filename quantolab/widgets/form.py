@@ -15,6 +15,7 @@ from ..recipes import Recipe, default_recipes
 from ..run import REPEATS, RUNS
 from ..run.asked import check_request
 from ..weights import REFERENCE, WORDS
+from .backend_words import BackendWords
 from .choosing import Choice, read_lines, read_number, read_numbers, read_size
 from .model_field import LABEL, WRAP, ModelField, labelled_row
 from .prompt_hints import PromptHints
@@ -59,7 +60,8 @@ class Form(W.VBox):
         names = (*self.model.name.options, *recent_models(), *known)
         self.model.name.options = tuple(dict.fromkeys(names))
         self.parts: dict[str, W.Checkbox] = {}
-        self.weights = {word: _box(word, True) for word in WORDS}
+        self.others = BackendWords()
+        self.weights = {word: _box(word, True) for word in WORDS} | self.others.boxes
         self.compile = _box("also compiled (torch.compile)", False)
         self.both = _box("compare each with and without keeping them", False)
         self._make_fields()
@@ -129,9 +131,10 @@ class Form(W.VBox):
         self.children = (
             self.model,
             self._parts_row,
-            labelled_row("Weights", (*self.weights.values(), self.compile)),
+            labelled_row("Weights", (*(self.weights[word] for word in WORDS), self.compile)),
+            self.others,
             self._more_row,
-            labelled_row("", (self.skips, self.both, self.mixed)),
+            labelled_row("", (self.skips, self.both, self.mixed, self.others.button)),
             self.picker,
             self.mixed_box,
             self.prompts,

@@ -9,7 +9,8 @@ import traitlets
 
 from ..devices import DEVICES
 from ..recipes import COMPUTE_DTYPES, Recipe
-from ..weights import DEFAULT, REFERENCE, WORDS
+from ..weights import DEFAULT, REFERENCE
+from .backend_words import every_word
 from .folds import Folds
 from .model_field import LABEL, WRAP
 from .skip_picker import SkipPicker
@@ -44,8 +45,8 @@ class RecipeField(W.VBox):
         self._looked: tuple = ()
         self._source: Source | None = None
         self.weights = W.Dropdown(
-            description="Weights", options=WORDS, value=DEFAULT, style=LABEL,
-            layout={"width": "190px"},
+            description="Weights", options=every_word(), value=DEFAULT, style=LABEL,
+            layout={"width": "230px"},
         )  # fmt: skip
         self.dtype = W.Dropdown(
             description="Compute in", options=COMPUTE_DTYPES, style=LABEL, layout={"width": "220px"}

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as W
 import traitlets
 
+from ..backends import layer_bytes
 from ..errors import ArgumentError, QuantolabError
 from ..models.layers import check_patterns, match_layers
 from ..planning.skips import layers_of, with_recipe
 from ..recipes import Recipe, Term
 from ..report.markup import Raw, alert, code, escaped, note, table
+from ..shapes import Layer
 from ..units import format_bytes, format_count
-from ..weights import DEFAULT, WORDS
+from ..weights import DEFAULT
+from .backend_words import every_word
 from .latest import Latest
 from .model_field import LABEL, WRAP
 from .panel import Panel
@@ -69,9 +72,9 @@ class WordsField(W.VBox):
         self.word = W.Dropdown(
             description="in",
             style={"description_width": "initial"},
-            options=WORDS,
+            options=every_word(),
             value=DEFAULT,
-            layout={"width": "124px"},
+            layout={"width": "150px"},
             tooltip="Their weights dtype",
         )
         self.add = W.Button(
@@ -196,7 +199,7 @@ class WordsField(W.VBox):
     def _offer(self, names: tuple[str, ...]) -> None:
         self.parts = {
             name: W.Dropdown(
-                description=name, options=(_AS_IT_IS, *WORDS), value=_AS_IT_IS,
+                description=name, options=(_AS_IT_IS, *every_word()), value=_AS_IT_IS,
                 style={"description_width": "initial"}, layout={"width": "auto"},
             )
             for name in names
@@ -289,7 +292,7 @@ class WordsField(W.VBox):
             self.hint.value = note(error)
             return
         mine = self._report[_hit_rows(name, self._report)]
-        held, plain = (int(mine[f"bytes_{w}"].sum()) for w in (self.word.value, "none"))
+        held, plain = _bytes(mine, self.word.value, self._looked[2]), int(mine["bytes_none"].sum())
         said = (
             f"hits {format_count(len(mine), 'Linear layer')}: {format_bytes(held)} in "
             f"{self.word.value}, {format_bytes(plain)} unquantized"
@@ -313,6 +316,14 @@ class WordsField(W.VBox):
 
         self.on_click(chip, drop)
         return chip
+
+
+def _bytes(rows: pandas.DataFrame, word: str, dtype: str) -> int:
+    """Return the bytes of some rows' layers in a word, which may be another backend's."""
+    if f"bytes_{word}" in rows.columns:
+        return int(rows[f"bytes_{word}"].sum())
+    shapes = rows[["path", "in_features", "out_features"]].itertuples(index=False)
+    return sum(layer_bytes(Layer(*shape, bias=False), word, dtype) for shape in shapes)
 
 
 def _hit_rows(name: str, report: pandas.DataFrame) -> list[bool]:

@@ -8,6 +8,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from quantolab.cli import main
 from quantolab.doctor import cells, path_matrix
 from quantolab.doctor.jobs import PhaseJob, Place
 from quantolab.doctor.judging import difference
@@ -83,6 +84,34 @@ def test_what_plain_diffusers_does(matrix):
     by_path = cell_of(matrix, "skip by path", "diffusers")
     assert by_path.outcome == "misleads"
     assert "'transformer_blocks.0.attn.to_q'" in by_path.reason
+
+
+def test_paths_of_other_backends():
+    words = ("sdnq:uint4-g128", "torchao:int8")
+    for word in words:
+        pytest.importorskip(word.partition(":")[0], reason="an extra that isn't installed")
+    with pytest.raises(ArgumentError, match="is Quanto's alone, and weights names none of its"):
+        path_matrix("Quanto-direct checkpoint", weights=words)
+    frame = path_matrix("skip by path", weights=words, device="cpu", watch=lambda *_: None)
+    assert list(frame["backend"].unique()) == ["sdnq", "torchao"]
+    assert frame.groupby("via")["outcome"].unique().map(list).to_dict() == {
+        "diffusers": ["misleads"], "quantolab": ["works"],
+    }  # fmt: skip
+    text = markdown_matrix(frame)
+    assert "optimum-quanto" not in text and "sdnq 0." in text and "torchao 0." in text
+    assert "SDNQ's own lists of layers to keep were off" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--via", "sdnq"], "--via names whose paths to run, so it needs --paths"),
+        (["--paths", "--via", "sdnq,hqq"], "--via 'hqq' is not known; allowed: quanto, torchao"),
+    ],
+)
+def test_backends_whose_paths_cannot_be_run_are_refused_at_once(arguments, said, capsys):
+    assert main(["doctor", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -249,6 +278,8 @@ def test_every_path_has_its_phases():
         ({"weights": "int3"}, "allowed: float8, int8, int4, int2"),
         ({"via": "quanto"}, "allowed: diffusers, quantolab"),
         ({"dtype": "bf16"}, "allowed: bfloat16, float16, float32"),
+        ({"weights": "sdnq:int9"}, "allowed for sdnq: words such as"),
+        ({"weights": "bitsandbytes:nf4"}, "whose paths Diffusers has with a GPU only"),
     ],
 )
 def test_unknown_words_are_refused_at_once(arguments, message):

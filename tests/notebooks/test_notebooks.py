@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import sys
@@ -26,7 +27,9 @@ SMALLER = {
     "04_compile": {"WEIGHTS": ["int8"], "COMPARED": "none", **ONE_PROMPT},
     "05_your_own_model": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
     "06_training": {"SECONDS": 1, "CAPTIONS": 2, "HELD_OUT": 2, "STEPS": 1},
+    "07_leaving_quanto": {"QUANTIZED": "int8", "TRIED": ["none", "sdnq:int8"], **ONE_PROMPT},
 }
+NEEDED = {"07_leaving_quanto": ("sdnq", "torchao")}  # extras
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 LARGEST = 2_000_000  # bytes of a file that GitHub still shows at once
@@ -44,6 +47,9 @@ OF_THEIR_OWN = {"01_skipping": "pipeline_folder"}
 
 @pytest.mark.parametrize("name", SMALLER)
 def test_it_runs(name, tmp_path, request):
+    for library in NEEDED.get(name, ()):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"pip install 'quantolab[{library}]'")
     own = OF_THEIR_OWN.get(name)
     model = {"MODEL": str(request.getfixturevalue(own))} if own else {}
     notebook = run(name, tmp_path, {**SMALLER[name], **model})

@@ -24,6 +24,7 @@ from quantolab.report.files import load_comparison
 from quantolab.report.tables import read_table, results_table
 from quantolab.run import journal
 from quantolab.run.asked import check_request
+from quantolab.units import format_bytes
 from quantolab.widgets import explorer, exploring, recent
 from quantolab.widgets.choosing import Choice, choice_of, read_numbers, read_size
 from quantolab.widgets.dropped_picture import DroppedPicture
@@ -174,6 +175,50 @@ def test_marks_choose_dtypes_and_parts():
     for box in panel.form.weights.values():
         box.value = False
     assert "recipes is empty; at least one is needed" in panel.problem.value
+
+
+def test_words_of_other_backends_are_offered_where_their_libraries_are(monkeypatch):
+    from quantolab import backends
+
+    monkeypatch.setattr(backends, "is_installed", lambda name: name in ("quanto", "sdnq"))
+    form = explorer().form
+    groups = [row.children[0].value for row in form.others.children]
+    assert groups == ["SDNQ"] and form.others.layout.display == "none"
+    assert not any(box.value for word, box in form.weights.items() if ":" in word)
+    form.weights["sdnq:uint4-g128"].value = True
+    assert form.others.layout.display is None and form.others.button.description.endswith(": 1")
+    assert ql.Recipe("sdnq:uint4-g128") in form.choice.recipes
+    assert "sdnq:int8" in form.words.word.options
+    monkeypatch.setattr(backends, "is_installed", lambda name: name == "quanto")
+    form = explorer().form
+    assert form.others.button.layout.display == "none" and not form.others.children
+    assert all(":" not in word for word in (*form.weights, *form.words.word.options))
+
+
+def test_a_shown_choice_opens_the_other_backends(monkeypatch):
+    from quantolab import backends
+
+    monkeypatch.setattr(backends, "is_installed", lambda name: name in ("quanto", "torchao"))
+    form = explorer().form
+    recipes = (ql.Recipe("none"), ql.Recipe("torchao:int8"))
+    form.show(dataclasses.replace(form.choice, recipes=recipes))
+    assert form.recipes == recipes and not form.more.value
+    assert form.others.button.value and form.weights["torchao:int8"].value
+
+
+def test_bytes_of_another_backend_are_told_before_a_term_is_added(monkeypatch):
+    from quantolab import backends
+
+    monkeypatch.setattr(backends, "is_installed", lambda name: name in ("quanto", "sdnq"))
+    form = explorer().form
+    form.mixed.value = True
+    assert form.words.wait(PATIENCE)
+    form.words.pattern.value, form.words.word.value = "proj_out", "sdnq:uint4-g128"
+    report = ql.skip_report("demo", recipe="none proj_out=sdnq:uint4-g128")
+    held = int(report[report["term"] == "proj_out=sdnq:uint4-g128"]["bytes"].sum())
+    assert f"{format_bytes(held)} in sdnq:uint4-g128" in form.words.hint.value
+    form.words.add.click()
+    assert str(form.words.recipe) == "proj_out=sdnq:uint4-g128"
 
 
 def test_a_recipe_of_several_words_is_put_together_and_compared():
