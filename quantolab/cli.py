@@ -28,8 +28,9 @@ from .command_line import (
     size,
     whole,
     wholes,
+    with_words,
 )
-from .errors import ArgumentError, OutputError, QuantolabError, one_of
+from .errors import ArgumentError, OutputError, QuantolabError, UnsupportedError, one_of
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
 from .text_tables import printable
@@ -161,6 +162,7 @@ def _parser() -> Parser:
     _add_convert(commands)
     _add_lab(commands)
     _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -796,3 +798,42 @@ def _pour(text: str, path: str) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         os.set_blocking(handle, True)
         file.write(text)
+
+
+def _add_completion(commands) -> None:
+    p = commands.add_parser(
+        "completion",
+        help="print what lets a shell complete commands, options and values",
+        description="Print the script by which a shell completes quantolab's commands, options, "
+        "values and files with the Tab key. Bash reads it from the file "
+        "~/.local/share/bash-completion/completions/quantolab, zsh from a file _quantolab in a "
+        "folder of its fpath. It is that of this version: make it anew after an update.",
+        examples=("quantolab completion bash", "quantolab completion zsh"),
+        statuses={OK: "it is printed"},
+    )
+    p.add_argument("shell", metavar="SHELL", help="bash, zsh, fish, tcsh or powershell")
+    p.set_defaults(run=_completion)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError:
+        raise UnsupportedError(
+            "completion needs shtab, which isn't installed: pip install shtab"
+        ) from None
+    from .run.ways import OFFLOADS
+
+    # What a shell offers; all that is allowed is more.
+    words = {
+        "model": ("demo",),
+        "weights": WORDS,
+        "dtype": COMPUTE_DTYPES,
+        "device": ("auto", "cpu", "cuda", "mps", "xpu"),
+        "offload": OFFLOADS,
+        "shell": shtab.SUPPORTED_SHELLS,
+    }
+    shell = one_of("shell", arguments.shell, shtab.SUPPORTED_SHELLS)
+    parser = with_words(_parser(), words, {place: shtab.FILE, prompts: shtab.FILE})
+    _print(shtab.complete(parser, shell))
+    return OK

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .arguments import shown
@@ -117,6 +118,31 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, Parser]:
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     """Return all long options of a parser."""
     return [o for a in parser._actions for o in a.option_strings if o.startswith("--")]
+
+
+def with_words(
+    parser: argparse.ArgumentParser,
+    words: Mapping[str, Sequence[str]],
+    kinds: Mapping[Callable[[str], object], dict[str, str]],
+) -> argparse.ArgumentParser:
+    """Return a parser that is read by what completes, and no longer parses as it did.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        With commands.
+    words : mapping
+        By an argument's name, what is offered for it.
+    kinds : mapping
+        By what reads an argument, how it is completed.
+    """
+    for command in (parser, *_commands(parser).values()):
+        for action in command._actions:
+            if action.dest in words and action.nargs != 0:
+                action.choices = list(words[action.dest])
+            elif action.type in kinds:
+                action.complete = kinds[action.type]  # type: ignore[attr-defined, index]
+    return parser
 
 
 # --- values ---------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Hashable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -61,17 +61,7 @@ def from_dict(cls: type[Record], values: object, where: str = "") -> Record:
         If something is missing or has another type, with the name of its place; or what the
         record itself raises.
     """
-    if not isinstance(values, Mapping):
-        raise _wrong(where or cls.__name__, "an object", values)
-    given = {}
-    fields = _fields(cast(Hashable, cls))  # mypy takes a type variable's type for unhashable
-    for name, (kind, is_needed) in fields.items():
-        place = f"{where}.{name}" if where else name
-        if name in values:
-            given[name] = _as(kind, values[name], place)
-        elif is_needed:
-            raise ValueError(f"{place} is missing")
-    return cls(**given)
+    return cast(Record, _record(cls, values, where))
 
 
 def _plain(value: Any) -> Any:
@@ -88,65 +78,99 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_Place = str | tuple[Any, str]
+"""Where a value stands: a text, or a place and what follows it. It becomes a text for errors."""
+
+_Reader = Callable[[object, _Place], Any]
+
+
+def _text(where: _Place) -> str:
+    return where if isinstance(where, str) else _text(where[0]) + where[1]
+
+
+def _record(cls: Any, values: object, where: _Place) -> Any:
+    if not isinstance(values, Mapping):
+        raise _wrong(where or cls.__name__, "an object", values)
+    given = {}
+    for name, (read, is_needed) in _fields(cls).items():
+        if name in values:
+            given[name] = read(values[name], (where, f".{name}") if where else name)
+        elif is_needed:
+            raise ValueError(f"{_text((where, '.') if where else '')}{name} is missing")
+    return cls(**given)
+
+
 @cache
-def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """Return type of each field, and whether it must be given."""
+def _fields(cls: Any) -> dict[str, tuple[_Reader, bool]]:
+    """Return what reads each field, and whether it must be given."""
     hints = get_type_hints(cls)
     missing = dataclasses.MISSING
     return {
-        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
+        f.name: (_reader(hints[f.name]), f.default is missing and f.default_factory is missing)
         for f in dataclasses.fields(cls)
         if f.init
     }
 
 
-def _as(kind: Any, value: object, where: str) -> Any:
-    """Return a plain value as a field's type wants it."""
+@cache  # a kind is taken apart once, however many values it has
+def _reader(kind: Any) -> _Reader:
+    """Return what takes a plain value as a field's type wants it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return _as_one_of(inner, value, where)
+        return partial(_as_one_of, tuple(k for k in inner if k is not _NONE), _NONE in inner)
     if origin is Literal:
-        if value not in inner:
-            raise _wrong(where, f"one of {', '.join(map(str, inner))}", value)
-        return value
+        return partial(_as_word, inner)
     if origin is tuple:
-        return _as_tuple(inner, value, where)
+        return partial(_as_tuple, inner)
     if origin in (dict, Mapping):
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise _wrong(where, "an object", value)
-        return {key: _as(inner[1], v, f"{where}[{key!r}]") for key, v in value.items()}
+        return partial(_as_mapping, inner[1])
     if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, where)  # type: ignore[arg-type]
-    return _as_simple(kind, value, where)
+        return partial(_record, kind)
+    return partial(_as_simple, kind)
 
 
-def _as_one_of(kinds: tuple[Any, ...], value: object, where: str) -> Any:
-    if value is None and type(None) in kinds:
+_NONE = type(None)
+
+
+def _as_word(words: tuple[Any, ...], value: object, where: _Place) -> Any:
+    if value not in words:
+        raise _wrong(where, f"one of {', '.join(map(str, words))}", value)
+    return value
+
+
+def _as_mapping(kind: Any, value: object, where: _Place) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise _wrong(where, "an object", value)
+    read = _reader(kind)
+    return {key: read(v, (where, f"[{key!r}]")) for key, v in value.items()}
+
+
+def _as_one_of(kinds: tuple[Any, ...], or_none: bool, value: object, where: _Place) -> Any:
+    if value is None and or_none:
         return None
-    kinds = tuple(kind for kind in kinds if kind is not type(None))
     if len(kinds) == 1:
-        return _as(kinds[0], value, where)
+        return _reader(kinds[0])(value, where)
     for kind in kinds:
         try:
-            return _as(kind, value, where)
+            return _reader(kind)(value, where)
         except ValueError:
             continue
     raise _wrong(where, " or ".join(getattr(k, "__name__", str(k)) for k in kinds), value)
 
 
-def _as_tuple(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+def _as_tuple(kinds: tuple[Any, ...], value: object, where: _Place) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise _wrong(where, "a list", value)
     if kinds[-1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    elif len(kinds) != len(value):
+        read = _reader(kinds[0])
+        return tuple([read(v, (where, f"[{n}]")) for n, v in enumerate(value)])
+    if len(kinds) != len(value):
         raise _wrong(where, f"a list of {len(kinds)}", value)
-    return tuple(
-        _as(kind, v, f"{where}[{n}]") for n, (kind, v) in enumerate(zip(kinds, value, strict=True))
-    )
+    both = zip(kinds, value, strict=True)
+    return tuple(_reader(kind)(v, (where, f"[{n}]")) for n, (kind, v) in enumerate(both))
 
 
-def _as_simple(kind: type, value: object, where: str) -> Any:
+def _as_simple(kind: type, value: object, where: _Place) -> Any:
     if kind is Any:
         return value
     if kind is float:
@@ -156,22 +180,22 @@ def _as_simple(kind: type, value: object, where: str) -> Any:
             try:
                 return float(value)
             except OverflowError:
-                raise ValueError(f"{where} is larger than any number of 64 bits") from None
+                raise ValueError(f"{_text(where)} is larger than any number of 64 bits") from None
         raise _wrong(where, "a number", value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
         raise _wrong(where, "a whole number", value)
     if kind is int and not -_64_BITS // 2 <= value < _64_BITS:  # type: ignore[operator]
-        raise ValueError(f"{where} must be a whole number of at most 64 bits")
+        raise ValueError(f"{_text(where)} must be a whole number of at most 64 bits")
     if not isinstance(value, kind):
         words = {str: "a text", bool: "true or false", Path: "a text"}
         raise _wrong(where, words.get(kind, kind.__name__), value)
     return value
 
 
-def _wrong(where: str, wanted: str, value: object) -> ValueError:
+def _wrong(where: _Place, wanted: str, value: object) -> ValueError:
     said = repr(value)
     return ValueError(
-        f"{where} must be {wanted}, not {said[:60] + '…' if len(said) > 60 else said}"
+        f"{_text(where)} must be {wanted}, not {said[:60] + '…' if len(said) > 60 else said}"
     )

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ArgumentError, QuantolabError, UnsupportedError, with_kind
@@ -392,7 +393,7 @@ class Comparison:
                 return trial
         return None
 
-    @property
+    @cached_property  # a table asks for each of its rows
     def judge(self) -> str | None:
         """Label under which `images` has what the others are judged against; None if nothing."""
         if self.borrowed is not None:

@@ -48,6 +48,7 @@ SLOW = (
     "hub/test_doors.py",
     "widgets/test_compiling.py",
     "widgets/test_exploring.py",
+    "widgets/test_large_runs.py",
     "run/test_pipelines.py",
     "report/test_code.py",
     "test_cli.py",

@@ -7,6 +7,8 @@ import io
 import os
 import re
 import shlex
+import shutil
+import subprocess
 
 import pytest
 
@@ -29,7 +31,7 @@ OPTIONS = [
 ]
 
 
-NEEDED = {"plan": ["demo"], "convert": ["a", "b", "--to", "sdnq"]}
+NEEDED = {"completion": ("bash",), "plan": ["demo"], "convert": ["a", "b", "--to", "sdnq"]}
 """What a command can't go without."""
 
 
@@ -97,8 +99,10 @@ def test_hints_name_only_what_the_command_has(name):
         hint = str(refused.value).partition("did you mean ")[2]
         assert set(re.findall(r"'(.*?)'", hint)) <= {*own}, word
         assert f"(see quantolab {name} --help)" in str(refused.value)
-    slip = {"compare": "--rsume", "lab": "--prot", "convert": "--too"}.get(name, "--cvs")
-    with pytest.raises(ArgumentError, match=r"did you mean '--(csv|resume|port|to)'"):
+    slip = {"compare": "--rsume", "lab": "--prot", "convert": "--too", "completion": "--hlep"}.get(
+        name, "--cvs"
+    )
+    with pytest.raises(ArgumentError, match=r"did you mean '--(csv|resume|port|to|help)'"):
         PROGRAM.parse_args([name, *NEEDED.get(name, ()), slip])
 
 
@@ -163,3 +167,31 @@ def test_what_is_no_file_of_prompts_is_refused(tmp_path):
     for name in ("", "none", ".", "pipe", "~nobody-of-this-name/x"):
         with pytest.raises(ArgumentError, match="--prompts"):
             PROGRAM.parse_args(["compare", "--prompts", name and str(tmp_path / name)])
+
+
+COMPLETED = {
+    ("com",): "compare completion",
+    ("compare", "--off"): "--offload",
+    ("compare", "--offload", ""): "none model group sequential",
+    ("compare", "--dtype", "b"): "bfloat16",
+    ("convert", "--to", "g"): "gguf",
+    ("compare", "--out", "some-"): "some-folder",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_options_values_and_files(capsys, tmp_path):
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "some-folder").mkdir()
+    asks = "".join(f"ask quantolab {shlex.join(words)}\n" for words in COMPLETED)
+    script = capsys.readouterr().out + (
+        "ask() { COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n"
+        "  _shtab_quantolab quantolab \"${COMP_WORDS[COMP_CWORD]}\"\n"
+        "  echo \"${COMPREPLY[@]}\"; }\n"
+    )  # fmt: skip
+    said = subprocess.run(
+        ["bash", "-c", script + asks], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.splitlines() == list(COMPLETED.values())
+    assert cli.main(["completion", "bsh"]) == 2
+    assert "shell 'bsh' is not known" in capsys.readouterr().err

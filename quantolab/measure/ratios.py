@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import ArgumentError
 from ..records import Timing
@@ -100,12 +100,20 @@ def paired_ratio(reference: Sequence[float], other: Sequence[float]) -> Ratio:
     import numpy as np
 
     logs = np.log(np.asarray(other, dtype=float) / np.asarray(reference, dtype=float))
-    upper = np.triu_indices(len(logs))
+    upper = _pairs(len(logs))
     means = np.sort((logs[upper[0]] + logs[upper[1]]) / 2)
     middle, cut = float(np.exp(np.median(means))), _cut(len(logs))
     if cut is None:
         return Ratio(middle, None, None, len(logs))
     return Ratio(middle, float(np.exp(means[cut])), float(np.exp(means[-1 - cut])), len(logs))
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(count: int) -> tuple[Any, Any]:
+    """Return the positions of every two of so many values, each with itself too."""
+    import numpy as np
+
+    return np.triu_indices(count)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -30,11 +30,22 @@ def _grid(comparison: Comparison) -> Figure:
     return image_grid(comparison)
 
 
+_MOST = 100  # rows
+
+
 def comparison_html(comparison: Comparison) -> str:
-    """Return a comparison's readable table, with the reasons of what failed and the notes."""
+    """Return a comparison's readable table, with the reasons of what failed and the notes.
+
+    Of very many trials the first: a notebook that holds it stays quick to open.
+    """
     from .tables import ALIGN, readable
 
-    text = readable(_table(comparison))
+    frame = _table(comparison)
+    text = readable(frame.head(_MOST))
+    missing = len(frame) - len(text.rows)
+    more = (f"{units.format_count(missing, 'recipe')} more: results_table has all.",) * bool(
+        missing
+    )
     rows = [
         row if not reason else (*row[:-1], _why(row[-1], reason))
         for row, reason in zip(text.rows, text.reasons, strict=True)
@@ -45,7 +56,7 @@ def comparison_html(comparison: Comparison) -> str:
         f"{workload.model}, {units.format_count(len(workload.pairs), 'picture')} a recipe, "
         f"{units.format_count(workload.steps, 'step')}, {width}x{height}"
     )
-    below = "".join(map(note, text.notes))
+    below = "".join(map(note, (*more, *text.notes)))
     return table(text.headers, rows, align=ALIGN, caption=said, css="ql-shown") + below
 
 

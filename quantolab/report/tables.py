@@ -163,8 +163,9 @@ def require_columns(table: pd.DataFrame, names: Sequence[str]) -> None:
 
 def reference_row(table: pd.DataFrame) -> int | None:
     """Return the position of the row the others are judged against; None if there is none."""
-    for position, row in enumerate(table.to_dict("records")):
-        if row["weights"] == REFERENCE and row["status"] == OK and not _true(row["compiled"]):
+    said = zip(table["weights"], table["status"], table["compiled"], strict=True)
+    for position, (weights, status, compiled) in enumerate(said):
+        if weights == REFERENCE and status == OK and not _true(compiled):
             return position
     return None
 
@@ -316,7 +317,11 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with the types of a results table, whatever file it came from."""
     typed = {}
     for name in frame.columns:
-        values = [None if pd.isna(v) or v == "" else v for v in frame[name]]
+        column = frame[name]
+        values = [
+            None if gone or value == "" else value
+            for value, gone in zip(column.tolist(), column.isna(), strict=True)
+        ]
         if name in _WHOLE:
             typed[name] = pd.array(
                 [None if v is None else int(float(v)) for v in values], dtype="Int64"
@@ -396,10 +401,12 @@ def readable(table: pd.DataFrame) -> ReadableTable:
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows with None for every kind of absence, so that formatting meets only one."""
-    return [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
-        for row in table.to_dict("records")
+    names = list(table.columns)
+    columns = [
+        [None if gone else v for v, gone in zip(column.tolist(), column.isna(), strict=True)]
+        for _, column in table.items()
     ]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _readable_row(record: dict[str, Any], reference: dict[str, Any] | None) -> tuple[str, ...]:

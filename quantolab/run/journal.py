@@ -27,7 +27,7 @@ from ..errors import (
     OutputError,
     nearest,
 )
-from ..files.json_objects import check_inside, read_object
+from ..files.json_objects import read_object
 from ..files.whole import clear_leftovers, usable_folder, workplace, write_whole
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
@@ -127,6 +127,8 @@ def save(comparison: Comparison, folder: str | os.PathLike, asked: tuple[Trial, 
 def read(folder: str | os.PathLike) -> Comparison:
     """Return the comparison that a folder holds, finished or not, with its pictures.
 
+    They are decoded when they are looked at.
+
     Raises
     ------
     ModelNotFoundError
@@ -134,7 +136,7 @@ def read(folder: str | os.PathLike) -> Comparison:
     BrokenModelError
         If ``run.json`` can't be understood, or a picture that it lists is missing.
     """
-    return with_pictures(read_run(Path(folder)), {})
+    return with_pictures(read_run(Path(folder)), {}, decode=False)
 
 
 def with_pictures(
@@ -142,6 +144,7 @@ def with_pictures(
     known: Mapping[Place, Image.Image],
     *,
     size: tuple[int, int] | None = None,
+    decode: bool = True,
 ) -> Comparison:
     """Return what `read_run` gave with the pictures of its trials.
 
@@ -153,12 +156,17 @@ def with_pictures(
         Pictures that were read before, and aren't read again.
     size : (int, int), optional
         Width and height that each must have, told by its head before it is unpacked.
+    decode : bool
+        Whether to decode them now, and not only when they are looked at.
 
     Raises
     ------
     BrokenModelError
         If a picture is missing, or has another size.
     """
+    from .stored_pictures import decoded, stored_picture
+
+    read_picture = decoded if decode else stored_picture
     folder, images = Path(comparison.folder), {}
     places = {
         (trial.label, *pair): picture_path(folder, trial, number, *pair)
@@ -169,24 +177,8 @@ def with_pictures(
     if comparison.borrowed is not None:
         places |= _borrowed_places(folder, comparison.workload)
     for key, path in places.items():
-        images[key] = known[key] if key in known else _picture(folder, path, size)
+        images[key] = known[key] if key in known else read_picture(folder, path, size)
     return dataclasses.replace(comparison, images=images)
-
-
-def _picture(folder: Path, path: Path, size: tuple[int, int] | None) -> Image.Image:
-    from PIL import Image
-
-    check_inside(folder, path)
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if size is not None and picture.size != size:
-                said = "{}x{} pixels, where the run says {}x{}".format(*picture.size, *size)
-                raise BrokenModelError(f"{path} has {said}")
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BrokenModelError):
-            raise
-        raise BrokenModelError(f"{path}, which the run lists, can't be read") from error
 
 
 def _borrowed_places(folder: Path, workload: Workload) -> dict[Place, Path]:

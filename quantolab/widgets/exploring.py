@@ -466,7 +466,7 @@ class Explorer(Panel):
         known = self.comparison.images if self.comparison is not None else {}
         comparison = read_run(Path(self._ran.out))
         if comparison.trials:
-            self.comparison = with_pictures(comparison, known)
+            self.comparison = with_pictures(comparison, known, decode=False)
             self._show_results(self.comparison)
 
     def _done(self, comparison: Comparison) -> None:

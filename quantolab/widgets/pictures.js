@@ -2,33 +2,67 @@
 // Python sends small pictures and every word; whole pictures and differences are asked for.
 
 const KEPT = 32; // whole pictures held in the page at a time
+const SMALLEST = 160; // pixels: the longer side of the small pictures that come unasked
+const SIDES = { small: 160, medium: 256, large: 512 }; // CSS pixels, where they aren't to fit
+const ROW_HEAD = 146; // CSS pixels of the column of prompts, with what is around it
+const CELL_PADDING = 14;
+const LEAST = 96; // CSS pixels of a picture that is to fit
 
 /** Pictures by digest: small ones at hand, whole ones and differences on demand. */
 class Store {
   constructor(model, failed) {
     this.model = model;
     this.failed = failed;
-    this.small = new Map(); // digest -> address
+    this.small = new Map(); // digest -> {address, side}
+    this.asked = new Map(); // digest -> longest side that was asked for
+    this.queue = new Map(); // what is asked for with the next frame
+    this.came = () => {}; // told of each small picture that comes
     this.answers = new Map(); // question -> {promise, resolve, value}
     this.hear = (message, buffers) => this.take(message, buffers);
     model.on("msg:custom", this.hear);
   }
 
+  /** Address of the best small copy that is here; null if there is none. */
   smallAddress(key) {
     if (!this.small.has(key)) {
       const bytes = this.model.get("_small")[key];
-      if (!bytes) return null;
-      this.small.set(key, addressOf(bytes, "image/webp"));
+      if (!bytes?.byteLength) return null;
+      this.small.set(key, { address: addressOf(bytes, "image/webp"), side: SMALLEST });
     }
-    return this.small.get(key);
+    return this.small.get(key).address;
   }
 
-  forgetOld() {
-    const held = this.model.get("_small");
-    for (const [key, address] of this.small) {
-      if (key in held) continue;
+  /** Ask for a small copy of at least so many pixels, together with what else is asked now. */
+  wantSmall(key, side) {
+    if ((this.small.get(key)?.side ?? 0) >= side || (this.asked.get(key) ?? 0) >= side) return;
+    this.asked.set(key, side);
+    if (!this.queue.size) requestAnimationFrame(() => this.askSmall());
+    this.queue.set(key, side);
+  }
+
+  askSmall() {
+    const sides = new Set(this.queue.values());
+    for (const side of sides) {
+      const keys = [...this.queue.keys()].filter((key) => this.queue.get(key) === side);
+      this.model.send({ ask: "small", keys, side });
+    }
+    this.queue.clear();
+  }
+
+  takeSmall({ key, side }, bytes) {
+    const before = this.small.get(key);
+    if (before?.side >= side) return;
+    const address = addressOf(bytes, "image/webp");
+    this.small.set(key, { address, side });
+    this.came(key, address).then(() => { if (before) URL.revokeObjectURL(before.address); });
+  }
+
+  forgetOld(held) {
+    for (const [key, { address }] of this.small) {
+      if (held.has(key)) continue;
       URL.revokeObjectURL(address);
       this.small.delete(key);
+      this.asked.delete(key);
     }
   }
 
@@ -53,6 +87,10 @@ class Store {
   }
 
   take(message, buffers) {
+    if (message.answer === "small") {
+      this.takeSmall(message, buffers[0]);
+      return;
+    }
     const name = JSON.stringify(message.to ?? null);
     const answer = this.answers.get(name);
     if (message.answer === "error") {
@@ -74,7 +112,7 @@ class Store {
 
   close() {
     this.model.off("msg:custom", this.hear);
-    for (const address of this.small.values()) URL.revokeObjectURL(address);
+    for (const { address } of this.small.values()) URL.revokeObjectURL(address);
     for (const { value } of this.answers.values()) if (value) URL.revokeObjectURL(value.address);
   }
 }
@@ -119,10 +157,67 @@ class Grid {
     this.views = { pictures: "Pictures", errors: "Errors (FLIP)" };
     this.view = make("select", { class: "ql-view", "aria-label": "What the grid shows", onchange: () => this.choose() });
     fill(this.view, Object.values(this.views), null);
+    this.sizes = { fit: "Fit the width", small: "Small", medium: "Medium", large: "Large" };
+    this.size = make("select", { class: "ql-size", "aria-label": "Size of the pictures", onchange: () =>
+      viewer.set({ thumbnails: Object.keys(this.sizes)[this.size.selectedIndex] }) });
+    fill(this.size, Object.values(this.sizes), null);
     this.legend = make("div", { class: "ql-legend" });
     const reason = viewer.model.get("_no_flip");
-    this.tools = make("div", { class: "ql-tools" }, reason ? make("span", { class: "ql-quiet" }, reason) : this.view, this.legend);
+    this.tools = make("div", { class: "ql-tools" }, reason ? make("span", { class: "ql-quiet" }, reason) : this.view, this.size, this.legend);
     this.element = make("div", { class: "ql-sheet" }, this.tools, this.scroller, this.footer);
+    // Pictures are asked for when they come near what is in sight.
+    this.watcher = new IntersectionObserver((seen) => this.look(seen), { root: this.scroller, rootMargin: "50% 20%" });
+    this.near = new Set();
+    viewer.store.came = (key, address) => this.show(key, address);
+  }
+
+  look(seen) {
+    for (const { target, isIntersecting } of seen) {
+      if (isIntersecting) this.near.add(target);
+      else this.near.delete(target);
+    }
+    this.want();
+  }
+
+  /** Ask for what is near and not here, or not sharp enough for how large it is shown. */
+  want() {
+    if (!this.shown) return;
+    const longest = Math.max(...this.sheet.size);
+    const side = Math.min(longest, Math.ceil(Math.max(...this.shown) * (window.devicePixelRatio || 1)));
+    for (const image of this.near) {
+      if (image.isConnected) this.viewer.store.wantSmall(image.dataset.key, side);
+    }
+  }
+
+  show(key, address) {
+    const images = [...this.images.values()].filter((image) => image.dataset.key === key);
+    return Promise.all(images.map((image) => swap(image, address)));
+  }
+
+  /** Give the pictures the width that there is, or the size that was chosen. */
+  fit() {
+    const across = this.scroller.clientWidth;
+    if (!across || !this.sheet) return; // not on show
+    const chosen = this.viewer.model.get("thumbnails");
+    const [width, height] = this.sheet.size;
+    const columns = Math.max(1, this.sheet.columns.length);
+    let room = SIDES[chosen];
+    let down = room;
+    if (!room) {
+      room = Math.max(LEAST, Math.floor((across - ROW_HEAD - 12) / columns) - CELL_PADDING);
+      down = Math.max(SMALLEST, innerHeight * 0.5); // so that more than one row is in sight
+    }
+    const shown = fittedWidth(width, height, room, down);
+    this.shown = [Math.max(1, Math.round(shown)), Math.max(1, Math.round(shown * height / width))];
+    this.scroller.classList.toggle("ql-crisp", shown >= width); // pixels of their own, not blurred
+    this.scroller.style.setProperty("--ql-across", `${this.shown[0]}px`);
+    this.scroller.style.setProperty("--ql-down", `${this.shown[1]}px`);
+    this.want();
+  }
+
+  resize() {
+    this.size.value = this.sizes[this.viewer.model.get("thumbnails")];
+    this.fit();
   }
 
   choose() {
@@ -131,7 +226,8 @@ class Grid {
 
   drawLegend(sheet) {
     this.view.value = this.views[this.viewer.model.get("view")];
-    this.tools.hidden = !this.viewer.model.get("_has_views");
+    this.view.hidden = !this.viewer.model.get("_has_views");
+    this.size.value = this.sizes[this.viewer.model.get("thumbnails")];
     this.legend.hidden = !sheet.ticks.length;
     this.legend.replaceChildren(...scaleOf(this.viewer.model, sheet.ticks, "flip"));
   }
@@ -145,6 +241,7 @@ class Grid {
     this.places = sheet.rows.map(() => []);
     this.before = this.images;
     this.images = new Map();
+    this.fit();
     const heads = sheet.columns.map((column) =>
       make("th", { scope: "col", class: column.reason ? "ql-failed" : null }, ...headingLines(column)));
     const body = sheet.rows.map((row, r) => this.drawRow(row, r));
@@ -154,6 +251,12 @@ class Grid {
     table.addEventListener("keydown", (event) => this.move(event));
     table.addEventListener("focusin", (event) => this.follow(event.target));
     this.scroller.replaceChildren(table);
+    for (const [name, image] of this.before) {
+      if (this.images.get(name) === image) continue;
+      this.watcher.unobserve(image);
+      this.near.delete(image);
+    }
+    this.want();
     this.footer.textContent = sheet.footer;
     this.rove(kept.row, kept.column, hadFocus);
   }
@@ -194,10 +297,9 @@ class Grid {
 
   drawCell(column, row, r, c) {
     const { key, caption, note } = shownOf(this.sheet.cells[r][c]);
-    const [width, height] = this.sheet.small;
     if (!key) {
       return make("td", { role: "gridcell", tabindex: -1, class: "ql-empty", "data-note": note },
-        make("div", { style: `width: ${width}px; height: ${height}px` }, note));
+        make("div", {}, note));
     }
     const open = () => { this.rove(r, c, false); this.viewer.full.open(r, c); };
     return make("td", { role: "gridcell" },
@@ -210,9 +312,11 @@ class Grid {
 
   image(key, r, c) {
     const name = `${key} ${this.sheet.columns[c].label} ${r}`;
-    const [width, height] = this.sheet.small;
-    const image = this.before.get(name)
-      ?? make("img", { alt: "", draggable: "false", decoding: "async", width, height, src: this.viewer.store.smallAddress(key) });
+    let image = this.before.get(name);
+    if (!image) {
+      image = make("img", { alt: "", draggable: "false", decoding: "async", "data-key": key, src: this.viewer.store.smallAddress(key) });
+      this.watcher.observe(image);
+    }
     this.images.set(name, image);
     return image;
   }
@@ -262,10 +366,11 @@ class Full {
     this.state = make("span", { class: "ql-quiet", role: "status" });
     const close = make("button", { type: "button", class: "ql-close", "aria-label": "Close", onclick: () => this.element.close() }, "×");
     this.compare = make("button", { type: "button", onclick: () => this.toCompare() });
+    const copy = copyButton("Copy picture", () => this.copy(), "The browser refuses; try the picture's own menu");
     this.element = make("dialog", { class: "ql-full", "aria-label": "Picture in full size" },
       make("div", { class: "ql-full-head" }, this.heading, close),
       this.stage,
-      make("div", { class: "ql-full-foot" }, this.place, this.state, this.compare,
+      make("div", { class: "ql-full-foot" }, this.place, this.state, this.compare, ...copy,
         make("span", { class: "ql-quiet" }, "← → other recipes · ↑ ↓ other prompts and seeds · wheel or + − zoom · drag or Shift+arrows move · Esc closes")));
     this.zoom = new Zoom(this.element, [this.stage], { freeWheel: true, arrows: (event) => event.shiftKey });
     this.element.querySelector(".ql-full-foot").prepend(this.zoom.tools);
@@ -309,7 +414,8 @@ class Full {
     const question = { ask: "picture", key: cell.key };
     if (!store.known(question)) {
       this.state.textContent = "loading …";
-      swap(this.image, store.smallAddress(cell.key));
+      const small = store.smallAddress(cell.key);
+      if (small) swap(this.image, small);
     }
     const whole = await store.ask(question);
     if (this.element.dataset.key !== cell.key) return;
@@ -320,10 +426,19 @@ class Full {
     }
   }
 
+  /** Copy the whole picture, whatever of it is in sight. */
+  async copy() {
+    const { key } = this.element.dataset;
+    const whole = await this.viewer.store.ask({ ask: "picture", key });
+    return copiedPicture(whole.address);
+  }
+
   fit() {
     // Of the whole picture, so that a small copy standing in for it has its room at once.
     const [width, height] = this.viewer.sheet.size;
-    const shown = fittedWidth(width, height, innerWidth * 0.9, innerHeight - 220);
+    const around = [...this.element.children].filter((part) => part !== this.stage);
+    const taken = around.reduce((sum, part) => sum + part.offsetHeight + 10, 0);
+    const shown = fittedWidth(width, height, innerWidth * 0.92, innerHeight * 0.96 - taken - 40);
     this.stage.style.width = `${shown}px`;
     this.stage.style.aspectRatio = `${width} / ${height}`;
     this.zoom.fit([width, height], shown);
@@ -622,6 +737,7 @@ class Viewer {
   listen(root) {
     const { model } = this;
     const handlers = {
+      "change:thumbnails": () => this.grid.resize(),
       "change:_sheet": () => this.later(), "change:_small": () => this.later(),
       "change:mode": () => this.later(), "change:pair": () => this.later(),
       "change:_row": () => this.later(), "change:difference": () => this.later(),
@@ -629,11 +745,12 @@ class Viewer {
       "change:position": () => this.compare.drawPosition(),
     };
     for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
-    const watcher = new ResizeObserver(() => this.compare.fit());
+    const watcher = new ResizeObserver(() => { this.compare.fit(); this.grid.fit(); });
     watcher.observe(root);
     this.stop = () => {
       for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
       watcher.disconnect();
+      this.grid.watcher.disconnect();
       this.store.close();
     };
   }
@@ -670,8 +787,10 @@ class Viewer {
       this.error.replaceChildren();
       this.grid.draw(sheet);
       this.full.follow(sheet);
-      this.store.forgetOld();
+      const shown = (cell) => (cell.key ? [cell.key, shownOf(cell).key] : []);
+      this.store.forgetOld(new Set(sheet.cells.flat().flatMap(shown)));
     }
+    if (mode === "grid") this.grid.fit();
     if (mode === "compare") this.compare.draw(sheet).catch((error) => this.fail(String(error)));
   }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,10 +27,11 @@ from ..report.difference_heat import (
 from ..report.error_maps import WHAT, ErrorMaps, error_maps, why_no_flip
 from ..report.grid import VIEWS
 from .assets import asset
-from .sheet import Pictures, Sheet, beside_sheet, make_sheet, map_place, png_file, sheet_html
+from .sheet import FIRST, Pictures, Sheet, beside_sheet, make_sheet, map_place, png_file, sheet_html
 
 MODES = ("grid", "compare")
 MAPS = ("levels", "flip")
+THUMBNAILS = ("fit", "small", "medium", "large")
 _WHAT = {
     "levels": "8-bit levels: at each pixel the largest absolute difference of red, green, blue",
     "flip": WHAT,
@@ -147,6 +149,8 @@ class PictureViewer(anywidget.AnyWidget):
     """Whether the difference is shown beside the two."""
     map = traitlets.Enum(MAPS, MAPS[0]).tag(sync=True)
     """What the difference shows: 8-bit levels, or FLIP's errors."""
+    thumbnails = traitlets.Enum(THUMBNAILS, THUMBNAILS[0]).tag(sync=True)
+    """How large the grid shows pictures: ``"fit"`` takes the width that there is."""
     view = traitlets.Enum(VIEWS, VIEWS[0]).tag(sync=True)
     """What the grid shows: pictures, or FLIP's errors against the reference's."""
 
@@ -208,9 +212,16 @@ class PictureViewer(anywidget.AnyWidget):
         self._words = self._sheet_of(comparison, maps)
         with self.hold_sync():
             self._has_views = isinstance(comparison, Comparison)
-            self._small = dict(self._pictures.small)
+            self._small = self._first_small()
             self._sheet = self._words.plain()
             self._keep_choices()
+
+    def _first_small(self) -> dict[str, bytes]:
+        """Return small copies of the first pictures; the page asks for those that are looked at."""
+        cells = (cell for row in self._words.cells for cell in row)
+        keys = (key for cell in cells for key in (cell.map or cell.key,) if key is not None)
+        first = itertools.islice(dict.fromkeys(keys), FIRST)
+        return {key: self._pictures.small(key) or b"" for key in first}
 
     def _sheet_of(self, shown: Comparison | SideBySide, maps: ErrorMaps | None) -> Sheet:
         if isinstance(shown, SideBySide):
@@ -313,6 +324,12 @@ class PictureViewer(anywidget.AnyWidget):
             picture = self._pictures.get(content["key"])
             if picture is not None:  # else it was replaced meanwhile, and the grid with it
                 self.send({"answer": "picture", "to": content}, [png_file(picture)])
+        elif content["ask"] == "small":
+            for key in content["keys"]:
+                file = self._pictures.small(key, int(content["side"]))
+                if file is not None:
+                    said = {"answer": "small", "key": key, "side": content["side"]}
+                    self.send(said, [file])
         elif content["ask"] == "pair":
             pictures = [self._pictures.get(content[side]) for side in ("left", "right")]
             if None not in pictures:

@@ -43,3 +43,44 @@ async function swap(image, address) {
   }
   if (image.dataset.wanted === address) image.src = address;
 }
+
+/** Copy a text; whether that came true. */
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // A page over plain http from another machine has no clipboard: the old way still works there.
+    const field = make("textarea", { style: "position:fixed;opacity:0" });
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    return done;
+  }
+}
+
+/** Copy the picture of an address; whether that came true. */
+async function copiedPicture(address) {
+  try {
+    const picture = fetch(address).then((answer) => answer.blob());
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": picture })]);
+    return true;
+  } catch {
+    return false; // a page over plain http, or a browser that copies texts alone
+  }
+}
+
+/** A button that copies, and what says whether it did; copy returns a promise of that. */
+function copyButton(text, copy, otherwise) {
+  const said = make("span", { class: "ql-copied", role: "status" });
+  const button = make("button", { type: "button", class: "ql-copy", onclick: async () => {
+    const done = await copy();
+    said.textContent = done ? "Copied" : otherwise;
+    button.focus();
+    clearTimeout(Number(said.dataset.timer));
+    said.dataset.timer = setTimeout(() => { said.textContent = ""; }, 4000);
+  } }, text);
+  return [button, said];
+}

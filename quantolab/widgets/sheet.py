@@ -29,6 +29,11 @@ from ..report.tables import split_label
 
 WAITING, MAKING, MISSING = "waiting", "being made", "not made yet"
 _LONGEST = 160  # pixels of a small picture's longer side
+FIRST = 24
+"""Small pictures that are sent before anybody asks: about what is seen first."""
+_SIDES = (_LONGEST, 320, 640, 1280)
+"""Longer sides that small pictures are made in."""
+_KEPT_BYTES = 32_000_000  # of small pictures, beyond which the oldest are made anew
 _LOSSY = 82  # WebP quality of reduced pictures; those that are small already stay exact
 
 
@@ -79,19 +84,17 @@ class Sheet:
             "cells": [[asdict(cell) for cell in row] for row in self.cells],
             "footer": self.footer,
             "size": list(self.size),
-            "small": list(small_size(self.size)),
             "ticks": list(self.ticks),
         }
 
 
 class Pictures:
-    """The pictures of a comparison by digest, small copies made once each."""
+    """The pictures of a comparison by digest; small copies are made when they are asked for."""
 
     def __init__(self) -> None:
         self._keys: dict[tuple[str, str, int], tuple[Image.Image, str]] = {}
         self._by_key: dict[str, Image.Image] = {}
-        self.small: dict[str, bytes] = {}
-        """WebP files by digest."""
+        self._small: dict[tuple[str, int], bytes] = {}  # WebP files, the latest asked for last
 
     def take(self, images: dict[tuple[str, str, int], Image.Image]) -> None:
         """Hold these pictures and no others; what is known already isn't read again."""
@@ -100,9 +103,8 @@ class Pictures:
             seen = known.get(place)
             key = seen[1] if seen is not None and seen[0] is picture else picture_key(picture)
             keys[place] = (picture, key)
-        by_key = {key: picture for picture, key in keys.values()}
-        self.small = {k: self.small.get(k) or small_picture(p) for k, p in by_key.items()}
-        self._keys, self._by_key = keys, by_key
+        self._keys, self._by_key = keys, {key: picture for picture, key in keys.values()}
+        self._small = {k: file for k, file in self._small.items() if k[0] in self._by_key}
 
     def key(self, label: str, prompt: str, seed: int) -> str | None:
         """Return the digest of one picture; None if there is none."""
@@ -113,22 +115,41 @@ class Pictures:
         """Return the picture of a digest; None if it isn't here (any more)."""
         return self._by_key.get(key)
 
+    def small(self, key: str, side: int = _LONGEST) -> bytes | None:
+        """Return a small copy as a WebP file, not much longer than asked for.
+
+        None if the picture isn't here any more.
+        """
+        picture = self.get(key)
+        if picture is None:
+            return None
+        longest = next((s for s in _SIDES if s >= min(side, max(picture.size))), _SIDES[-1])
+        file = self._small.pop((key, longest), None) or small_picture(picture, longest)
+        self._small[key, longest] = file
+        spare = sum(map(len, self._small.values())) - _KEPT_BYTES
+        while spare > 0 and len(self._small) > 1:
+            spare -= len(self._small.pop(next(iter(self._small))))
+        return file
+
 
 def picture_key(picture: Image.Image) -> str:
-    """Return a digest of size and pixels: equal for equal pictures."""
+    """Return a digest of size and pixels, of one that isn't decoded of where its file lies."""
+    stored = getattr(picture, "key", None)
+    if isinstance(stored, str):
+        return stored
     digest = xxhash.xxh3_128(repr((picture.mode, picture.size)).encode())
     digest.update(picture.tobytes())
     return digest.hexdigest()
 
 
-def small_picture(picture: Image.Image) -> bytes:
-    """Return a picture as a WebP file, at most 160 pixels long; exact if it was no longer."""
+def small_picture(picture: Image.Image, longest: int = _LONGEST) -> bytes:
+    """Return a picture as a WebP file, at most so many pixels long; exact if it is small itself."""
     picture = picture.convert("RGB")
     buffer = io.BytesIO()
     if max(picture.size) <= _LONGEST:
         picture.save(buffer, "WEBP", lossless=True, method=1)
     else:
-        picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
         picture.save(buffer, "WEBP", quality=_LOSSY, method=2)
     return buffer.getvalue()
 

@@ -1,13 +1,41 @@
 // The results table: headings are buttons, and rows stand in the order that Python keeps.
 
+/** A cell as one line: tabs and line breaks would end it. */
+function oneLine(cell) {
+  return String(cell).split(/\s+/).filter(Boolean).join(" ");
+}
+
 const NEXT = { none: "ascending", ascending: "descending", descending: "none" };
 
 function render({ model, el }) {
   const head = make("thead");
   const body = make("tbody");
   const notes = make("div", { class: "ql-table-notes" });
+  const failed = "The browser refuses; mark the table and press Ctrl+C";
+  const copies = make("div", { class: "ql-copies" },
+    ...copyButton("Copy as Markdown", () => copied(markdown()), failed),
+    ...copyButton("Copy as TSV", () => copied(tsv()), failed));
   keepKeys(el);
-  el.append(make("div", { class: "ql-scroll" }, make("table", {}, head, body)), notes);
+  el.append(make("div", { class: "ql-scroll" }, make("table", {}, head, body)), copies, notes);
+
+  /** The rows as they stand, the reason of one without figures after its status. */
+  function shownRows() {
+    const { rows, reasons } = model.get("content");
+    return model.get("order").filter((i) => i < rows.length).map((i) => (reasons[i]
+      ? [...rows[i].slice(0, -1), `${rows[i].at(-1)}: ${reasons[i]}`] : rows[i]));
+  }
+
+  function markdown() {
+    const { headers, numbers } = model.get("content");
+    const line = (cells) => `| ${cells.map((cell) => oneLine(cell).replace(/[\\|*_<`]/g, "\\$&")).join(" | ")} |`;
+    const rule = `|${numbers.map((number) => (number ? "---:" : "---")).join("|")}|`;
+    return [line(headers), rule, ...shownRows().map(line)].join("\n") + "\n";
+  }
+
+  function tsv() {
+    const lines = [model.get("content").headers, ...shownRows()];
+    return lines.map((cells) => cells.map(oneLine).join("\t")).join("\n") + "\n";
+  }
 
   const sortOf = (header) => {
     if (model.get("sorted_by") !== header) return "none";
@@ -47,6 +75,7 @@ function render({ model, el }) {
 
   function drawBody() {
     const { rows, reasons, numbers } = model.get("content");
+    copies.hidden = !rows.length;
     body.replaceChildren(...model.get("order").filter((i) => i < rows.length).map((i) => {
       if (reasons[i]) return failedRow(rows[i], reasons[i]);
       const advised = i === model.get("marked");

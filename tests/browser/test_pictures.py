@@ -358,3 +358,97 @@ def test_elsewhere(notebooks, shoot, app):
     all_drawn(page, ".ql-stages img", 3)
     expect(page.locator(".ql-heat .ql-name")).to_have_text("Difference of these two pictures")
     shoot(page, f"compare-{app}")
+
+
+LARGE = """
+import sys, pathlib, tempfile
+import ipywidgets as W
+import numpy as np
+from PIL import Image
+import quantolab as ql
+from quantolab.recipes import Recipe
+from quantolab.records import Comparison, PictureQuality, Trial, Workload
+from quantolab.widgets.pictures import PictureViewer
+from quantolab.widgets.tabling import ResultsTable
+from quantolab.widgets.code_box import CodeBox
+
+prompts = tuple(f"{n} foxes" for n in range(40))
+workload = Workload("demo", prompts, (0,), 1, None, (512, 512), "bfloat16", "cpu", 1)
+quality = tuple(PictureQuality(prompt, 0, 30.0, 0.9) for prompt in prompts)
+trials = (Trial(Recipe("none"), "ok"), Trial(Recipe("int8"), "ok", quality=quality))
+ramp = np.linspace(0, 255, 512, dtype="uint8")
+base = np.dstack([np.tile(ramp, (512, 1)), np.tile(ramp[:, None], (1, 512))])
+def picture(n, shade):
+    blue = np.full((512, 512, 1), (n * 6 + shade * 3) % 256, "uint8")
+    return Image.fromarray(np.dstack([base, blue]))
+images = {(t.label, p, 0): picture(n, i) for n, p in enumerate(prompts)
+          for i, t in enumerate(trials)}
+folder = pathlib.Path(tempfile.mkdtemp()) / "run"
+ql.save_comparison(Comparison(workload, trials, images), folder)
+run = ql.load_comparison(folder)
+viewer, table = PictureViewer(run), ResultsTable(ql.results_table(run))
+state = W.HTML()
+state.add_class("t-state")
+def show(_=None):
+    state.value = f"{sum(p.is_decoded for p in run.images.values())} decoded"
+look = W.Button(description="count")
+look.add_class("t-count")
+look.on_click(show)
+W.VBox([viewer, table, CodeBox("Script", "print(1)"), look, state])
+"""
+
+
+def decoded(page):
+    page.locator(".t-count").click()
+    return int(state_of(page).inner_text().split()[0])
+
+
+def test_large_grids_fetch_what_is_looked_at_take_the_width_and_copy(notebooks, shoot):
+    page = notebooks.open([LARGE])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    images = page.locator(".ql-cell img")
+    expect(images).to_have_count(80)
+    sharp = "([i, least]) => document.querySelectorAll('.ql-cell img')[i].naturalWidth >= least"
+    page.wait_for_function(sharp, arg=[0, 200])
+    state_of(page).wait_for(state="attached")
+    page.locator(".t-count").click()
+    expect(state_of(page)).to_have_text(re.compile(r"^\d+ decoded$"))
+    assert decoded(page) < 60
+    assert images.nth(79).evaluate("image => image.naturalWidth") == 0  # out of sight
+    widths = {}
+    for width in (700, 1280, 1800):
+        page.set_viewport_size({"width": width, "height": 900})
+        settled(page)
+        grid = page.locator(".ql-scroller")
+        assert grid.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+        widths[width] = images.first.bounding_box()["width"]
+        shoot(page, f"grid-fit-{width}")
+    assert widths[700] < widths[1280] <= widths[1800] and widths[1800] > 400
+    page.get_by_label("Size of the pictures").select_option("Small")
+    expect(images.first).to_have_css("width", "160px")
+    page.get_by_label("Size of the pictures").select_option("Fit the width")
+    images.nth(79).scroll_into_view_if_needed()
+    page.wait_for_function(sharp, arg=[79, 400])
+
+    # Copies: the table twice, the script, a picture.
+    table = page.locator(".ql-table")
+    table.get_by_role("button", name="Copy as Markdown").click()
+    expect(table.get_by_role("status").first).to_have_text("Copied")
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert text.splitlines()[1].startswith("|---|---:|") and "\n| int8 |" in text
+    table.get_by_role("button", name="Copy as TSV").click()
+    expect(table.get_by_role("status").nth(1)).to_have_text("Copied")
+    cells = [x.split("\t") for x in page.evaluate("navigator.clipboard.readText()").splitlines()]
+    assert [row[0] for row in cells] == ["recipe", "none", "int8"]
+    assert len({len(row) for row in cells}) == 1
+    page.get_by_role("button", name="Copy: Script").click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text === 'print(1)')")
+    images.first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Copy picture").click()
+    expect(dialog.get_by_text("Copied")).to_be_visible()
+    copied = page.evaluate("""async () => {
+        const [item] = await navigator.clipboard.read();
+        return (await createImageBitmap(await item.getType("image/png"))).width }""")
+    assert copied == 512
+    shoot(page, "full-1800")
