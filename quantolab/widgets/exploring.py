@@ -624,7 +624,9 @@ class Explorer(Panel):
         folder = None if now is None else str(now)
         self._ran = None if folder is None else dataclasses.replace(self._ran, out=folder)
         if self.comparison is not None:
-            self.comparison = dataclasses.replace(self.comparison, folder=folder)
+            moved = dataclasses.replace(self.comparison, folder=folder)
+            # Those that weren't looked at yet are read where they lie now.
+            self.comparison = moved if now is None else with_pictures(moved, {}, decode=False)
             self._show_results(self.comparison, ended=True)
         self._show_buttons()
 

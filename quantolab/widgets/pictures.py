@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import traitlets
 from PIL import Image
 
 from .. import units
-from ..errors import ArgumentError, QuantolabError, UnsupportedError, one_of
+from ..errors import ArgumentError, BrokenModelError, QuantolabError, UnsupportedError, one_of
 from ..measure.quality import difference_map, flip_map, picture_psnr, picture_quality
 from ..records import Comparison, Trial
 from ..report.beside import SideBySide
@@ -220,8 +221,11 @@ class PictureViewer(anywidget.AnyWidget):
         """Return small copies of the first pictures; the page asks for those that are looked at."""
         cells = (cell for row in self._words.cells for cell in row)
         keys = (key for cell in cells for key in (cell.map or cell.key,) if key is not None)
-        first = itertools.islice(dict.fromkeys(keys), FIRST)
-        return {key: self._pictures.small(key) or b"" for key in first}
+        found = {}
+        for key in itertools.islice(dict.fromkeys(keys), FIRST):
+            with suppress(BrokenModelError):  # its run was moved away: whoever looks is told
+                found[key] = self._pictures.small(key)
+        return found
 
     def _sheet_of(self, shown: Comparison | SideBySide, maps: ErrorMaps | None) -> Sheet:
         if isinstance(shown, SideBySide):
