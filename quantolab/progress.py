@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from shutil import get_terminal_size
 
 from tqdm.auto import tqdm
 
@@ -42,13 +43,16 @@ class ProgressBar:
         if self._plain:
             return
         if self._bar is None:
-            form = _BAR.replace("UNIT", self._unit)
+            form = _BAR.format(words=_WORDS, unit=self._unit)
             self._bar = tqdm(total=progress.total, leave=False, bar_format=form, smoothing=0)
         self._bar.total = progress.total  # it may become known only on the way
         rest = "" if progress.eta_seconds is None else format_seconds(progress.eta_seconds)
         what = progress.says if progress.label is None else f"{progress.label}: {progress.says}"
+        room = _WORDS
         if progress.doing:  # as many as there is room for
             what = " | ".join(said.removeprefix("worker ") for said in progress.says.split("; "))
+            room = max(_WORDS, min(len(what), get_terminal_size().columns - _BESIDE_WORDS))
+        self._bar.bar_format = _BAR.format(words=room, unit=self._unit)
         self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(f"{rest} to go" if rest else "", refresh=False)
         self._bar.n = progress.done
@@ -63,7 +67,11 @@ class ProgressBar:
             pass
 
 
-_BAR = "{desc:<32.32} |{bar}| {n_fmt}/{total_fmt} UNIT  {postfix}"
+_WORDS = 32
+"""Letters for what goes on."""
+_BESIDE_WORDS = 60
+"""Letters that the bar, counts and seconds want where several workers are told of."""
+_BAR = "{{desc:<{words}.{words}}} |{{bar}}| {{n_fmt}}/{{total_fmt}} {unit}  {{postfix}}"
 
 
 def _trial_line(trial) -> str:

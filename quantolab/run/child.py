@@ -26,6 +26,7 @@ from . import studio
 from .calibrating import calibrated
 from .jobs import (
     IMAGES,
+    MAKING,
     NOT_REPEATABLE,
     Encoded,
     EncodeJob,
@@ -270,7 +271,7 @@ class _Repeating:
 
 def _pictures(asked: TrialJob, desk: Desk, maker: _Repeating) -> list[float]:
     """Make every picture and keep it; of a trial whose pictures are known one, to warm up."""
-    desk.stage("warming up" if asked.known else "making the pictures")
+    desk.stage("warming up" if asked.known else MAKING)
     images = desk.folder / IMAGES
     images.mkdir(exist_ok=True)
     conditions = describe_conditions(asked.workload.device, None)

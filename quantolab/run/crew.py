@@ -611,6 +611,7 @@ class Crew:
             if over or work.worker not in self._there:
                 ended = self._ended(work) if over else self._lost(work)
                 if ended is not None:
+                    self._give_out()  # judging what came takes its time, and nobody waits for it
                     return ended
         self._give_out()
         try:

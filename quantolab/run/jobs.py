@@ -191,5 +191,7 @@ def compile_seconds(timing: Timing) -> float | None:
     return max(0.0, timing.warmup[0] - statistics.median(timing.samples))
 
 
+MAKING = "making the pictures"
+"""Stage of a trial in which its pictures come."""
 IMAGES = "images"
 """Folder of a trial's pictures, ``000.png`` and so on, in its job's."""

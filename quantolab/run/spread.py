@@ -15,7 +15,7 @@ from ..records import OK, ROUNDS, PictureQuality, Trial, ended
 from ..weights import REFERENCE
 from .at_worker import Facts, Order
 from .crew import Crew, Ended, RemoteHeld, Told
-from .jobs import IMAGES, TrialFound
+from .jobs import IMAGES, MAKING, TrialFound
 from .kinds import TRIAL
 from .rounds import way_of_timing
 from .session import MadePicture
@@ -273,11 +273,14 @@ class Spread:
         )
         if (done, doing) != (session.done, session.doing):
             session.done, session.doing = done, doing
-            session.stage, session.label = "making the pictures", None
+            session.stage, session.label = MAKING, None
             session.tell()
 
     def _doing(self, token: str) -> str:
         if token not in self._of_token:
             return "ending"
-        making, _ = self._of_token[token]
-        return f"{making.trial.label}: {self._stages.get(token, 'beginning')}"
+        making, part = self._of_token[token]
+        stage = self._stages.get(token, "beginning")
+        if stage == MAKING:
+            stage = f"{len(making.made & {*part.numbers})} of {len(part.numbers)}"
+        return f"{making.trial.label}: {stage}"

@@ -21,6 +21,7 @@ from ..report.markup import alert, note
 from ..report.tables import results_table
 from ..run.asked import Request
 from ..run.identity import differences
+from ..run.jobs import MAKING
 from ..run.journal import (
     RUN_FILE,
     WORK,
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     import pandas
     from PIL import Image
 
-_MAKING = "making the pictures"  # the stage in which a trial's pictures come
 _LIVE_SECONDS = 0.5  # between two looks at what has been made
 
 TABS = ("Pictures", "Table", "Trade-off", "Blind test", "Take away", "Runs")
@@ -428,7 +428,7 @@ class Explorer(Panel):
 
     def _hear(self, progress: Progress) -> None:
         """Show one event; called in the thread of the run."""
-        self._running_label = progress.label if progress.stage == _MAKING else None
+        self._running_label = progress.label if progress.stage == MAKING else None
         if progress.trial is not None:
             self._take_in()
         if progress.picture is not None:
