@@ -52,6 +52,8 @@ class ProgressBar:
         if progress.doing:  # as many as there is room for
             what = " | ".join(said.removeprefix("worker ") for said in progress.says.split("; "))
             room = max(_WORDS, min(len(what), get_terminal_size().columns - _BESIDE_WORDS))
+            if len(what) > room:  # a number cut in two would be another
+                what = f"{what[: room - 1]}…"
         self._bar.bar_format = _BAR.format(words=room, unit=self._unit)
         self._bar.set_description_str(what, refresh=False)
         self._bar.set_postfix_str(f"{rest} to go" if rest else "", refresh=False)
@@ -69,7 +71,7 @@ class ProgressBar:
 
 _WORDS = 32
 """Letters for what goes on."""
-_BESIDE_WORDS = 60
+_BESIDE_WORDS = 46
 """Letters that the bar, counts and seconds want where several workers are told of."""
 _BAR = "{{desc:<{words}.{words}}} |{{bar}}| {{n_fmt}}/{{total_fmt}} {unit}  {{postfix}}"
 
