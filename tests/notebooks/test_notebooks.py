@@ -73,7 +73,7 @@ def test_assignments_come_first(committed):
 
 
 # What notebooks may import of ours beside the public names: what makes an example file, the code
-# that made the demo model, which is there to be read, and what two look into that has no door yet.
+# that made the demo model, which is there to be read, and what some look into that has no door yet.
 LENT = {
     "00_start_here": (
         "quantolab.backends.quanto.bytes",
@@ -85,6 +85,7 @@ LENT = {
     "02_single_file": ("quantolab.doctor.published_names",),
     "04_compile": ("quantolab.report",),
     "06_training": ("quantolab.demo.making",),
+    "07_leaving_quanto": ("quantolab.errors", "quantolab.report", "quantolab.units"),
 }
 
 
