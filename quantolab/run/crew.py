@@ -357,6 +357,9 @@ class Crew:
         closing = threading.Thread(target=self._close, args=(client, cluster), daemon=True)
         closing.start()
         closing.join(timeout=0.5 if hastily else 10)
+        if not closing.is_alive():  # else it still has something to say
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
         self._stack.close()
 
     def _end_run_elsewhere(self, client: Any) -> None:
@@ -380,8 +383,6 @@ class Crew:
                 cluster.close(timeout=5)
         except Exception:
             pass  # whatever it was connected to is gone
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
 
     # --- who is there ---
 

@@ -74,6 +74,7 @@ def begin(count: int, folder: Path) -> SpecCluster:
         worker=worker,
         name="quantolab",
         silence_logs=False,
+        shutdown_on_close=False,  # the run ends it; at exit the engine would wait for it again
     )
 
 
