@@ -63,7 +63,7 @@ _OURS_SECONDS = 120.0
 DEATHS = 2
 """So many workers that die with the same job show that it is the job."""
 _ADDRESS = re.compile(r"(?P<scheme>tcp|tls)://(?P<host>\[[^]]+\]|[^:/\s]+):(?P<port>\d{1,5})/?")
-_ENGINE_LOGS = ("distributed", "distributed.client", "tornado.application")
+_ENGINE_LOGS = ("distributed", "distributed.client", "tornado.application", "asyncio")
 
 
 def check_workers(workers: int | str | Client | None, trusted: bool) -> int | str | Client | None:
