@@ -232,19 +232,28 @@ def end_run(run: str) -> None:
 def _place(run: str) -> _Place:
     place = _PLACES.get(run)
     if place is None:
-        raise Cancelled("the run was ended")
+        raise _ended()
     place.heard = time.monotonic()
     return place
 
 
+def _ended() -> Cancelled:
+    return Cancelled("the run was ended")
+
+
 def do(order: Order) -> Delivered:
     """Do a job in a child process, and return what it found with its files."""
-    place, folder = _place(order.run), None
+    place = _PLACES.get(order.run)
+    if place is None:
+        return Delivered(error=_ended())
+    folder = None
     try:
         folder = place.folder / order.token
         folder.mkdir(parents=True, exist_ok=True)
         return _done(place, order, folder)
     except QuantolabError as error:
+        if place.cancel.is_set():  # the job's process was killed, whatever that looks like
+            return Delivered(error=_ended())
         return Delivered(error=error, log=_end_of_log(folder))
     finally:
         if folder is not None and order.token not in place.held:
@@ -326,7 +335,7 @@ def ask(order: Order, asks: Generation) -> Generated | QuantolabError:
             raise Cancelled("its process was ended")
         return _asked(place, order, held, asks)
     except QuantolabError as error:
-        return error
+        return error if order.run in _PLACES else _ended()
 
 
 def let_go(run: str, token: str) -> None:
