@@ -19,7 +19,7 @@ from execute import NOTEBOOKS, WIDGET_VIEW, run
 # For each notebook: smaller values of its first code cell, to run the tests with.
 ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
 SMALLER = {
-    "00_start_here": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
+    "00_start_here": {"WEIGHTS": ["none", "int4"], "SEEDS": [0], **ONE_PROMPT},
     "01_skipping": {"WEIGHTS": ["int2"], "PICTURES": 1, **ONE_PROMPT},
     "02_single_file": {"WEIGHTS": ["int4"], "STEPS": 1},
     "03_saving": {"WEIGHTS": ["int4"], "STEPS": 1},
@@ -28,6 +28,7 @@ SMALLER = {
     "05_your_own_model": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
     "06_training": {"SECONDS": 1, "CAPTIONS": 2, "HELD_OUT": 2, "STEPS": 1},
     "07_leaving_quanto": {"QUANTIZED": "int8", "TRIED": ["none", "sdnq:int8"], **ONE_PROMPT},
+    "08_two_runs": {"SEEDS": [0], "STEPS": 2, "FEWER_STEPS": 1, "REPEATS": 1},
 }
 NEEDED = {"07_leaving_quanto": ("sdnq", "torchao")}  # extras
 
@@ -75,13 +76,6 @@ def test_assignments_come_first(committed):
 # What notebooks may import of ours beside the public names: what makes an example file, the code
 # that made the demo model, which is there to be read, and what some look into that has no door yet.
 LENT = {
-    "00_start_here": (
-        "quantolab.backends.quanto.bytes",
-        "quantolab.files",
-        "quantolab.models.source",
-        "quantolab.report",
-        "quantolab.units",
-    ),
     "02_single_file": ("quantolab.doctor.published_names",),
     "04_compile": ("quantolab.report",),
     "06_training": ("quantolab.demo.making",),
