@@ -102,7 +102,7 @@ def test_the_grid(notebooks, shoot, flip_is_here):
     page.keyboard.press("ArrowRight")
     expect(dialog.locator("img")).to_have_attribute("alt", second.replace("float8", "int8"))
     expect(dialog.locator(".ql-name")).to_have_text("int8")
-    expect(dialog.get_by_role("status")).to_have_text("")
+    expect(dialog.get_by_role("status").first).to_have_text("")
     shoot(page, "full-light")
 
     # Larger by the wheel around the pointer, moved by hand and by keys, to the pixel, and back.
@@ -297,7 +297,7 @@ def test_trials_arrive(notebooks, shoot, flip_is_here):
     all_drawn(page, ".ql-cell img", 8)
     # However early it is looked at: what is opened follows the grid.
     grid.locator(".ql-cell").nth(3).tap()
-    expect(grid.locator("dialog").get_by_role("status")).to_have_text("")
+    expect(grid.locator("dialog").get_by_role("status").first).to_have_text("")
     shoot(page, "full-dark")
     grid.get_by_role("button", name="Compare with none").tap()
     expect(grid.get_by_label("Left recipe")).to_have_value("none")
