@@ -43,7 +43,7 @@ def test_every_notebook_is_listed():
 
 
 # What takes long on the demo runs on the tests' own tiny pipeline, as on a reader's model.
-OF_THEIR_OWN = {"01_skipping": "pipeline_folder"}
+OF_THEIR_OWN = {"01_skipping": "pipeline_folder", "04_compile": "shallow_pipeline"}
 
 
 @pytest.mark.parametrize("name", SMALLER)

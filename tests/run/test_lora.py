@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 import quantolab as ql
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, UnsupportedError
 from quantolab.files import adapters
+from quantolab.loading.lora import lora_bytes
+from quantolab.models.source import find_model
 from quantolab.run.carrying import file_and_weight, find_lora
 
 peft = pytest.importorskip("peft")
@@ -144,13 +146,21 @@ def test_a_lora_of_a_text_encoder_changes_what_prompts_become(pipeline_folder, l
         (lambda found: {n: t for n, t in found.items() if "lora_B" not in n}, "doesn't fit"),
     ],
 )  # fmt: skip
-def test_one_that_does_not_fit_the_model_is_refused_before_anything_is_written(
-    pipeline_folder, lora, tmp_path, change, said
-):
-    path, out = changed_copy(lora, tmp_path, change), tmp_path / "run"
+def test_one_that_does_not_fit_the_model_is_told(pipeline_folder, lora, tmp_path, change, said):
+    path = changed_copy(lora, tmp_path, change)
     with pytest.raises(ArgumentError, match=said):
-        ql.compare(pipeline_folder, "none", lora=path, out=out, watch=quietly, **FAST)
-    assert not out.exists()
+        lora_bytes(find_model(pipeline_folder), path, "bfloat16")
+
+
+def test_one_that_does_not_fit_is_refused_before_anything_is_written(
+    pipeline_folder, lora, tmp_path
+):
+    path = changed_copy(
+        lora, tmp_path, lambda found: {n: t[:, :3].contiguous() for n, t in found.items()}
+    )
+    with pytest.raises(ArgumentError, match="doesn't fit transformer of"):
+        ql.compare(pipeline_folder, "none", lora=path, out=tmp_path / "run", watch=quietly, **FAST)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_pipeline_into_which_diffusers_loads_none_says_so(pipeline_folder, lora, tmp_path):
