@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tests import SDNQ themselves to see whether it is there: else it compiles then, for half a minute,
+# and later each layer of another shape.
+os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
 # Workers of pytest-xdist share the machine: one thread for each and for what each starts. Torch
 # reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -90,10 +90,7 @@ def test_tensors_that_others_quantized(pipeline, tmp_path, kind):
     assert len(set(said.values())) == 1 and sign in said["load"], said
 
 
-@pytest.mark.parametrize(
-    "method",  # SDNQ's import takes long
-    [pytest.param(m, marks=pytest.mark.long) if m == "sdnq" else m for m in IN_CONFIGS],
-)
+@pytest.mark.parametrize("method", IN_CONFIGS)
 def test_a_method_that_others_have(pipeline, tmp_path, method):
     if method in ("sdnq", "torchao"):  # without it `load_saved` says what to install
         pytest.importorskip(method)
