@@ -633,6 +633,11 @@ class _Choice:
             )
         return kept
 
+    def has(self, spelled: Spelled) -> bool:
+        """Return whether all words of a recipe are among those that are chosen from."""
+        words = _of_groups(self, spelled)
+        return all(words[g.key] in {option.word for option in g.options} for g in self.groups)
+
     def predicted(self, words: Words) -> float:
         """Return the error that words make together."""
         return predicted_error(self.groups, words, self.floor)
@@ -715,7 +720,7 @@ class Search:
         earlier = [
             spelled
             for spelled in map(self._spelled, self._session.results.mixed(self._pictures))
-            if choice.shapes.held(spelled) <= choice.budget
+            if choice.shapes.held(spelled) <= choice.budget and choice.has(spelled)
         ]
         self._run([choice.spelled(words) for words in choice.candidates()] + earlier)
         if self._pictures:

@@ -138,6 +138,7 @@ def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
     )
     if asked.lora is not None:
         loaded.notes += _with_lora(pipe, asked.lora, asked.workload)
+        loaded.weight_bytes = sum(weight_bytes(part) for part in parts.values() if part is not None)
     if asked.way.tiled:
         loaded.notes += decode_in_tiles(pipe)
     offload(pipe, source.denoisers, asked.way.offload, device)

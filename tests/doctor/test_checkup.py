@@ -220,7 +220,7 @@ def test_exit_status_of_the_matrix(monkeypatch, capsys, tmp_path, outcome, statu
     state = dataclasses.replace(HEALTHY, machine=machine)
     monkeypatch.setattr(checkup, "check_up", lambda: state)
     monkeypatch.setattr(checkup, "text_checkup", lambda found: "fine")
-    monkeypatch.setattr(matrix, "path_matrix", lambda: pd.DataFrame([row]))
+    monkeypatch.setattr(matrix, "path_matrix", lambda weights: pd.DataFrame([row]))
     csv = tmp_path / "paths.csv"
     assert cli.main(["doctor", "--paths", "--csv", str(csv)]) == status
     assert pd.read_csv(csv).loc[0, "outcome"] == outcome
