@@ -250,6 +250,44 @@ class RemoteHeld:
         self._crew.let_go(self.worker, self.token)
 
 
+class _Silence:
+    """What the engine logs isn't shown in the block, nor for some seconds afterwards.
+
+    Its loop, a thread of its own, closes connections after a crew has left, and tells of each.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._levels: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._blocks += 1
+            for name in _ENGINE_LOGS:
+                self._levels.setdefault(name, logging.getLogger(name).level)
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+        timer = threading.Timer(_SILENT_SECONDS, self._restore)
+        timer.daemon = True
+        timer.start()
+
+    def _restore(self) -> None:
+        with self._lock:
+            if self._blocks:
+                return
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
+            self._levels.clear()
+
+
+_SILENT_SECONDS = 10.0
+_SILENCE = _Silence()
+
+
 @dataclass
 class Crew:
     """The workers of one run. Use as a context manager.
@@ -289,15 +327,12 @@ class Crew:
         self._numbers: dict[str, int] = {}
         self._beaten: set[str] = set()
         self._card: dict[str, str] = {}
-        self._levels: dict[str, int] = {}
 
     # --- coming and going ---
 
     def __enter__(self) -> Crew:
         if isinstance(self.workers, (int, str)):  # what the engine says on its way we say ourselves
-            for name in _ENGINE_LOGS:
-                self._levels[name] = logging.getLogger(name).level
-                logging.getLogger(name).setLevel(logging.CRITICAL)
+            self._stack.enter_context(_SILENCE)
         self.scratch = self._stack.enter_context(scratch_folder("crew"))
         try:
             self._connect()
@@ -357,9 +392,6 @@ class Crew:
         closing = threading.Thread(target=self._close, args=(client, cluster), daemon=True)
         closing.start()
         closing.join(timeout=0.5 if hastily else 10)
-        if not closing.is_alive():  # else it still has something to say
-            for name, level in self._levels.items():
-                logging.getLogger(name).setLevel(level)
         self._stack.close()
 
     def _end_run_elsewhere(self, client: Any) -> None:

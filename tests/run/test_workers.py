@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, Cancelled, WorkersLost
-from quantolab.run import spread
+from quantolab.run import crew, spread
 from quantolab.run.crew import check_workers, least_taken
 from quantolab.run.spread import slices
 
@@ -404,3 +405,20 @@ def test_slices_are_worth_loading_for():
     assert [n for part in parts for n in part] == list(range(100))
     assert [len(part) for part in parts] == [33, 33, 34]
     assert len(slices(40, 8)) == 2
+
+
+def test_what_the_engine_logs_is_silent_until_its_loop_has_come_to_rest(monkeypatch):
+    """It tells of each connection that it closes, after the run has let go of it."""
+    monkeypatch.setattr(crew, "_SILENT_SECONDS", 0.1)
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    with crew._SILENCE:
+        with crew._SILENCE:
+            assert logger.level == logging.CRITICAL
+        time.sleep(0.3)  # the inner one's end changes nothing
+        assert logger.level == logging.CRITICAL
+    assert logger.level == logging.CRITICAL
+    end = time.monotonic() + 30
+    while logger.level != before:
+        assert time.monotonic() < end, "it stays silent"
+        time.sleep(0.05)
