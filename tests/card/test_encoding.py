@@ -8,20 +8,26 @@ import pandas as pd
 import pytest
 
 
-@pytest.fixture(scope="module")
-def wide_pipeline(pipeline_folder, tmp_path_factory):
-    """A tiny pipeline whose second text encoder is far larger than its denoiser: 51 MB."""
+def with_text_encoder(pipeline, folder, d_ff, layers):
+    """Copy the tiny pipeline, with a second text encoder of so many layers of such a width."""
     import torch
     from transformers import T5Config, T5EncoderModel
 
-    folder = shutil.copytree(pipeline_folder, tmp_path_factory.mktemp("wide") / "model")
+    copy = shutil.copytree(pipeline, folder / "model")
     torch.manual_seed(0)
     config = T5Config(
-        d_model=64, d_ff=100_000, d_kv=16, num_heads=4, num_layers=2, vocab_size=32, dropout_rate=0
-    )
-    shutil.rmtree(folder / "text_encoder_2")
-    T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
-    return folder
+        d_model=64, d_ff=d_ff, d_kv=16, num_heads=4, num_layers=layers, vocab_size=32,
+        dropout_rate=0,
+    )  # fmt: skip
+    shutil.rmtree(copy / "text_encoder_2")
+    T5EncoderModel(config).to(torch.bfloat16).save_pretrained(copy / "text_encoder_2")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wide_pipeline(pipeline_folder, tmp_path_factory):
+    """A tiny pipeline whose second text encoder is far larger than its denoiser: 51 MB."""
+    return with_text_encoder(pipeline_folder, tmp_path_factory.mktemp("wide"), 100_000, 2)
 
 
 def test_what_the_card_does_not_hold_the_processor_encodes(test_card, wide_pipeline, tmp_path):
@@ -41,17 +47,7 @@ def test_what_the_card_does_not_hold_the_processor_encodes(test_card, wide_pipel
 @pytest.fixture(scope="module")
 def deep_pipeline(pipeline_folder, tmp_path_factory):
     """A tiny pipeline whose second text encoder has many layers: 50 MB, 26 MB in int8."""
-    import torch
-    from transformers import T5Config, T5EncoderModel
-
-    folder = shutil.copytree(pipeline_folder, tmp_path_factory.mktemp("deep") / "model")
-    torch.manual_seed(0)
-    config = T5Config(
-        d_model=64, d_ff=4096, d_kv=16, num_heads=4, num_layers=48, vocab_size=32, dropout_rate=0
-    )
-    shutil.rmtree(folder / "text_encoder_2")
-    T5EncoderModel(config).to(torch.bfloat16).save_pretrained(folder / "text_encoder_2")
-    return folder
+    return with_text_encoder(pipeline_folder, tmp_path_factory.mktemp("deep"), 4096, 48)
 
 
 def test_text_encoders_come_layer_by_layer_and_leave_before_the_denoiser(
