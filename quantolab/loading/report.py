@@ -15,6 +15,7 @@ from ..models.resolving import Resolved
 from ..recipes import Recipe
 from ..units import format_bytes, format_count
 from .dequantizing import let_libraries_dequantize
+from .fusing import let_adapters_fuse
 from .telling_dtype import let_libraries_tell_dtype
 
 WAIT = "wait to be calibrated"
@@ -135,4 +136,5 @@ def note_config(module: torch.nn.Module, words: dict[str, str], kept: Iterable[s
     if words:
         let_libraries_dequantize(module)
         let_libraries_tell_dtype(module)
+        let_adapters_fuse(words.values())
         door(next(iter(words.values())), "config_note").declare(module, words, kept)

@@ -8,7 +8,7 @@ import torch
 
 from ...errors import BrokenModelError
 from ...shapes import Layer
-from .. import t5
+from .. import pickles, t5
 from ..rows import by_rows
 from .library import (
     SDNQConfig,
@@ -25,6 +25,7 @@ _SVD_SEED = 0
 def empty_linear(layer: Layer, word: str, dtype: torch.dtype) -> SDNQLayer:
     """Return a layer on the meta device, waiting for its tensors."""
     t5.cure(layer.path)
+    pickles.cure(word)
     plain = torch.nn.Linear(
         layer.in_features, layer.out_features, layer.bias, dtype=dtype, device="meta"
     )

@@ -9,6 +9,7 @@ import torch
 from ...errors import BrokenModelError
 from ...shapes import Layer
 from ...weights import weights_of
+from .. import pickles
 from ..rows import by_rows
 from .library import (
     Float8Tensor,
@@ -59,6 +60,7 @@ def part_shapes(layer: Layer, word: str) -> dict[str, tuple[torch.dtype, tuple[i
 
 def empty_linear(layer: Layer, word: str, dtype: torch.dtype) -> torch.nn.Linear:
     """Return a layer on the meta device, waiting for its tensors."""
+    pickles.cure(word)
     linear = torch.nn.Linear(
         layer.in_features, layer.out_features, layer.bias, dtype=dtype, device="meta"
     )
