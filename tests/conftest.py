@@ -9,6 +9,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # Tests import SDNQ themselves to see whether it is there: else it compiles then, for half a minute,
 # and later each layer of another shape.
 os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
+# What the processor is told to have, the compiler is believed to know: every process that compiles
+# would build seven little libraries first to find out.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # Workers of pytest-xdist share the machine: one thread for each and for what each starts. Torch
 # reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -153,7 +156,6 @@ def pipeline_folder(tmp_path_factory):
     """A tiny random FluxPipeline on disk that makes 32x32 pictures of noise."""
     import torch
     from diffusers import (
-        AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
         FluxPipeline,
         FluxTransformer2DModel,
@@ -196,20 +198,9 @@ def pipeline_folder(tmp_path_factory):
     t5 = T5Config(
         d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2, vocab_size=32, dropout_rate=0
     )
-    vae = AutoencoderKL(
-        sample_size=32,
-        block_out_channels=(16,),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.06,
-        scaling_factor=1.5,
-    )
     FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
+        vae=_tiny_vae((16,)),
         text_encoder=CLIPTextModel(clip).eval(),
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(t5).eval(),
@@ -221,7 +212,11 @@ def pipeline_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shallow_pipeline(pipeline_folder, tmp_path_factory):
-    """The tiny pipeline with one block in its denoiser, for tests that compile one."""
+    """The tiny pipeline with one block in its denoiser, for tests that compile one.
+
+    It was made for the smallest picture that it can make: none is half as wide, for which the
+    block would be compiled once more.
+    """
     import shutil
 
     import torch
@@ -232,7 +227,26 @@ def shallow_pipeline(pipeline_folder, tmp_path_factory):
     torch.manual_seed(0)
     shallow = FluxTransformer2DModel(**{**FLUX, "num_single_layers": 0})
     shallow.save_pretrained(folder / "transformer")
+    _tiny_vae((4,) * 5).save_pretrained(folder / "vae")
     return folder
+
+
+def _tiny_vae(channels):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ itself, while it still imports too. What a job started ends with the job.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import queue
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from ..plain_values import from_dict, to_dict
+from ..quietly import uncollected
 from .jobs import LOG, Event, Order, Preload, Question, run_job
 
 _LOOK_SECONDS = 0.2  # how soon a server that imports hears that its parent is gone
@@ -92,16 +94,18 @@ def preload(wanted: Preload) -> None:
     import importlib
 
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks without initializing CUDA
-    import torch
+    with uncollected():
+        import torch
 
-    for library, cls in wanted.classes:
-        try:
-            getattr(importlib.import_module(library), cls, None)
-        except (ImportError, RuntimeError):
-            pass  # the job that needs it says so
-    more = () if torch.cuda.is_available() else wanted.without_cuda
-    for name in (*wanted.modules, *more):
-        importlib.import_module(name)
+        for library, cls in wanted.classes:
+            try:
+                getattr(importlib.import_module(library), cls, None)
+            except (ImportError, RuntimeError):
+                pass  # the job that needs it says so
+        more = () if torch.cuda.is_available() else wanted.without_cuda
+        for name in (*wanted.modules, *more):
+            importlib.import_module(name)
+    gc.freeze()  # nor do jobs look through it: they would copy the pages that they share
 
 
 def send(out: int, event: Event) -> None:

@@ -3,7 +3,7 @@
 ``python tests/benchmarks/load_peaks.py`` prints a line each, as CSV. Each load is a process of its
 own, whose private memory (RssAnon: tensors, and whatever else the C library holds) is looked at
 every millisecond. ``--depth N`` makes the models N times as deep; ``--few`` takes one dtype a
-shape, and all for the first. Linux only.
+shape. Linux only.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ def _private() -> int:
 
 
 def few() -> dict[str, tuple[str, ...]]:
-    """Return all words for the first shape, for each other one of them in turn."""
-    first, *others = SHAPES
-    return {first: WORDS} | {n: (WORDS[i % len(WORDS)],) for i, n in enumerate(others)}
+    """Return for each shape one word, in turn."""
+    return {name: (WORDS[i % len(WORDS)],) for i, name in enumerate(SHAPES)}
 
 
 def rows(asked: dict[str, tuple[str, ...]], depth: int = 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 
 import pandas as pd
@@ -114,14 +115,25 @@ def test_backends_whose_paths_cannot_be_run_are_refused_at_once(arguments, said,
     assert said in capsys.readouterr().err
 
 
-@pytest.fixture
-def ward(tmp_path):
-    """A ward whose tiny pipeline is made."""
-    ward = _Ward(tmp_path, "cpu", "bfloat16", lambda *_: None, 300)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which the tiny pipeline is made, and children that can be struck."""
+    folder = tmp_path_factory.mktemp("ward")
+    ward = _Ward(folder, "cpu", "bfloat16", lambda *_: None, 300)
     with Striking() as children:
         ward._children = children
         ward._job(MAKE, ward._place, "lab")
-        yield ward
+        yield folder, children
+
+
+@pytest.fixture
+def ward(made, tmp_path):
+    """A ward whose tiny pipeline is there, to be spoiled."""
+    folder, children = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    ward = _Ward(tmp_path, "cpu", "bfloat16", lambda *_: None, 300)
+    ward._children, children.signal = children, None
+    return ward
 
 
 class Striking(Children):

@@ -230,17 +230,6 @@ def test_nothing_outlives_a_killed_parent(tmp_path, fork, late):
     _wait_until(lambda: not any(_alive(p) for p in family))
 
 
-def test_a_script_without_a_main_guard_works(pipeline_folder, tmp_path):
-    script = tmp_path / "plain.py"
-    script.write_text(
-        "import quantolab as ql\n"
-        f"c = ql.compare({str(pipeline_folder)!r}, ['int8'], 'a red cat', steps=1, repeats=1)\n"
-        "print('ran', [t.status for t in c.trials])\n"
-    )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["ran ['ok']"], done.stderr
-
-
 def test_children_die_with_their_parent(pipeline_folder, tmp_path):
     script = (
         "from pathlib import Path\n"
@@ -416,19 +405,23 @@ def _wait_until(condition, seconds: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def test_nothing_of_the_current_folder_is_imported(children, pipeline_folder, tmp_path):
+def test_a_script_without_a_main_guard_imports_nothing_of_the_current_folder(
+    pipeline_folder, tmp_path
+):
     """A model's folder may hold a torch.py of a stranger's, or an innocent one of the user's."""
+    folder = tmp_path / "current"
+    folder.mkdir()
     for name in ("torch", "json", "sitecustomize", "diffusers", "quantolab"):
         code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit(3)\n"
-        (tmp_path / f"{name}.py").write_text(code)
-    script = (
-        f"import os\nos.chdir({str(tmp_path)!r})\n"
+        (folder / f"{name}.py").write_text(code)
+    script = tmp_path / "plain.py"
+    script.write_text(
         "import quantolab as ql\n"
         f"c = ql.compare({str(pipeline_folder)!r}, ['int8'], 'a red cat', steps=1, repeats=1)\n"
         "print('ran', [t.status for t in c.trials])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, script], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == ["ran ['ok']"], done.stderr
     assert not (tmp_path / "ran").exists()

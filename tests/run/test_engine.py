@@ -217,10 +217,14 @@ def test_cancel_keeps_what_is_done(pipeline_folder, tmp_path):
     assert all(len(t.timing.samples) < 200 for t in kept.trials)
 
 
-SWEPT = [pytest.param(n, marks=pytest.mark.sweep) for n in (signal.SIGTERM, signal.SIGHUP)]
+# SIGKILL always, as in tests/run/test_kills.py; what a user does besides is here.
+SWEPT = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, *SWEPT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.sweep) for number in SWEPT)],
+)
 def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number):
     command = [
         sys.executable, "-m", "quantolab", "compare", str(pipeline_folder), "--weights",

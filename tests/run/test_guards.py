@@ -116,8 +116,8 @@ def test_pictures_that_a_trial_lacks_fail_it_alone(run, tmp_path):
     "name",
     [
         "transformer/diffusion_pytorch_model.safetensors",
-        "text_encoder_2/model.safetensors",
-        "scheduler/scheduler_config.json",
+        pytest.param("text_encoder_2/model.safetensors", marks=pytest.mark.sweep),
+        pytest.param("scheduler/scheduler_config.json", marks=pytest.mark.sweep),
     ],
 )
 def test_another_model_is_not_mixed_in(run, model, name):

@@ -261,14 +261,6 @@ def test_over_tls_and_then_the_scheduler_dies(
     over_tls, certificates, pipeline_folder, one_place, tmp_path
 ):
     scheduler, client = over_tls
-    result = ql.compare(
-        pipeline_folder, RECIPES, PROMPTS, workers=client, out=tmp_path / "whole", watch=quietly,
-        **FAST,
-    )  # fmt: skip
-    assert pixels(result) == pixels(one_place)
-    assert same_rows(result, one_place)
-    assert client.status == "running"  # it is its owner's to close
-
     def strike(progress):
         if progress.trial is not None and scheduler.poll() is None:
             scheduler.kill()
