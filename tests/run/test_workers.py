@@ -261,6 +261,7 @@ def test_over_tls_and_then_the_scheduler_dies(
     over_tls, certificates, pipeline_folder, one_place, tmp_path
 ):
     scheduler, client = over_tls
+
     def strike(progress):
         if progress.trial is not None and scheduler.poll() is None:
             scheduler.kill()
