@@ -378,7 +378,7 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """What `results_table` gives."""
+        """What `results_table` gives, all columns of it; shown are those that decide."""
         return _VIEWS["table"](self)
 
     def grid(self) -> Figure:

@@ -19,9 +19,10 @@ __all__ = ["Comparison", "Trial"]
 
 
 def _table(comparison: Comparison) -> pd.DataFrame:
+    from .short_frame import ShortFrame
     from .tables import results_table
 
-    return results_table(comparison)
+    return ShortFrame(results_table(comparison))
 
 
 def _grid(comparison: Comparison) -> Figure:

@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -25,17 +26,42 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 900
 
 
+class Kernel:
+    """One kernel for several notebooks, in a copy of their folder; importing takes it seconds.
+
+    Nothing that one notebook assigned or imported is there for the next.
+
+    Parameters
+    ----------
+    place : Path
+        An empty folder for the copy.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.folder = place / "notebooks"
+        unwanted = shutil.ignore_patterns("out", ".ipynb_checkpoints")
+        shutil.copytree(NOTEBOOKS, self.folder, ignore=unwanted)
+        self.manager = _manager(place)
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.manager.has_kernel:
+            run_sync(self.manager.shutdown_kernel)(now=True)
+
+
 def run(
-    name: str, place: Path, values: Mapping[str, object] | None = None
+    name: str, kernel: Kernel, values: Mapping[str, object] | None = None
 ) -> nbformat.NotebookNode:
-    """Execute a notebook in a copy of its folder, offline, and return it with its outputs.
+    """Execute a notebook from top to bottom, offline, and return it with its outputs.
 
     Parameters
     ----------
     name : str
         Without ``.ipynb``.
-    place : Path
-        An empty folder for the copy.
+    kernel : Kernel
+        Where; it is started if it doesn't run.
     values : mapping of str to anything, optional
         Other values for names that the first code cell assigns.
 
@@ -46,27 +72,27 @@ def run(
     nbclient.exceptions.CellExecutionError
         If a cell fails.
     """
-    folder = place / "notebooks"
-    shutil.copytree(NOTEBOOKS, folder, ignore=shutil.ignore_patterns("out", ".ipynb_checkpoints"))
-    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(kernel.folder / f"{name}.ipynb", as_version=4)
     assignments = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assigned = {s.targets[0].id for s in ast.parse(assignments.source).body}
     for variable, value in (values or {}).items():
         if variable not in assigned:
             raise ValueError(f"{name}: the first code cell doesn't assign {variable}")
         assignments.source += f"\n{variable} = {value!r}"
+    before = [nbformat.v4.new_code_cell("%reset -f")] * kernel.manager.has_kernel
+    notebook.cells[:0] = before
     client = NotebookClient(
         notebook,
-        km=_kernel(place),
+        km=kernel.manager,
         timeout=CELL_SECONDS,
-        resources={"metadata": {"path": str(folder)}},
+        resources={"metadata": {"path": str(kernel.folder)}},
         store_widget_state=False,  # GitHub refuses a notebook with half a state
         record_timing=False,
     )
     # Libraries' advice about what isn't installed here would only distract.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
-    # A kernel whose manager is handed in isn't ended unless asked for.
-    client.execute(cleanup_kc=True, env={**os.environ, **quiet, "HF_HUB_OFFLINE": "1"})
+    client.execute(env={**os.environ, **quiet, "HF_HUB_OFFLINE": "1"})
+    del notebook.cells[: len(before)]
     return notebook
 
 
@@ -95,7 +121,7 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
     return joined
 
 
-def _kernel(place: Path) -> AsyncKernelManager:
+def _manager(place: Path) -> AsyncKernelManager:
     """Return a manager whose kernel is this very interpreter, whatever Jupyter has installed."""
     spec = place / "kernels" / "running"
     spec.mkdir(parents=True)
@@ -110,8 +136,8 @@ def main(names: list[str]) -> None:
     """Renew the outputs of the named notebooks, or of all."""
     for name in names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")):
         print(name, flush=True)
-        with tempfile.TemporaryDirectory() as place:
-            notebook = without_live_views(run(name, Path(place)))
+        with tempfile.TemporaryDirectory() as place, Kernel(Path(place)) as kernel:
+            notebook = without_live_views(run(name, kernel))
         nbformat.write(notebook, NOTEBOOKS / f"{name}.ipynb")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from execute import NOTEBOOKS, WIDGET_VIEW, run
+from execute import NOTEBOOKS, WIDGET_VIEW, Kernel, run
 
 # For each notebook: smaller values of its first code cell, to run the tests with.
 ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
@@ -46,14 +46,20 @@ def test_every_notebook_is_listed():
 OF_THEIR_OWN = {"01_skipping": "pipeline_folder", "04_compile": "shallow_pipeline"}
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    with Kernel(tmp_path_factory.mktemp("kernel")) as kernel:
+        yield kernel
+
+
 @pytest.mark.parametrize("name", SMALLER)
-def test_it_runs(name, tmp_path, request):
+def test_it_runs(name, kernel, request):
     for library in NEEDED.get(name, ()):
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"pip install 'quantolab[{library}]'")
     own = OF_THEIR_OWN.get(name)
     model = {"MODEL": str(request.getfixturevalue(own))} if own else {}
-    notebook = run(name, tmp_path, {**SMALLER[name], **model})
+    notebook = run(name, kernel, {**SMALLER[name], **model})
     assert all(cell.execution_count for cell in code_cells(notebook))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 
 import quantolab as ql
@@ -29,6 +30,19 @@ def test_its_text_is_short(odd):
 def test_table_and_grid_are_those_of_the_library(odd):
     assert odd.table.equals(ql.results_table(odd))
     assert odd.grid().get_size_inches().tolist() == ql.image_grid(odd).get_size_inches().tolist()
+
+
+def test_its_table_has_all_columns_and_shows_those_that_decide(odd):
+    table, whole = odd.table, ql.results_table(odd)
+    assert list(table.columns) == list(whole.columns)
+    html = table._repr_html_()
+    assert "<th>floor_multiple</th>" not in html  # nobody's is known
+    assert "<th>psnr_db</th>" in html and "<th>torch</th>" not in html
+    assert f"{len(whole.columns)} columns in all" in html and "columns in all" in repr(table)
+    assert "&lt;by&gt;" in html
+    for made in (table[["recipe", "torch"]], table.set_index("recipe"), table.copy()):
+        assert "columns in all" not in repr(made)
+        assert type(made) is pd.DataFrame
 
 
 def test_what_names_in_texts_do_is_nothing():
