@@ -26,11 +26,22 @@ SMALLER = {
     # The report compiles the quantized one, `compare` the reference: each is compiled once.
     "04_compile": {"WEIGHTS": ["int8"], "COMPARED": "none", **ONE_PROMPT},
     "05_your_own_model": {"WEIGHTS": ["none", "int4"], **ONE_PROMPT},
-    "06_training": {"SECONDS": 1, "CAPTIONS": 2, "HELD_OUT": 2, "STEPS": 1},
+    "06_training": {
+        "TRAINING_STEPS": 1,
+        "CAPTIONS": 2,
+        "HELD_OUT": 2,
+        "STEPS": 1,
+        "LORA_STEPS": 1,
+        "LORA_PICTURES": 8,
+    },
     "07_leaving_quanto": {"QUANTIZED": "int8", "TRIED": ["none", "sdnq:int8"], **ONE_PROMPT},
     "08_two_runs": {"SEEDS": [0], "STEPS": 2, "FEWER_STEPS": 1, "REPEATS": 1},
 }
-NEEDED = {"07_leaving_quanto": ("sdnq", "torchao")}  # extras
+# Extras, by the library that each is there for.
+NEEDED = {
+    "06_training": {"peft": "lora"},
+    "07_leaving_quanto": {"sdnq": "sdnq", "torchao": "torchao"},
+}
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 LARGEST = 2_000_000  # bytes of a file that GitHub still shows at once
@@ -54,9 +65,9 @@ def kernel(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SMALLER)
 def test_it_runs(name, kernel, request):
-    for library in NEEDED.get(name, ()):
+    for library, extra in NEEDED.get(name, {}).items():
         if importlib.util.find_spec(library) is None:
-            pytest.skip(f"pip install 'quantolab[{library}]'")
+            pytest.skip(f"pip install 'quantolab[{extra}]'")
     own = OF_THEIR_OWN.get(name)
     model = {"MODEL": str(request.getfixturevalue(own))} if own else {}
     notebook = run(name, kernel, {**SMALLER[name], **model})

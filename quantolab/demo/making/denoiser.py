@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch.nn.functional import mse_loss, pad
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from ...quietly import quiet_imports
 from .loop import Training, autocast, save
 from .words import END, LENGTH, PAD, word_tokenizer
+
+with quiet_imports():
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 LENGTHS = ((LENGTH, 0.93, 1), (64, 0.04, 1), (160, 0.02, 2), (512, 0.01, 4))
 """Padded text lengths to train with: the length, how often, and by what the batch is divided.

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 from PIL import Image
 
 from ...loading.in_memory import quantize
+from ...quietly import quiet_imports
 from ...weights import WORDS
 from .. import STEPS
 from .drawing import held_out_prompts, parse
 from .judge import Verdict, judge
+
+with quiet_imports():
+    from diffusers import FluxPipeline
 
 """The rungs of the ladder; "none" is the pipeline as it is, in bfloat16."""
 
