@@ -35,7 +35,7 @@ from .jobs import (
     Question,
     read_result,
 )
-from .spare import Circumstances, Spare, circumstances
+from .spare import Circumstances, Spare, circumstances, current_folder
 
 Answer = TypeVar("Answer")
 
@@ -179,7 +179,8 @@ class Children:
     ) -> _Job:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULT).unlink(missing_ok=True)
-        order = Order(f"{next(self._count)}", kind.does, to_dict(asked), folder)
+        number = f"{next(self._count)}"
+        order = Order(number, kind.does, to_dict(asked), folder, current_folder())
         return self._begin(order, cancel, stall_seconds)
 
     def _begin(self, order: Order, cancel: threading.Event | None, stall_seconds: float) -> _Job:

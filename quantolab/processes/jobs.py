@@ -72,6 +72,8 @@ class Order:
     asked: dict[str, Any]
     folder: Path
     """For the job's own files."""
+    current: Path | None = None
+    """The current folder of who orders it; None if that was removed."""
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,8 @@ def _die_with(parent: int) -> None:
 
 
 def _run(out: int, order: Order, questions: Iterable[str]) -> None:
+    if order.current is not None:  # the server may have been started elsewhere
+        os.chdir(order.current)
     _redirect_output(str(order.folder / LOG))
     run_job(order, lambda event: send(out, event), questions)
 

@@ -45,8 +45,8 @@ class Circumstances:
 
     preload: Preload
     environment: tuple[tuple[str, str], ...]
-    folder: str | None
-    """The current one."""
+    folder: Path | None
+    """The current one, if what is imported depends on it. Jobs go where theirs is by themselves."""
     limits: tuple[object, ...]
     """Processors that may be used, and the system's limits on a process."""
     code: tuple[object, ...]
@@ -69,17 +69,24 @@ def circumstances(preload: Preload, extra: Mapping[str, str]) -> Circumstances:
     return Circumstances(
         preload,
         tuple(sorted((k, v) for k, v in environment.items() if k not in _OF_NO_ACCOUNT)),
-        _current_folder(),
+        current_folder() if _imports_from_it(environment) else None,
         _limits(),
         _code(),
     )
 
 
-def _current_folder() -> str | None:
+def current_folder() -> Path | None:
+    """Return the current folder; None if it was removed."""
     try:
-        return str(Path.cwd())
+        return Path.cwd()
     except OSError:
-        return None  # it was removed
+        return None
+
+
+def _imports_from_it(environment: Mapping[str, str]) -> bool:
+    """Return whether a child finds modules by a path that is relative to the current folder."""
+    named = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    return not all(map(os.path.isabs, named))
 
 
 def _limits() -> tuple[object, ...]:

@@ -32,12 +32,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import BlockingKernelClient
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 PATIENCE = 240_000  # milliseconds: machines under load are slow, and patience costs nothing
 VOILAS_OWN = ("fontawesome", "font-awesome", "mathjax")  # Voila's page asks for these itself
 ERROR = "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg"  # of a cell that raised
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+# An error where jobs are at work: a kernel that is at something is no empty one.
+EMPTY = """
+import os, psutil, ipywidgets
+ipywidgets.Widget.close_all()
+os.chdir({folder!r})
+assert not [job for server in psutil.Process().children() for job in server.children()]
+get_ipython().run_line_magic("reset", "-f")
+"""
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
@@ -67,6 +76,7 @@ class Server:
     """One JupyterLab with folders of its own, which serves Notebook and Voila too."""
 
     def __init__(self, folder: Path) -> None:
+        self._kernel: str | None = None
         self.root = folder / "notebooks"
         self._config = folder / "config"
         self.root.mkdir()
@@ -122,12 +132,13 @@ class Server:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.1)
 
-    def ask(self, method: str, what: str) -> bytes:
+    def ask(self, method: str, what: str, body: dict | None = None) -> bytes:
         """Return what the server's own interface answers."""
         request = urllib.request.Request(
             f"{self.url}/api/{what}",
             method=method,
             headers={"Authorization": f"token {self.token}"},
+            data=None if body is None else json.dumps(body).encode(),
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
@@ -137,12 +148,34 @@ class Server:
         text = json.dumps({"theme": THEMES[theme]})
         (self._folder / "themes.jupyterlab-settings").write_text(text)
 
-    def end_kernels(self) -> None:
-        """End every kernel: a notebook that is opened again would get its old one."""
-        for session in json.loads(self.ask("GET", "sessions")):
-            self.ask("DELETE", f"sessions/{session['id']}")
+    def lend_kernel(self, notebook: str) -> None:
+        """Give a notebook the one kernel, which has imported already what panels need."""
+        if self._kernel is None:
+            self._kernel = json.loads(self.ask("POST", "kernels", {"name": "python3"}))["id"]
+        session = {"path": notebook, "name": notebook, "type": "notebook"}
+        self.ask("POST", "sessions", {**session, "kernel": {"id": self._kernel}})
+
+    def tidy(self) -> None:
+        """Leave nothing to the next test but a kernel in which nothing is; end all others."""
+        if self._kernel is not None and not self._is_empty(self._kernel):
+            self._kernel = None
         for kernel in json.loads(self.ask("GET", "kernels")):
-            self.ask("DELETE", f"kernels/{kernel['id']}")
+            if kernel["id"] != self._kernel:
+                self.ask("DELETE", f"kernels/{kernel['id']}")
+
+    def _is_empty(self, kernel: str) -> bool:
+        """Make a kernel forget what was done in it; return whether it could, and nothing works."""
+        client = BlockingKernelClient()
+        client.load_connection_file(str(self._config / f"run/kernel-{kernel}.json"))
+        client.start_channels()
+        try:
+            code = EMPTY.format(folder=str(self.root))
+            answer = client.execute_interactive(code, timeout=10, output_hook=lambda _: None)
+        except (TimeoutError, RuntimeError):  # it is busy, or was killed
+            return False
+        finally:
+            client.stop_channels()
+        return answer["content"]["status"] == "ok"
 
     def stop(self) -> None:
         """End the server."""
@@ -217,6 +250,8 @@ class Notebooks:
             Whether the window is a touch screen.
         """
         name = self.write(cells)
+        if app != "voila":  # which starts its own
+            self.server.lend_kernel(name)
         self.server.use_theme(theme)
         page = self._window(width, height, touch, app)
         if app == "voila":
@@ -246,10 +281,10 @@ class Notebooks:
         return name
 
     def close(self) -> None:
-        """Close all windows and end their kernels."""
+        """Close all windows and empty the kernel."""
         for context in self._contexts:
             context.close()
-        self.server.end_kernels()
+        self.server.tidy()
 
     def _address(self, place: str, name: str, query: str) -> str:
         return f"{self.server.url}/{place}/{name}?token={self.server.token}&{query}"

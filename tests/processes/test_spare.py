@@ -78,10 +78,6 @@ def changed_environment(patch, tmp_path):
     patch.setenv("HF_HOME", "/elsewhere")
 
 
-def changed_folder(patch, tmp_path):
-    patch.chdir(tmp_path)
-
-
 def changed_processors(patch, tmp_path):
     before = os.sched_getaffinity(0)
     patch.setattr(spare.os, "sched_getaffinity", lambda pid: before | {9999})
@@ -101,8 +97,7 @@ def changed_libraries(patch, tmp_path):
 
 
 CHANGES = [
-    changed_environment, changed_folder, changed_processors, changed_limit, changed_code,
-    changed_libraries,
+    changed_environment, changed_processors, changed_limit, changed_code, changed_libraries,
 ]  # fmt: skip
 
 
@@ -114,6 +109,29 @@ def test_where_anything_has_changed_that_a_new_one_would_see_it_does_not_do(
     assert had.suits(circumstances(PRELOAD, ENVIRONMENT))
     change(monkeypatch, tmp_path)
     assert not had.suits(circumstances(PRELOAD, ENVIRONMENT))
+
+
+def test_the_current_folder_counts_where_it_is_imported_from(monkeypatch, tmp_path):
+    for relative in (True, False):
+        environment = {"PYTHONPATH": os.pathsep.join(("mine" if relative else "/mine", "/theirs"))}
+        had = circumstances(PRELOAD, environment)
+        (tmp_path / f"{relative}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{relative}")
+        assert had.suits(circumstances(PRELOAD, environment)) != relative
+
+
+def test_jobs_are_where_who_orders_them_is(monkeypatch, tmp_path):
+    found = set()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with Children(PRELOAD, environment=ENVIRONMENT, keep=True) as pool:
+            held = pool.hold(ADDING, Start(1), folder=tmp_path / "job")
+            job = psutil.Process(held._job._started_pid())
+            assert job.cwd() == str(tmp_path / name)
+            found.add(job.ppid())
+            held.end()
+    assert len(found) == 1  # one server
 
 
 def test_more_classes_than_are_wanted_do_and_fewer_do_not():

@@ -16,7 +16,8 @@ from quantolab.processes.jobs import Desk, JobKind, Preload
 NAME = "quantolab.child_jobs"  # jobs have to be the package's own
 sys.modules[NAME] = sys.modules[__name__]
 PRELOAD = Preload(modules=("child_jobs",))
-ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))}
+_PATH = (str(Path(__file__).parent), *filter(os.path.isabs, sys.path))
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(_PATH)}
 
 
 @dataclass(frozen=True)
