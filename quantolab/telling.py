@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 
 class Bar(Protocol):
@@ -46,3 +49,36 @@ def say_line(line: str, bar: Bar | None = None) -> None:
             stream.flush()
     except OSError:
         pass  # nobody reads it any more, or the terminal was closed: the work goes on
+
+
+class StepBar:
+    """Shows how many steps are done: a bar on a terminal or in a notebook, else a line a step.
+
+    Parameters
+    ----------
+    unit : str
+        What a step is called.
+    """
+
+    def __init__(self, unit: str = "step") -> None:
+        self._unit = unit
+        self._plain = not has_bars()
+        self._bar: tqdm | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show what goes on, or has ended, and how many of how many steps are done."""
+        if self._plain:
+            say_line(f"{done:>3} of {total}  {what}")
+            return
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, unit=self._unit, leave=False)
+        self._bar.set_postfix_str(what, refresh=False)
+        self._bar.n = done
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()

@@ -280,7 +280,7 @@ def read_source(
     parts = tuple(
         _component(name, entry[0], entry[1], folder / name, variant, _names_in(name, files))
         for name, entry in entries.items()
-        if _is_quantizable(name, entry) and (folder / name / "config.json").is_file()
+        if _is_quantizable(name, entry) and _is_there(folder / name / "config.json")
     )
     if not parts:
         raise BrokenModelError(f"{index} lists no component with weights that could be quantized")
@@ -365,6 +365,13 @@ def _is_quantizable(name: str, entry: object) -> bool:
         and not _NEVER_QUANTIZED.search(name)
         and not _NEVER_QUANTIZED_CLASSES.search(entry[1])
     )
+
+
+def _is_there(config: Path) -> bool:
+    """Return whether a part has a configuration; one that can't be read is told, not left out."""
+    if os.path.lexists(config) and not config.is_file():
+        raise BrokenModelError(f"{config} isn't an ordinary file, or a link that leads to none")
+    return config.is_file()
 
 
 def _names_in(folder: str, files: Iterable[str] | None) -> list[str] | None:

@@ -91,6 +91,8 @@ def stored_picture(folder: Path, path: Path, size: tuple[int, int] | None = None
     if not whole or len(start) < len(_START) + 8:
         return decoded(folder, path, size)  # says what is wrong, if anything is
     found = struct.unpack(">II", start[len(_START) :])
+    if 0 in found:  # no picture, and nothing can be laid out for it
+        raise _unreadable(path)
     if size is not None and found != size:
         raise _of_other_size(path, found, size)
     stamp = repr((str(path), now.st_mtime_ns, now.st_size, now.st_ino))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,16 @@ from ..files.whole import scratch_folder
 from ..models.source import read_source
 from ..processes.children import Children
 from ..processes.jobs import Preload
+from ..telling import StepBar
 from ..text_tables import text_columns
-from ..units import format_bytes, format_digits, format_seconds
+from ..units import format_bytes, format_digits, format_list, format_seconds
 from ..weights import HOME
 from . import verifying_child
 from .folder import SavedFolder, layer_words, open_saved
 from .verifying_child import LOAD, Anew, LoadFound, LoadJob, describe_loaded
+
+Told = Callable[[str, int, int], None]
+"""Takes what begins, how many steps are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class VerifyReport:
     """To reload, files in the system's cache, libraries imported already."""
     quantize_seconds: float | None
     """To load and quantize the original anew; absent if no `model` was named."""
+    output_relative_difference: float | None = None
+    """Norm of the outputs' difference over the norm of the reference's outputs."""
+    diffusers_relative_difference: float | None = None
+    """The same of plain Diffusers' outputs, over the norm of the reloaded model's."""
+    not_compared: tuple[str, ...] = ()
+    """What nothing is said of here, a phrase each."""
 
     @property
     def ok(self) -> bool:
@@ -66,6 +78,7 @@ class VerifyReport:
                 "greatest difference of outputs",
                 f"{format_digits(self.output_difference)} ({self.output_reference})",
             ),
+            *_relative(self.output_relative_difference),
             ("seconds to load", _times(self.load_seconds, self.quantize_seconds)),
             ("plain Diffusers loads it", "yes" if self.diffusers_loads else "no"),
         ]
@@ -73,9 +86,16 @@ class VerifyReport:
             rows.append(
                 ("  its outputs differ by", format_digits(self.diffusers_output_difference))
             )
+            rows += _relative(self.diffusers_relative_difference)
         if self.diffusers_reason:
             rows.append(("  note" if self.diffusers_loads else "  why", self.diffusers_reason))
+        rows += [("not compared", said) for said in self.not_compared]
         return "\n".join(text_columns(rows, "ll"))
+
+
+def _relative(difference: float | None) -> list[tuple[str, str]]:
+    """Return the row on a difference that isn't 0."""
+    return [("  relative, by norms", format_digits(difference))] if difference else []
 
 
 @public
@@ -88,6 +108,7 @@ def verify_saved(
     cancel: threading.Event | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    watch: Told | None = None,
 ) -> VerifyReport:
     """Reload a saved model in fresh processes and report how it differs from what was saved.
 
@@ -107,11 +128,14 @@ def verify_saved(
         Set it to end the processes; then `Cancelled` is raised.
     variant, revision : str, optional
         Of the unquantized model, as for `load`.
+    watch : callable, optional
+        Takes what begins, how many steps are done and how many there are; by default a bar, or a
+        line a step where there is no terminal.
 
     Returns
     -------
     VerifyReport
-        Prints as a small table.
+        Outputs are those of one forward pass on made-up inputs. Prints as a small table.
 
     Raises
     ------
@@ -126,15 +150,19 @@ def verify_saved(
     path = _component_folder(Path(folder).expanduser(), component)
     saved = open_saved(path)
     with (
+        closing(StepBar()) as bar,
         scratch_folder("verify") as place,
         Children(_preload(saved), environment={"PYTHONWARNINGS": "ignore"}) as children,
     ):
-        check = _Check(children, path.resolve(), str(device), place, cancel)
+        total = 1 + _diffusers_is_asked(saved)[0] + (model is not None)
+        steps = _Steps(watch or bar, total)
+        check = _Check(children, path.resolve(), str(device), place, cancel, steps)
         ours = check.load("quantolab")
         plain, reason = _plain(saved, check)
         named = {"variant": variant, "revision": revision}
         original = _original(saved, model, component, folder, check, named)
-        difference, reference = _outputs(ours, original, plain, model)
+        outputs, reference = _outputs(ours, original, plain, model)
+        of_plain = _difference(plain, ours)
         return VerifyReport(
             folder=str(path),
             model_class=saved.component.cls,
@@ -143,15 +171,37 @@ def verify_saved(
             weights_difference=max(
                 ours.difference, original.difference if original is not None else 0.0
             ),
-            output_difference=difference,
+            output_difference=outputs.greatest,
             output_reference=reference,
             diffusers_loads=plain is not None,
             diffusers_reason=reason,
-            diffusers_output_difference=None if plain is None else _difference(plain, ours),
+            diffusers_output_difference=of_plain.greatest,
             bytes_on_disk=sum(p.stat().st_size for p in path.rglob("*") if p.is_file()),
             load_seconds=ours.seconds or 0.0,
             quantize_seconds=None if original is None else original.seconds,
+            output_relative_difference=outputs.relative,
+            diffusers_relative_difference=of_plain.relative,
+            not_compared=_not_compared(Path(folder).expanduser(), path, ours, original, plain),
         )
+
+
+class _Steps:
+    """Tells which step begins."""
+
+    def __init__(self, watch: Told, total: int) -> None:
+        self._watch, self._total, self._done = watch, total, 0
+
+    def begin(self, what: str) -> None:
+        self._watch(what, self._done, self._total)
+        self._done += 1
+
+
+_BEGINS = {
+    "quantolab": "reloading the folder in a fresh process",
+    "diffusers": "loading it with plain Diffusers",
+    "anew": "loading and quantizing the original anew",
+    "module": "running the original",
+}
 
 
 @dataclass(frozen=True)
@@ -164,6 +214,7 @@ class _Check:
     place: Path
     """For the outputs."""
     cancel: threading.Event | None
+    steps: _Steps
 
     def load(self, way: str, anew: Anew | None = None) -> LoadFound:
         """Load one way and return what was found.
@@ -173,6 +224,7 @@ class _Check:
         QuantolabError
             What loading raised, or that its process ended.
         """
+        self.steps.begin(_BEGINS[way])
         asked = LoadJob(self.folder, way, self.device, anew)
         return self.children.run(LOAD, asked, folder=self.place / way, cancel=self.cancel)
 
@@ -185,13 +237,18 @@ def _preload(saved: SavedFolder) -> Preload:
     return Preload(((part.library, part.cls),), (verifying_child.__name__,), backends)
 
 
+def _diffusers_is_asked(saved: SavedFolder) -> tuple[bool, str]:
+    """Return whether plain Diffusers may load a folder, and why not or what to heed."""
+    if saved.record is not None:
+        return saved.record.plain_diffusers.loads, saved.record.plain_diffusers.reason
+    if layer_words(saved) and "quantization_config" not in saved.config:
+        return False, "config.json has no quantization_config: from_quanto adds one"
+    return True, ""
+
+
 def _plain(saved: SavedFolder, check: _Check) -> tuple[LoadFound | None, str]:
     """Return what plain Diffusers gave, and why it gave nothing or what to heed."""
-    known, reason = True, ""
-    if saved.record is not None:
-        known, reason = saved.record.plain_diffusers.loads, saved.record.plain_diffusers.reason
-    elif layer_words(saved) and "quantization_config" not in saved.config:
-        known, reason = False, "config.json has no quantization_config: from_quanto adds one"
+    known, reason = _diffusers_is_asked(saved)
     if not known:
         return None, reason
     try:
@@ -221,6 +278,7 @@ def _original(
     if model is None:
         return None
     if isinstance(model, torch.nn.Module):
+        check.steps.begin(_BEGINS["module"])
         return describe_loaded(model, saved, check.place)
     if saved.record is None:
         raise ArgumentError(
@@ -239,28 +297,62 @@ def _component_folder(folder: Path, component: str | None) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """How far outputs are apart; absent where there are none."""
+
+    greatest: float | None = None
+    relative: float | None = None
+
+
 def _outputs(
     ours: LoadFound, original: LoadFound | None, plain: LoadFound | None, model: object
-) -> tuple[float | None, str]:
+) -> tuple[_Apart, str]:
     if ours.output is None:
-        return None, f"no inputs are known for its class: {ours.cls}"
+        return _Apart(), f"no inputs are known for its class: {ours.cls}"
     if original is not None and original.output is not None:
         what = "the original" if isinstance(model, torch.nn.Module) else "quantized anew"
-        return _difference(original, ours), f"from {what}"
+        return _difference(ours, original), f"from {what}"
     if plain is not None and plain.output is not None:
-        return _difference(plain, ours), "from plain Diffusers"
-    return None, "no original was given to compare with"
+        return _difference(ours, plain), "from plain Diffusers"
+    return _Apart(), "no original was given to compare with"
 
 
-def _difference(one: LoadFound, other: LoadFound) -> float | None:
-    if one.output is None or other.output is None:
-        return None
-    first, second = (torch.load(f.output, weights_only=True) for f in (one, other))
+def _not_compared(
+    asked: Path,
+    path: Path,
+    ours: LoadFound,
+    original: LoadFound | None,
+    plain: LoadFound | None,
+) -> tuple[str, ...]:
+    """Return what nothing was found of."""
+    said = []
+    if original is None:
+        said.append("the original: name the unquantized model, or give the module that was saved")
+    if ours.output is None:
+        said.append(f"outputs: no inputs are known for a {ours.cls}")
+    if plain is None:
+        said.append("what plain Diffusers makes of it: it doesn't load this folder")
+    others = [p.name for p in read_source(str(asked), asked).components] if asked != path else []
+    others = [name for name in others if name != path.name]
+    if others:
+        said.append(f"other parts, each by component=: {format_list(others)}")
+    return tuple(said)
+
+
+def _difference(one: LoadFound | None, reference: LoadFound) -> _Apart:
+    """Return how far the outputs of one are from the reference's."""
+    if one is None or one.output is None or reference.output is None:
+        return _Apart()
+    first, second = (torch.load(f.output, weights_only=True) for f in (one, reference))
     if first.shape != second.shape:
-        return math.inf
+        return _Apart(math.inf, math.inf)
     if torch.equal(first, second):
-        return 0.0
-    return (first.double() - second.double()).abs().nan_to_num(nan=math.inf).max().item()
+        return _Apart(0.0, 0.0)
+    first, second = first.double(), second.double()
+    apart = (first - second).abs().nan_to_num(nan=math.inf)
+    relative = (apart.norm() / second.norm()).nan_to_num(nan=math.inf)
+    return _Apart(apart.max().item(), relative.item())
 
 
 def _times(load_seconds: float, quantize_seconds: float | None) -> str:

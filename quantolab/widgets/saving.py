@@ -151,10 +151,15 @@ class SavePanel(WorkingPanel):
         if self.is_whole:
             components = self.recipe.named_components
 
+        def watch(what: str, done: int, total: int) -> None:
+            if not self.work.cancel_asked.is_set():
+                self.say(f"Comparing: {what} ({done + 1} of {total})…")
+
         def job() -> tuple[VerifyReport, ...]:
             from ..saved.verifying import verify_saved
 
-            options = {"device": device, "cancel": self.work.cancel_asked, **named}
+            cancel = self.work.cancel_asked
+            options = {"device": device, "cancel": cancel, "watch": watch, **named}
             return tuple(
                 verify_saved(folder, model, component=component, **options)
                 for component in components
@@ -377,14 +382,17 @@ def _verified_html(report: VerifyReport, several: bool = False) -> str:
             _difference(weights) if weights else "0, equal to the last bit",
         ),
         ("greatest difference of outputs", f"{said} ({report.output_reference})"),
+        *_relative(report.output_relative_difference),
         ("time to load it", _times(report)),
         ("plain Diffusers loads it", "yes" if report.diffusers_loads else "no"),
     ]
     if report.diffusers_output_difference is not None:
         rows.append(("its outputs differ by", _difference(report.diffusers_output_difference)))
+        rows += _relative(report.diffusers_relative_difference)
     if report.diffusers_reason:
         name = "to heed" if report.diffusers_loads else "why not"
         rows.append((name, report.diffusers_reason))
+    rows += [("not compared", what) for what in report.not_compared]
     return pairs(rows) + note(
         "Found by loading in fresh processes; times are without imports, files in the system's "
         "cache."
@@ -395,6 +403,10 @@ def _loaded_html(module: Any, seconds: float) -> str:
     report = getattr(module, "quantize_report", None)  # a pipeline has none
     held = f", {format_bytes(report.weight_bytes)} of weights" if report is not None else ""
     return pairs([("loaded here", f"{type(module).__name__}{held}, in {format_seconds(seconds)}")])
+
+
+def _relative(difference: float | None) -> list[tuple[str, str]]:
+    return [("relative, by norms", _difference(difference))] if difference else []
 
 
 def _difference(value: float) -> str:

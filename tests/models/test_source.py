@@ -1,6 +1,7 @@
 """`find_model` finds what is meant, or says what is there; sizes are those a model can make."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -171,6 +172,27 @@ def test_components_lie_inside_their_model(write_pipeline, tmp_path, name):
     assert [part.cls for part in find_model(folder).components] == ["A"]
     with pytest.raises(ArgumentError):
         find_model(folder).component(name)
+
+
+ODD_CONFIGS = {
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a pipe": os.mkfifo,
+    "a folder": lambda path: path.mkdir(),
+    "a loop": lambda path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_CONFIGS)
+@pytest.mark.parametrize("part", ["transformer", "transformer_2", "text_encoder"])
+def test_a_part_whose_configuration_cannot_be_read_is_never_left_out(write_pipeline, part, odd):
+    """A second denoiser would be left unquantized, and nobody would be told."""
+    parts = ("transformer", "transformer_2", "text_encoder")
+    folder = write_pipeline("WanPipeline", {name: {"_class_name": "A"} for name in parts})
+    (folder / part / "config.json").unlink()
+    ODD_CONFIGS[odd](folder / part / "config.json")
+    with pytest.raises(BrokenModelError, match=rf"{part}/config\.json"):
+        find_model(folder)
 
 
 def test_bytes_that_are_no_text(tmp_path):

@@ -41,6 +41,24 @@ def test_a_report_replaces_an_older_one(broken, make, tmp_path):
     assert listed(tmp_path) == NAMES
 
 
+@pytest.mark.parametrize("name", [*NAMES, "run.json"])
+def test_a_link_in_the_place_of_a_file_is_replaced_and_never_followed(broken, tmp_path, name):
+    """A stranger's folder may have links where files are going to be written."""
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("mine")
+    run.mkdir()
+    links = [name, f".{name}.partial", f".{name}.saving-x-1-0"]
+    for link in links:
+        (run / link).symlink_to(outside)
+    if name == "run.json":
+        with pytest.raises(OutputError, match="is a link"):
+            files.save_comparison(broken, run)
+    else:
+        files.write_report(broken, run)
+        assert not (run / name).is_symlink() and (run / name).stat().st_size > 4
+    assert outside.read_text() == "mine" and not outside.is_symlink()
+
+
 def test_a_comparison_in_which_everything_failed_is_written_too(make, tmp_path):
     failed = {"none": ("failed", "out of memory"), "int8": ("unsupported", "no such kernel")}
     files.write_report(make(["none", "int8"], compiled=(), failed=failed), tmp_path)

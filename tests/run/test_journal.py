@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import struct
 
 import numpy as np
 import pytest
@@ -264,6 +265,16 @@ def test_pictures_behind_links_are_not_read(tmp_path):
     picture.rename(secret)
     picture.symlink_to(secret)
     with pytest.raises(BrokenModelError, match="leads out of its folder"):
+        journal.read(tmp_path / "run")
+
+
+@pytest.mark.parametrize("size", [(0, 16), (32, 0), (0, 0)])
+def test_a_picture_without_pixels_is_refused_on_opening(tmp_path, size):
+    with_a_picture(tmp_path / "run")
+    picture = next((tmp_path / "run" / "images" / "none").iterdir())
+    data = picture.read_bytes()
+    picture.write_bytes(data[:16] + struct.pack(">II", *size) + data[24:])
+    with pytest.raises(BrokenModelError, match="which the run lists, can't be read"):
         journal.read(tmp_path / "run")
 
 

@@ -17,15 +17,17 @@ from .offloading import (
     check_adapter_names,
     check_casts,
     check_group_offloading,
+    check_pipeline_casts,
     let_flux_find_weights,
     loaded_weight,
 )
 from .products import multiplied_by
-from .quantizing import quantized_weight
+from .quantizing import ScaleOfRows, quantized_weight
 
 cures.use_no_compiler()
 writes.install()
 check_casts()
+check_pipeline_casts()
 check_group_offloading()
 let_flux_find_weights()
 check_adapter_names()
@@ -165,6 +167,7 @@ def empty_linear(layer: Layer, word: str, dtype: torch.dtype) -> QuantoLinear:
         dtype=dtype,
         device="meta",
         weights=weights_of(word).name,
+        optimizer=None if weights_of(word).grouped else ScaleOfRows(),
     )
     linear.name = layer.path
     return linear

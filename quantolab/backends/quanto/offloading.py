@@ -156,6 +156,30 @@ def check_casts() -> None:
     torch.nn.Module._apply = checked
 
 
+def check_pipeline_casts() -> None:
+    """Have a pipeline refuse a cast before its first part is cast, as a module does.
+
+    ``pipe.to`` casts part by part: text encoders are cast before a denoiser refuses.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    shipped = DiffusionPipeline.to
+    if getattr(shipped, "_quantolab_asks", False):
+        return
+
+    @functools.wraps(shipped)
+    def checked(self, *args, **kwargs):
+        named = [kwargs.get(name) for name in ("dtype", "torch_dtype")]
+        for asked in (a for a in (*args, *named) if isinstance(a, torch.dtype)):
+            for part in self.components.values():
+                if isinstance(part, torch.nn.Module):
+                    _check_cast(part, lambda values, asked=asked: values.to(asked))
+        return shipped(self, *args, **kwargs)
+
+    checked._quantolab_asks = True
+    DiffusionPipeline.to = checked
+
+
 def _check_cast(module: torch.nn.Module, change: Any) -> None:
     weight = next(
         (w for part in module.modules() if owned(w := part._parameters.get("weight"))), None

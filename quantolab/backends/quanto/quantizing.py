@@ -68,6 +68,20 @@ def quantized_weight(
     return packed, zero_rows
 
 
+class ScaleOfRows(AbsmaxOptimizer):
+    """Quanto's scales of 8 bits for a weight that is quantized on the way, 1 for rows of zeros.
+
+    A layer whose weight was replaced by an unquantized one does that. See `cures.FLOAT8_ZERO_ROWS`.
+    """
+
+    def optimize(
+        self, base: torch.Tensor, qtype: qtype, axis: int | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the scale of each row."""
+        scale = super().optimize(base, qtype, axis)
+        return scale.masked_fill(scale == 0, 1)
+
+
 def _check_scale(scale: torch.Tensor, name: str) -> None:
     """Scales carry NaN and infinity of any value they were made from."""
     if not torch.isfinite(scale).all():

@@ -24,6 +24,7 @@ from optimum.quanto.tensor.qtensor import qfallback
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ...errors import ArgumentError
+from ...recipes import COMPUTE_DTYPES
 from .quantizing import quantized_weight
 from .views import NO_MEMORY, Values, WeightView, is_view, ordinary, read_only, written
 
@@ -34,9 +35,12 @@ SAID = (
 )
 
 CAST = (
-    "quantized weights compute in {now} and can't be cast to {asked}: load the model in that "
-    "dtype, load_saved(folder, dtype={word!r}) or load(model, recipe, dtype={word!r}), or turn "
-    "it back first with dequantize(module)"
+    "quantized weights compute in {now} and can't be cast to {asked}: {cure}turn it back first "
+    "with dequantize(module)"
+)
+_CURE = (
+    "load the model in that dtype, load_saved(folder, dtype={word!r}) or load(model, recipe, "
+    "dtype={word!r}), or "
 )
 
 _MARK = "_quantolab"
@@ -149,7 +153,8 @@ def _moved(weight: torch.Tensor, kwargs: dict, shipped: Callable[[], Any]) -> to
 def cast_refused(now: torch.dtype, asked: torch.dtype) -> str:
     """Return the sentence with which a cast is refused."""
     names = (str(now).removeprefix("torch."), str(asked).removeprefix("torch."))
-    return CAST.format(now=names[0], asked=names[1], word=names[1])
+    cure = _CURE.format(word=names[1]) if names[1] in COMPUTE_DTYPES else ""
+    return CAST.format(now=names[0], asked=names[1], cure=cure)
 
 
 def _write_through(op: Any, args: tuple, kwargs: dict, shipped: Callable[[], Any]) -> Any:
