@@ -293,36 +293,74 @@ def default_size(source: Source) -> tuple[int, int] | None:
     A denoiser with ``sample_size`` counts in latents, as SD3's and PixArt's do; otherwise the
     VAE's ``sample_size`` says it in pixels, as FLUX's does.
     """
-    sample = source.config(source.denoiser).get("sample_size")
+    if source.component(source.denoiser).cls == "UNet1DModel":
+        return None  # its samples are of sound
+    name, key = source.denoiser, "sample_size"
+    sample = source.config(name).get(key)
     if sample is not None:
-        height, width = sample if isinstance(sample, list) else (sample, sample)
+        height, width = sample if isinstance(sample, list) and len(sample) == 2 else (sample,) * 2
         scale = vae_scale(source)
+        most = LARGEST_SIDE // scale
+        width, height = (_whole(source, name, key, n, most) for n in (width, height))
         return (width * scale, height * scale)
-    sample = source.config("vae").get("sample_size")
+    sample = source.config("vae").get(key)
     if isinstance(sample, int):
-        return (sample, sample)
+        return (_whole(source, "vae", key, sample, LARGEST_SIDE),) * 2
     return None
 
 
 def vae_scale(source: Source) -> int:
     """Return pixels a latent along one side: how far the VAE scales down."""
     vae = source.config("vae")
-    said = vae.get("spatial_compression_ratio") or vae.get("scale_factor_spatial")
-    if said:
-        return int(said)
+    for key in ("spatial_compression_ratio", "scale_factor_spatial"):
+        if vae.get(key):
+            return _whole(source, "vae", key, vae[key], _MOST_SCALE)
     if "spatio_temporal_scaling" in vae:  # LTX-Video's: not every stage halves, and it has patches
-        return 2 ** sum(map(bool, vae["spatio_temporal_scaling"])) * int(vae.get("patch_size", 1))
+        stages = _stages(source, "spatio_temporal_scaling")
+        patch = _whole(source, "vae", "patch_size", vae.get("patch_size", 1), _MOST_SCALE)
+        return 2 ** sum(map(bool, stages)) * patch
     # Sana's deep-compression VAE names its encoder's stages apart.
-    stages = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
-    return 2 ** (len(stages) - 1) if stages else 8
+    for key in ("block_out_channels", "encoder_block_out_channels"):
+        if vae.get(key):
+            return 2 ** (len(_stages(source, key)) - 1)
+    return 8
 
 
 def size_step(source: Source) -> int:
     """Return the pixels that width and height must be multiples of."""
     patch = source.config(source.denoiser).get("patch_size", 1)
-    patch = patch[-1] if isinstance(patch, list) else patch
+    patch = patch[-1] if isinstance(patch, list) and patch else patch
     packed = (source.pipeline or "").startswith(_PACKED)
-    return vae_scale(source) * (2 if packed else int(patch or 1))
+    patch = _whole(source, source.denoiser, "patch_size", patch or 1, _MOST_SCALE)
+    return vae_scale(source) * (2 if packed else patch)
+
+
+_MOST_SCALE, _MOST_STAGES = 1024, 11
+
+
+def _whole(source: Source, name: str, key: str, value: object, most: int) -> int:
+    """Return a number that a part's configuration gives, within what any model has."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and 1 <= value <= most and value == int(value):
+        return int(value)
+    raise _odd(source, name, key, value, f"a whole number from 1 to {most}")
+
+
+def _stages(source: Source, key: str) -> list:
+    """Return what a VAE's configuration lists of each of its stages."""
+    value = source.config("vae").get(key)
+    if isinstance(value, list) and 0 < len(value) <= _MOST_STAGES:
+        return value
+    raise _odd(source, "vae", key, value, f"a list of 1 to {_MOST_STAGES}")
+
+
+def _odd(source: Source, name: str, key: str, value: object, wanted: str) -> BrokenModelError:
+    said = repr(value)
+    said = f"{said[:60]}…" if len(said) > 60 else said
+    return BrokenModelError(
+        f"{source.model!r} can't say which sizes it makes: {name} gives {key} as {said}; {wanted} "
+        "was expected"
+    )
 
 
 def check_size(source: Source, size: tuple[int, int]) -> tuple[int, int]:

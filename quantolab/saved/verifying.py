@@ -350,8 +350,8 @@ def _difference(one: LoadFound | None, reference: LoadFound) -> _Apart:
     if torch.equal(first, second):
         return _Apart(0.0, 0.0)
     first, second = first.double(), second.double()
-    apart = (first - second).abs().nan_to_num(nan=math.inf)
-    relative = (apart.norm() / second.norm()).nan_to_num(nan=math.inf)
+    apart = (first - second).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    relative = (apart.norm() / second.norm()).nan_to_num(nan=math.inf, posinf=math.inf)
     return _Apart(apart.max().item(), relative.item())
 
 

@@ -12,6 +12,7 @@ from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError
 from quantolab.models.skeleton import component_class
 from quantolab.models.source import (
     DENOISERS,
+    LARGEST_SIDE,
     Component,
     check_size,
     default_size,
@@ -325,6 +326,51 @@ def test_scale_of_the_real_autoencoder_classes(write_pipeline):
         write_pipeline("SanaPipeline", {"transformer": {}, "vae": json.loads(json.dumps(config))})
     )
     assert vae_scale(source) == 4
+
+
+ODD_NUMBERS = (
+    "x",
+    [],
+    [1, 2, 3],
+    ["x", "x"],
+    {"a": 1},
+    -3,
+    0.5,
+    10**30,
+    float("nan"),
+    True,
+    [[1], 2],
+)
+
+
+@pytest.mark.parametrize("value", ODD_NUMBERS)
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("transformer", "sample_size"),
+        ("transformer", "patch_size"),
+        ("vae", "spatial_compression_ratio"),
+        ("vae", "scale_factor_spatial"),
+        ("vae", "spatio_temporal_scaling"),
+        ("vae", "block_out_channels"),
+        ("vae", "encoder_block_out_channels"),
+        ("vae", "sample_size"),
+    ],
+)
+def test_sizes_of_odd_configurations_are_refused_or_sizes(write_pipeline, part, key, value):
+    """They are a stranger's, and all doors ask for sizes first."""
+    configs = {"transformer": {}, "vae": {}}
+    configs[part][key] = value
+    source = find_model(write_pipeline("APipeline", configs))
+    for ask in (default_size, vae_scale, size_step):
+        try:
+            found = ask(source)
+        except BrokenModelError as error:
+            assert f"{part} gives {key} as" in str(error)
+            assert "\n" not in str(error) and len(str(error)) < 300
+            continue
+        for number in found if isinstance(found, tuple) else (found,):
+            assert number is None or (type(number) is int and 0 < number <= LARGEST_SIDE)
 
 
 def test_a_size_that_can_be_made(pipeline_folder):
