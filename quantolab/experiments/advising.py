@@ -40,7 +40,7 @@ from .choosing_words import (
     predicted_error,
     size_of,
 )
-from .jobs import LayerSet
+from .jobs import LayerSet, typical
 from .layer_errors import LayerErrors, NamedSet
 from .sensitivity import (
     GROUPS,
@@ -65,9 +65,13 @@ _RUNGS, _LOWER = 24, 2  # budgets between the least and the most; advice of the 
 PICTURES, _PICTURES_OF_BLOCKS = 12, 4
 """Whole pictures that decide, unless others are asked for."""
 
-_STEPS = 4  # of such a picture: what a layer does to it, it does to one of more steps, too
+_STEPS, _STEPS_IN_FLOAT32 = 4, 2
+"""Of such a picture: what a layer does to it, it does to one of more steps, too. Without rounding
+two tell as much as four: either is 1.3 dB from ten steps, layer by layer of the demo model."""
+
 _FLOAT32_BYTES = 1 << 30  # of components that on a CPU are looked at in float32
-_ROUNDS, _EACH, _PATIENCE = 7, 3, 3
+_FINALS = 12  # recipes, equal but for rounding, that are looked at with it
+_ROUNDS, _EACH, _PATIENCE = 4, 3, 2
 """How often what was learnt gives new recipes to try, how many, and how often in vain."""
 
 _GIVEN: dict[Recipe, Advice] = {}
@@ -140,11 +144,14 @@ def advise(
     that is worse there than a plain dtype, a keep-list, or what was tried for fewer bytes.
 
     Rounding hides what fine dtypes do to a layer: coarse ones are measured in the pictures, and
-    fine ones told from these by the errors of their weights. On a processor that has no
-    arithmetic in `dtype`, where that would take most of an hour, components of at most 1 GiB are
-    looked at in float32, with the very values that weights have in `dtype` and that they are
-    quantized to: there nothing is hidden, and each layer is measured in each dtype, in `inputs`
-    calls of the denoiser. What rounding to `dtype` does to pictures is then said beside it.
+    fine ones told from these by the errors of their weights. On a CPU components of at most 1 GiB
+    are looked at in float32, with the very values that weights have in `dtype` and that they are
+    quantized to: there nothing is hidden, half of the pictures tell what a single layer does, and
+    two steps suffice. Recipes whose errors are all below those of rounding then make the pictures
+    in `dtype`, which decide, unless the processor has no arithmetic in it.
+
+    The error of several pictures is their geometric mean, that is, their mean PSNR: some pictures
+    make ten times as much of the same errors as others, and none shall decide for all.
 
     Parameters
     ----------
@@ -232,21 +239,50 @@ def advise(
     with _measuring(model, shapes, measuring, common, out, pictures) as session:
         if table is None:
             session.expect(_work(shapes, groups) + check * _TRIALS)
-            table = _measured(session, shapes, groups, 0 if session.in_float32 else pictures)
+            table = _measured(session, shapes, groups, _of_single(pictures, session.in_float32))
         choice = _Choice(shapes, table, budget)
         if not check:
             best = min(choice.candidates(), key=choice.predicted)
             return _given(choice, best, [], is_default, name)
         tried = Search(choice, session, pictures).tried()
-        rounding = session.seen(pictures).output_floor if session.in_float32 else None
+        rounding = session.seen(pictures).rounding
     chosen = min(tried, key=lambda one: (one[1], shapes.held(one[0])))[0]
-    return _given(choice, chosen, tried, is_default, name, pictures, rounding)
+    finals: list[tuple[Spelled, float]] = []
+    if (equal := _below(tried, rounding)) and processor_computes(shapes.dtype):
+        with _measuring(model, shapes, measuring, common, None, pictures, False) as session:
+            finals = _rounded(equal, choice, session, pictures)
+        chosen = min(finals, key=lambda one: (one[1], shapes.held(one[0])))[0]
+    return _given(choice, chosen, tried, is_default, name, pictures, rounding, finals)
+
+
+def _below(tried: Sequence[tuple[Spelled, float]], rounding: float | None) -> list[Spelled]:
+    """Return recipes that rounding to the compute dtype makes equal: the best, if several."""
+    by_error = sorted(tried, key=lambda one: one[1])
+    found = [recipe for recipe, error in by_error if rounding and error < rounding]
+    return found[:_FINALS] if len(found) > 1 else []
+
+
+def _rounded(
+    equal: Sequence[Spelled], choice: _Choice, session: LayerErrors, pictures: int
+) -> list[tuple[Spelled, float]]:
+    """Return errors with rounding of some recipes, and of what was looked at so for less."""
+    search = Search(choice, session, pictures)
+    search.run([*equal, *search.earlier()])
+    return search.seen
 
 
 def _pictures(asked: int | None, groups: str) -> int:
     if asked is None:
         return PICTURES if groups == "layers" else _PICTURES_OF_BLOCKS
     return whole_number("pictures", asked, least=0)
+
+
+def _of_single(pictures: int, in_float32: bool) -> int:
+    """Return how many pictures tell what a single layer does.
+
+    Without rounding half of them: what they say of a layer is 1 dB from what the others say.
+    """
+    return -(-pictures // 2) if in_float32 else pictures
 
 
 _TRIALS = 12 + _ROUNDS * _EACH  # recipes that are run for a budget, about
@@ -278,30 +314,31 @@ def work_text(
     about = f"{format_list(list(shapes.layers))} of {shapes.source.model}, {weights} unquantized: "
     words, coarse = len(shapes.words), len(in_pictures(shapes.words))
     inputs = measuring.get("inputs", INPUTS)
-    steps = min(_STEPS, measuring.get("steps") or _STEPS)
-    more = _TRIALS * pictures * steps
     in_float32 = looks_in_float32(shapes, measuring, pictures)
-    if not pictures or in_float32:
+    most = _steps(in_float32)
+    steps = min(most, measuring.get("steps") or most)
+    more = _TRIALS * pictures * steps
+    if not pictures:
         forwards = each * words * inputs
-        then = "some for the candidates"
-        if in_float32:
-            made = f"{format_count(pictures, 'picture')} of {format_count(steps, 'step')}"
-            then = f"about {more} for {made} of {_TRIALS} recipes, all in float32"
         return (
             f"{about}{what}, {words} words and {format_count(inputs, 'input')} are "
             f"{format_count(forwards, 'forward')}, each from the first changed block on (half of "
-            f"it on average), then {then}"
+            "it on average), then some for the candidates"
         )
-    forwards = each * (coarse * pictures * steps + (words - coarse) * inputs)
+    single = _of_single(pictures, in_float32)
+    forwards = each * (coarse * single * steps + (words - coarse) * inputs)
     then = (
         f", {format_count(words - coarse, 'more word')} and {format_count(inputs, 'input')},"
         if words > coarse
         else ""
     )
+    where = f" of {format_count(pictures, 'picture')}, all in float32" if in_float32 else ""
+    if in_float32 and shapes.dtype != "float32" and processor_computes(shapes.dtype):
+        where += f", and {_FINALS} at most in {shapes.dtype} where rounding decides"
     return (
-        f"{about}{what}, {format_count(coarse, 'word')} and {format_count(pictures, 'picture')} of "
+        f"{about}{what}, {format_count(coarse, 'word')} and {format_count(single, 'picture')} of "
         f"{format_count(steps, 'step')}{then} are {format_count(forwards, 'forward')}, then about "
-        f"{more} for {_TRIALS} recipes"
+        f"{more} for {_TRIALS} recipes{where}"
     )
 
 
@@ -342,8 +379,7 @@ def looks_in_float32(shapes: Shapes, measuring: Mapping[str, Any], pictures: int
     """Return whether recipes are looked at in float32, where rounding hides nothing."""
     if not pictures or shapes.held({}) > _FLOAT32_BYTES:
         return False
-    on_cpu = resolve_device(measuring.get("device", "auto")) == "cpu"
-    return on_cpu and not processor_computes(shapes.dtype)
+    return resolve_device(measuring.get("device", "auto")) == "cpu"
 
 
 # --- what there is --------------------------------------------------------------------------
@@ -540,6 +576,7 @@ def _measuring(
     common: Mapping[str, Any],
     out: str | os.PathLike | None,
     pictures: int,
+    in_float32: bool | None = None,
 ) -> LayerErrors:
     options = {k: v for k, v in measuring.items() if k not in ("inputs", "prompt", "seed")}
     with watching(cancel=common["cancel"]):
@@ -561,13 +598,19 @@ def _measuring(
         )
     inputs = measuring.get("inputs", INPUTS)
     place = None if out is None else Path(out)
+    if in_float32 is None:
+        in_float32 = looks_in_float32(shapes, measuring, pictures)
     how = {
         "others": others,
         "out": place,
-        "picture_steps": min(_STEPS, request.workload.steps),
-        "in_float32": looks_in_float32(shapes, measuring, pictures),
+        "picture_steps": min(_steps(in_float32), request.workload.steps),
+        "in_float32": in_float32,
     }
     return LayerErrors(request, main, inputs, **how, **common)
+
+
+def _steps(in_float32: bool) -> int:
+    return _STEPS_IN_FLOAT32 if in_float32 else _STEPS
 
 
 def _measured(session: LayerErrors, shapes: Shapes, groups: str, pictures: int) -> pandas.DataFrame:
@@ -605,7 +648,7 @@ class _Choice:
         self.shapes, self.table, self.budget = shapes, table, budget
         self.floor = float(table["output_floor"].iloc[0])
         self.inputs = int(table["inputs"].iloc[0]) if "inputs" in table.columns else 0
-        self.by_pictures = bool(table["pictures"].iloc[0]) if "pictures" in table.columns else False
+        self.pictures = int(table["pictures"].iloc[0]) if "pictures" in table.columns else 0
         self.groups = _groups(table, shapes)
         self.room = budget - shapes.fixed
 
@@ -670,7 +713,8 @@ class _Choice:
             if not all(each):
                 return None
             table["output_error"] = [
-                math.sqrt(math.fsum(e * e for e in es) / len(es)) for es in each
+                typical(es) if self.pictures else math.sqrt(math.fsum(e * e for e in es) / len(es))
+                for es in each
             ]
             halves.append(choose(_groups(table, self.shapes), self.room, self.floor))
         one, other = halves
@@ -717,15 +761,24 @@ class Search:
     def tried(self) -> list[tuple[Spelled, float]]:
         """Return recipes that fit with the errors that they were seen to make."""
         choice = self._choice
-        earlier = [
+        self.run([choice.spelled(words) for words in choice.candidates()] + self.earlier())
+        if self._pictures:
+            self._learn()
+        return self.seen
+
+    @property
+    def seen(self) -> list[tuple[Spelled, float]]:
+        """Recipes that were run, with their errors."""
+        return list(self._errors.values())
+
+    def earlier(self) -> list[Spelled]:
+        """Return recipes that fit and were run before, for another budget."""
+        choice = self._choice
+        return [
             spelled
             for spelled in map(self._spelled, self._session.results.mixed(self._pictures))
             if choice.shapes.held(spelled) <= choice.budget and choice.has(spelled)
         ]
-        self._run([choice.spelled(words) for words in choice.candidates()] + earlier)
-        if self._pictures:
-            self._learn()
-        return list(self._errors.values())
 
     def _learn(self) -> None:
         """Try what is believed to be best, and what may be, as long as that helps."""
@@ -742,7 +795,7 @@ class Search:
             before = self._best
             harms = [beliefs.expected(), *(beliefs.drawn(dice) for _ in range(_EACH - 1))]
             found = [choose_by(choice.groups, choice.room, harm) for harm in harms]
-            self._run([choice.spelled(words) for words in found if words is not None])
+            self.run([choice.spelled(words) for words in found if words is not None])
             vain = 0 if self._best < before else vain + 1
             if vain == _PATIENCE:
                 return
@@ -754,7 +807,7 @@ class Search:
     def _in_units(self, error: float) -> float:
         """Return a picture's error in the units of the table, which may be of something else."""
         choice = self._choice
-        if choice.by_pictures:
+        if choice.pictures == self._pictures:
             return error
         ratios = [
             choice.predicted(_of_groups(choice, spelled)) / seen
@@ -763,7 +816,8 @@ class Search:
         ]
         return error * sorted(ratios)[len(ratios) // 2] if ratios else error
 
-    def _run(self, recipes: Sequence[Spelled]) -> None:
+    def run(self, recipes: Sequence[Spelled]) -> None:
+        """Run recipes that weren't run yet."""
         new = [r for r in _unique(recipes) if str(r) not in self._errors]
         if new:
             sets = [_set(recipe, self._session) for recipe in new]
@@ -802,6 +856,7 @@ def _given(
     name: str | None,
     pictures: int = 0,
     rounding: float | None = None,
+    finals: Sequence[tuple[Spelled, float]] = (),
 ) -> Recipe:
     """Return the recipe of chosen words, and remember what it rests on."""
     spelled: dict[str, dict[str, str]] = (
@@ -827,8 +882,10 @@ def _given(
         tuple(_layer_advice(group, words[group.key], choice.floor) for group in choice.groups),
         tuple((str(_worded(w, is_default, None)), shapes.held(w), error) for w, error in tried),
         pictures,
-        choice.by_pictures,
+        bool(choice.pictures),
         rounding,
+        min((error for _, error in finals), default=None),
+        len(finals),
     )
     return recipe
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,25 @@ class SetError:
     weight_error: float
     """Relative L2 error of the weights."""
     output_error: float
-    """Relative L2 error of the component's output; of pictures the root of the mean squared
-    error, from 0 to 1."""
+    """Relative L2 error of the component's output; of pictures, whose values are from 0 to 1, the
+    root of the mean squared error of the `typical` one."""
     by_input: tuple[float, ...] = field(default=(), metadata=LATER)
     """The same for each of the inputs by itself."""
+
+
+def typical(errors: Sequence[float]) -> float:
+    """Return the geometric mean of the errors of some pictures: what their mean PSNR tells.
+
+    Some pictures make ten times as much of the same errors as others. In a mean of squares one
+    such picture would decide what is good for all.
+    """
+    least = _LEAST * max(errors, default=0.0)
+    if not 0 < least < math.inf:
+        return least
+    return math.exp(math.fsum(math.log(max(error, least)) for error in errors) / len(errors))
+
+
+_LEAST = 1e-3  # of the largest error of a picture: one that shows none is worth no more
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,8 @@ class SetsFound:
     inputs: int
     """Calls of the component, or pictures, that were looked at."""
     output_floor: float
+    rounding: float | None = None
+    """What rounding to the workload's dtype does to pictures, where all is computed in float32."""
 
 
 # --- full size ------------------------------------------------------------------------------

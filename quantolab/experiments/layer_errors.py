@@ -27,7 +27,7 @@ from .jobs import LayerSet, LayersJob, SetError, Sets, SetsFound, SetsJob, SetsR
 from .kinds import LAYERS, SETS
 from .opening import watched
 
-_RULES = 4
+_RULES = 5
 """How inputs and floor are found; results by other rules aren't mixed with these."""
 
 _AT_ONCE = 16  # sets that one question is about
@@ -67,6 +67,8 @@ class Seen(Conditions):
     """The error of the output that rounding alone makes."""
     pictures: int = field(default=0, metadata=LATER)
     """How many whole pictures were looked at instead."""
+    rounding: float | None = field(default=None, metadata=LATER)
+    """What rounding to the compute dtype does to them, where they were made in float32."""
 
 
 class LayerErrors:
@@ -285,6 +287,7 @@ class _Results:
             inputs=found.inputs,
             output_floor=found.output_floor,
             pictures=pictures,
+            rounding=found.rounding,
         )
         if new and self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:

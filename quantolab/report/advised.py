@@ -61,12 +61,17 @@ class Advice:
     tried: tuple[tuple[str, int, float], ...]
     """Every recipe that was run: its text, its bytes, its measured error."""
     pictures: int = 0
-    """How many whole pictures the measured errors are of: root mean squares, from 0 to 1."""
+    """How many whole pictures the measured errors are of: root mean squares, from 0 to 1, of the
+    typical picture (their geometric mean)."""
     by_pictures: bool = False
     """Whether the errors of single layers, and so the predicted one, are of pictures, too."""
     picture_floor: float | None = None
     """What rounding to the compute dtype alone does to pictures, where the measured errors are
     without it because all was computed in float32."""
+    rounded_error: float | None = None
+    """Of pictures with rounding, where those decided because all errors were below it."""
+    finals: int = 0
+    """How many recipes they decided among."""
 
 
 class AdviceReport:
@@ -166,6 +171,8 @@ def _errors(advice: Advice) -> tuple[str, ...]:
         sentences = [f"{said}; rounding alone makes {digits(advice.output_floor)}."]
         if advice.picture_floor is not None:
             sentences = [f"{said} from single layers."]
+    elif advice.picture_floor is not None:
+        sentences = [f"Pictures: {_decibels(predicted)} predicted."]
     else:
         sentences = [
             f"Pictures: {_decibels(predicted)} predicted; rounding alone leaves "
@@ -173,14 +180,20 @@ def _errors(advice: Advice) -> tuple[str, ...]:
         ]
     if measured is not None and advice.pictures:
         made = units.format_count(advice.pictures, "picture")
+        place = "the best of" if advice.rounded_error is None else "one of"
         sentences.append(
-            f"{made} of few steps, made to choose by: {_decibels(measured)} measured, the best of "
+            f"{made} of few steps, made to choose by: {_decibels(measured)} measured, {place} "
             f"{units.format_count(len(advice.tried), 'recipe')}."
         )
         if advice.picture_floor is not None:
             sentences.append(
                 f"Errors are those of float32. In the compute dtype rounding comes on top, which "
                 f"alone leaves {_decibels(advice.picture_floor)}."
+            )
+        if advice.rounded_error is not None:
+            sentences.append(
+                f"{units.format_count(advice.finals, 'recipe')} with errors below that made the "
+                f"pictures with rounding, too: {_decibels(advice.rounded_error)}, the best of them."
             )
     return tuple(sentences)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from quantolab.errors import ArgumentError, Cancelled, UnsupportedError
 from quantolab.experiments import advising
 from quantolab.experiments.advising import advice_cost, advice_of, advise
 from quantolab.experiments.choosing_words import Group, Option, choose, damages, size_of
+from quantolab.experiments.jobs import typical
 from quantolab.experiments.sensitivity import block_of, sensitivity
 from quantolab.models.layers import linear_layers
 from quantolab.recipes import Recipe
+from quantolab.report.advised import AdviceReport
 
 QUIET = {"watch": lambda progress: None}
 ASKED = {
@@ -262,17 +266,69 @@ def test_a_card_leaves_what_the_other_parts_do_not_take(pipeline_folder, table, 
         advise(pipeline_folder, fits=card - sizes["int8"], **asked)
 
 
-def test_a_processor_without_bfloat16_computes_in_float32(pipeline_folder, monkeypatch):
-    """Errors far below what rounding to bfloat16 does are told apart there."""
-    monkeypatch.setattr(advising, "processor_computes", lambda dtype: False)
+def test_small_models_are_looked_at_in_float32(pipeline_folder, tmp_path):
+    """Errors far below what rounding to bfloat16 does are told apart, on any processor."""
     held = ql.plan(pipeline_folder, ["int8"]).query("component == 'transformer'").weight_bytes
-    asked = {**ASKED, "dtype": "bfloat16", "groups": "blocks", "pictures": 2}
-    recipe = advise(pipeline_folder, int(1.3 * held.iloc[-1]), **asked)
+    asked = {**ASKED, "dtype": "bfloat16", "groups": "blocks", "pictures": 3}
+    kept = tmp_path / "kept.jsonl"
+    recipe = advise(pipeline_folder, int(1.3 * held.iloc[-1]), out=kept, **asked)
     advice = advice_of(recipe)
     assert 0 < advice.output_floor < 1e-4 < advice.picture_floor
     assert all(choice.error > advice.output_floor for choice in advice.choices if choice.error)
     said = ql.advice_report(recipe).sentences()
     assert any("rounding comes on top" in sentence for sentence in said)
+    # Single blocks: coarse words in two of the three pictures, fine ones in calls; recipes in all.
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    sets = [line for line in lines if "paths" in line]
+    looks = Counter(
+        (line.get("pictures", 0), "recipe" if line.get("words") else line["weights"])
+        for line in sets
+    )
+    blocks = len(advice.choices)
+    assert looks.pop((3, "recipe")) == len(advice.tried)
+    assert looks == {(2, "int4"): blocks, (2, "int2"): blocks,
+                     (0, "int8"): blocks, (0, "float8"): blocks}  # fmt: skip
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_pictures_with_rounding_decide_where_errors_are_below_it(
+    pipeline_folder, monkeypatch, computes
+):
+    monkeypatch.setattr(advising, "processor_computes", lambda dtype: computes)
+    held = ql.plan(pipeline_folder, ["none"]).query("component == 'transformer'").weight_bytes
+    asked = {**ASKED, "dtype": "bfloat16", "groups": "blocks", "pictures": 2}
+    advice = advice_of(advise(pipeline_folder, int(held.iloc[-1]) - 1, **asked))
+    below = [error for _, _, error in advice.tried if error < advice.picture_floor]
+    assert len(below) > 1 and advice.measured_error in below
+    if computes:
+        assert advice.finals == min(len(below), 12)
+        assert advice.rounded_error > min(below)
+    else:
+        assert advice.finals == 0 and advice.rounded_error is None
+        assert advice.measured_error == min(below)
+    said = " ".join(AdviceReport(advice).sentences())
+    assert ("with errors below that made the pictures with rounding" in said) == computes
+
+
+def test_no_picture_decides_for_all():
+    """Errors of pictures are told by their mean PSNR."""
+    errors = (0.1, 0.01, 0.001)
+    psnr = [-20 * math.log10(error) for error in errors]
+    assert -20 * math.log10(typical(errors)) == pytest.approx(sum(psnr) / 3)
+    before, after = typical((0.02, 0.02, 0.2)), typical((0.01, 0.02, 0.2))
+    assert after / before == pytest.approx(0.5 ** (1 / 3))  # the small one counts like the large
+    assert 0 < typical((0.1, 0.0)) < typical((0.1, 0.001))
+    assert typical((0.0, 0.0)) == typical(()) == 0
+    assert typical((0.1, math.inf)) == math.inf
+
+
+def test_pictures_are_told_by_the_typical_one(pipeline_folder, tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    budget = ql.plan(pipeline_folder, ["int4"]).query("component == 'transformer'").weight_bytes
+    advise(pipeline_folder, int(budget.iloc[-1]), out=kept, groups="blocks", pictures=3, **ASKED)
+    for line in map(json.loads, kept.read_text().splitlines()):
+        if line.get("pictures") and "paths" in line:
+            assert line["output_error"] == pytest.approx(typical(line["by_input"]))
 
 
 def test_several_components_share_the_bytes(pipeline_folder):
@@ -343,7 +399,7 @@ def test_rows_of_a_table_limit_the_words(pipeline_folder, table, sizes):
 def test_what_it_costs_is_told_without_weights():
     said = advice_cost("FLUX.1-dev")
     assert "62 blocks, 2 words and 4 pictures of 4 steps, 2 more words and 8 inputs, are " in said
-    assert "2976 forwards, then about 528 for 33 recipes" in said  # 62 * (2*4*4 + 2*8)
+    assert "2976 forwards, then about 384 for 24 recipes" in said  # 62 * (2*4*4 + 2*8)
     said = advice_cost("FLUX.1-dev", pictures=0)
     assert "62 blocks, 4 words and 8 inputs are 1984 forwards" in said
 
