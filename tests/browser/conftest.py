@@ -44,6 +44,7 @@ EMPTY = """
 import os, psutil, ipywidgets
 ipywidgets.Widget.close_all()
 os.chdir({folder!r})
+os.environ.pop("XDG_CACHE_HOME", None)  # which tests set
 assert not [job for server in psutil.Process().children() for job in server.children()]
 get_ipython().run_line_magic("reset", "-f")
 """
@@ -151,7 +152,8 @@ class Server:
     def lend_kernel(self, notebook: str) -> None:
         """Give a notebook the one kernel, which has imported already what panels need."""
         if self._kernel is None:
-            self._kernel = json.loads(self.ask("POST", "kernels", {"name": "python3"}))["id"]
+            here = {"name": "python3", "path": ""}  # in the notebooks' folder
+            self._kernel = json.loads(self.ask("POST", "kernels", here))["id"]
         session = {"path": notebook, "name": notebook, "type": "notebook"}
         self.ask("POST", "sessions", {**session, "kernel": {"id": self._kernel}})
 

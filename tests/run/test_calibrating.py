@@ -80,9 +80,13 @@ def rounded(x, scale, word):
     return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype) * scale
 
 
-def test_what_cannot_be_is_refused_by_a_sentence(tmp_path):
+def test_words_of_other_backends_are_refused():
+    pytest.importorskip("sdnq", reason="pip install 'quantolab[sdnq]'")
     with pytest.raises(UnsupportedError, match="which only Quanto's words can"):
         ql.quantize(Net(), "sdnq:int8 activations=int8")
+
+
+def test_what_cannot_be_is_refused_by_a_sentence(tmp_path):
     with pytest.raises(ArgumentError, match="layers whose weights it keeps"):
         ql.quantize(Net(), ql.Recipe("none", activations="int8"))
     with pytest.raises(UnsupportedError, match="calibrated on final weights"):
