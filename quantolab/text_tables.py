@@ -5,6 +5,7 @@ Imports nothing of ours, so that any room can print a table.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from unicodedata import category
 
@@ -127,3 +128,10 @@ def printable(text: str, but: str = "\n") -> str:
 
 def _escape(sign: str) -> str:
     return sign.encode("unicode_escape").decode("ascii")
+
+
+class ShownAsText:
+    """A record that a notebook shows as the lines that it prints, escaped."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre style='white-space:pre-wrap'>{html.escape(str(self))}</pre>"

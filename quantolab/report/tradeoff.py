@@ -1,4 +1,4 @@
-"""Memory against quality: a point a recipe, its seconds as size and in words."""
+"""Memory against quality, or seconds: a point a recipe, its seconds as size and in words."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class TradeoffPoint:
     compiled: bool
     weight_bytes: int
     quality: float | None
-    """Mean PSNR in decibels, infinite for identical pictures, or SSIM; None for the reference."""
+    """Mean PSNR in decibels, infinite for identical pictures, or SSIM; None for the reference.
+    Where nothing was judged, seconds a picture."""
     seconds: float | None
     doubtful: bool = False
     """Whether its seconds show no difference to the reference's."""
@@ -76,6 +77,8 @@ class Tradeoff:
     """Whether the bytes span more than a factor of ten."""
     unit: tuple[int, str]
     """Bytes and name of the unit of the bytes' axis."""
+    quality: str
+    """Column on the vertical axis."""
 
 
 _DECADE = 10
@@ -87,12 +90,14 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
     Raises
     ------
     ArgumentError
-        If it is no results table, or `quality` is neither ``"psnr_db"`` nor ``"ssim"``.
+        If it is no results table, or `quality` is no column that can be drawn.
     """
     require_columns(table, COLUMNS)
     one_of("quality", quality, tuple(QUALITIES))
     records = plain_rows(table)
     position = reference_row(table)
+    if position is None and all(record[quality] is None for record in records):
+        quality = SECONDS  # nothing was judged
     against = None if position is None else records[position]
     reference = None if against is None else _point(against, None, None)
     points, left_out, stand_in = [], [], stands_in(records)
@@ -104,7 +109,8 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
         elif record["recipe"] == stand_in:
             left_out.append(f"{record.get('name') or record['recipe']} (judges the others)")
         elif i != position and record[quality] is None:
-            left_out.append(f"{record.get('name') or record['recipe']} (no quality measured)")
+            missing = "seconds" if quality == SECONDS else "quality"
+            left_out.append(f"{record.get('name') or record['recipe']} (no {missing} measured)")
         elif i != position:
             points.append(_point(record, record[quality], against, quality))
     sizes = [p.weight_bytes for p in [*points, *([reference] if reference else [])]]
@@ -114,6 +120,7 @@ def tradeoff(table: pd.DataFrame, *, quality: str = "psnr_db") -> Tradeoff:
         left_out=tuple(left_out),
         logarithmic=bool(sizes) and max(sizes) > _DECADE * min(sizes),
         unit=units.byte_unit(max(sizes, default=1)),
+        quality=quality,
     )
 
 
@@ -133,8 +140,8 @@ def _point(
         quality=None if quality is None else float(quality),
         seconds=record["latency_seconds"],
         doubtful=is_doubtful(record, reference),
-        low=record.get("psnr_low_db") if name == "psnr_db" else None,
-        high=record.get("psnr_high_db") if name == "psnr_db" else None,
+        low=record.get(_INTERVALS.get(name, ("", ""))[0]),
+        high=record.get(_INTERVALS.get(name, ("", ""))[1]),
     )
 
 
@@ -162,11 +169,17 @@ def quality_axis(values: list[float], *, span: float) -> QualityAxis:
 
 # --- drawing ------------------------------------------------------------------------------------
 
+SECONDS = "latency_seconds"
 QUALITIES = {
     "psnr_db": "PSNR against the reference (dB)",
     "ssim": "SSIM against the reference",
+    SECONDS: "seconds a picture",
 }
-_LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05}
+_INTERVALS = {
+    "psnr_db": ("psnr_low_db", "psnr_high_db"),
+    SECONDS: ("latency_low_seconds", "latency_high_seconds"),
+}
+_LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05, SECONDS: 0.001}
 
 _NEUTRAL = weights_of(REFERENCE)
 _QUIET, _QUIET_ON_DARK = _NEUTRAL.colour, _NEUTRAL.colour_on_dark
@@ -193,8 +206,9 @@ def plot_tradeoff(
     A circle's area is in proportion to the seconds a picture takes, which its label also says;
     hollow ones are compiled, and where the table has no verdict on the seconds there is a cross.
     Lines are 95 % intervals of the quality over pictures. The reference has no PSNR against itself,
-    so it is a vertical line at its bytes. Recipes without figures are left out and named under the
-    plot.
+    so it is a vertical line at its bytes. Where no recipe was judged, seconds a picture stand in
+    the quality's place, and down and to the left is better. Recipes without figures are left out
+    and named under the plot.
 
     Parameters
     ----------
@@ -204,7 +218,7 @@ def plot_tradeoff(
         Where to draw; its limits are set. By default a new figure that pyplot doesn't know, and
         that Jupyter shows when the Axes are a cell's last line.
     quality : str
-        Column to draw: ``"psnr_db"`` or ``"ssim"``.
+        Column to draw: ``"psnr_db"``, ``"ssim"`` or ``"latency_seconds"``.
     **kwargs
         Passed on to `matplotlib.axes.Axes.scatter`.
 
@@ -230,8 +244,8 @@ def plot_tradeoff(
         v for p in values.points for v in (p.quality, p.low, p.high)
         if v is not None and (v is p.quality or math.isfinite(v))
     ]  # fmt: skip
-    axis = quality_axis(ends, span=_LEAST_SPAN[quality])
-    _set_axes(ax, values, axis, quality)
+    axis = quality_axis(ends, span=_LEAST_SPAN[values.quality])
+    _set_axes(ax, values, axis, values.quality)
     _draw_points(ax, values, axis, kwargs)
     _draw_reference(ax, values)
     _draw_labels(ax, values, axis)
@@ -430,11 +444,15 @@ def _draw_note(ax: Axes, values: Tradeoff) -> None:
     if values.points:
         circles = [p for p in values.points if not p.doubtful]
         area = "Area of a circle: seconds a picture. " if circles else ""
-        notes.append(f"{area}Up and to the left is better.")
+        better = "Down" if values.quality == SECONDS else "Up"
+        notes.append(f"{area}{better} and to the left is better.")
         if any(p.compiled for p in circles):
             notes[0] += " Hollow: compiled."
         if any(p.low is not None for p in values.points):
-            notes[0] += " Lines: 95 % intervals over pictures."
+            over = "" if values.quality == SECONDS else " over pictures"
+            notes[0] += f" Lines: 95 % intervals{over}."
+        if values.quality == SECONDS:
+            notes.append("Nothing was judged: without a reference (none) there is no quality.")
         doubtful = [p.label for p in values.points if p.doubtful]
         if doubtful:
             notes.append(f"Crosses: no verdict on speed, so no seconds ({', '.join(doubtful)}).")

@@ -17,7 +17,7 @@ from ..loading.placing import put_module
 from ..loading.report import QuantizeReport, note_config
 from ..measure.held_bytes import weight_bytes
 from ..models.layers import linear_layers
-from ..text_tables import text_columns
+from ..text_tables import ShownAsText, text_columns
 from ..units import format_bytes, format_count, format_digits
 from ..weights import EXPORT, FORMS, backends_of
 from .doors import load_saved
@@ -27,7 +27,7 @@ from .writing import check_replaceable, recipe_of, unwrapped, write_component
 
 
 @dataclass(frozen=True)
-class ConvertReport:
+class ConvertReport(ShownAsText):
     """What became of a saved folder in another backend's form."""
 
     folder: str

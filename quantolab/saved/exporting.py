@@ -21,7 +21,7 @@ from ..errors import ArgumentError, BrokenModelError, OutputError, UnsupportedEr
 from ..files.whole import new_folder, workplace, write_whole
 from ..measure.held_bytes import weight_bytes
 from ..models.original_names import Part, architecture, joined, original_names
-from ..text_tables import text_columns
+from ..text_tables import ShownAsText, text_columns
 from ..units import format_bytes, format_count, format_digits
 from ..weights import backends_of, weights_of
 from .doors import load_saved
@@ -34,7 +34,7 @@ NAMES = ("auto", "diffusers", "original")
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(ShownAsText):
     """What became of a saved model as GGUF files."""
 
     folder: str

@@ -20,7 +20,7 @@ from ..models.source import read_source
 from ..processes.children import Children
 from ..processes.jobs import Preload
 from ..telling import StepBar
-from ..text_tables import text_columns
+from ..text_tables import ShownAsText, text_columns
 from ..units import format_bytes, format_digits, format_list, format_seconds
 from ..weights import HOME
 from . import verifying_child
@@ -32,7 +32,7 @@ Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(ShownAsText):
     """What reloading a saved model gave. Differences are the greatest of any single value."""
 
     folder: str

@@ -320,6 +320,22 @@ def test_what_was_not_measured_is_left_out_by_name(comparison):
     assert [point.label for point in found.points] == ["int8 compiled", "int4", "int2"]
 
 
+def test_where_nothing_was_judged_seconds_stand_in(make):
+    unjudged = make(["int8", "int4"], compiled=())
+    trials = tuple(dataclasses.replace(trial, quality=()) for trial in unjudged.trials)
+    table = results_table(dataclasses.replace(unjudged, trials=trials))
+    found = tradeoff(table)
+    assert found.quality == "latency_seconds" and found.left_out == ()
+    assert [p.quality for p in found.points] == list(table.latency_seconds)
+    assert [p.low for p in found.points] == list(table.latency_low_seconds)
+    ax = plot_tradeoff(table)
+    assert ax.get_ylabel() == "seconds a picture"
+    texts = " ".join(text.get_text().replace("\n", " ") for text in ax.texts)
+    assert "Down and to the left is better" in texts and "Nothing was judged" in texts
+    judged = make(["none", "int8"], compiled=())
+    assert tradeoff(results_table(judged)).quality == "psnr_db"
+
+
 def test_bytes_of_different_magnitude_are_logarithmic(comparison):
     table = results_table(comparison)
     table.loc[0, "weight_bytes"] = 66_000_000

@@ -58,3 +58,12 @@ def test_a_missing_picture_is_a_sentence(odd):
         dataclasses.replace(odd, images={}).images["int8", "a", 0]
     assert odd.images.get("int8") is None
     assert dict(odd.images) == odd.images
+
+
+def test_reports_of_saved_folders_show_the_lines_that_they_print():
+    from quantolab.saved.changing import ConvertReport
+
+    report = ConvertReport("<saved>", "out", "sdnq", {"": "sdnq:int8"}, 3, 0.0, 9, 9)
+    shown = report._repr_html_()
+    assert "&lt;saved&gt;" in shown and "<saved>" not in shown
+    assert len(shown.splitlines()) == len(str(report).splitlines())
