@@ -15,7 +15,7 @@ def quiet_imports() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
-        with uncollected(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -27,7 +27,8 @@ def uncollected() -> Iterator[None]:
     """Look for no rubbish while libraries are imported: what they make stays.
 
     Torch and Diffusers make so many objects that looking through them over and over takes a
-    quarter of the time that importing them does.
+    quarter of the time that importing them does. For processes that hold no model yet: until
+    its end rubbish takes some megabytes, which a load's peak would show.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -157,9 +157,9 @@ class Server:
         session = {"path": notebook, "name": notebook, "type": "notebook"}
         self.ask("POST", "sessions", {**session, "kernel": {"id": self._kernel}})
 
-    def tidy(self) -> None:
+    def tidy(self, *, keep: bool = True) -> None:
         """Leave nothing to the next test but a kernel in which nothing is; end all others."""
-        if self._kernel is not None and not self._is_empty(self._kernel):
+        if self._kernel is not None and not (keep and self._is_empty(self._kernel)):
             self._kernel = None
         for kernel in json.loads(self.ask("GET", "kernels")):
             if kernel["id"] != self._kernel:
@@ -201,14 +201,15 @@ def server(chromium, tmp_path_factory):
 # Not for the whole session: as long as Playwright runs, its event loop runs in this thread, and
 # tests elsewhere that start one of their own (notebooks through nbclient) could not.
 @pytest.fixture(scope="module")
-def browser(chromium):
-    """One Chromium for the tests of a file."""
+def browser(chromium, server):
+    """One Chromium, and one kernel, for the tests of a file."""
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
             executable_path=chromium, headless=True, args=list(FLAGS)
         )
         yield launched
         launched.close()
+    server.tidy(keep=False)  # tests elsewhere look for processes of their own
 
 
 # --- notebooks --------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import importlib.util
+import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -159,10 +163,43 @@ def check_casts() -> None:
 def check_pipeline_casts() -> None:
     """Have a pipeline refuse a cast before its first part is cast, as a module does.
 
-    ``pipe.to`` casts part by part: text encoders are cast before a denoiser refuses.
+    ``pipe.to`` casts part by part: text encoders are cast before a denoiser refuses. Importing
+    pipelines takes memory that loading a denoiser alone doesn't need, so that is waited for.
     """
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    if _PIPELINES in sys.modules:
+        _check_casts_of(sys.modules[_PIPELINES])
+    else:
+        sys.meta_path.insert(0, _WhenImported(_PIPELINES, _check_casts_of))
 
+
+_PIPELINES = "diffusers.pipelines.pipeline_utils"
+
+
+class _WhenImported(importlib.abc.MetaPathFinder):
+    """Does something to a module once, as soon as it has been imported."""
+
+    def __init__(self, name: str, do: Callable[[ModuleType], None]) -> None:
+        self._name, self._do = name, do
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Return the module's own spec, whose loader does that too; None of other modules."""
+        if name != self._name or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            shipped = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                shipped(module)
+                self._do(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _check_casts_of(pipelines: ModuleType) -> None:
+    DiffusionPipeline = pipelines.DiffusionPipeline
     shipped = DiffusionPipeline.to
     if getattr(shipped, "_quantolab_asks", False):
         return
