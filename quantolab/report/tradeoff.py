@@ -179,7 +179,7 @@ _INTERVALS = {
     "psnr_db": ("psnr_low_db", "psnr_high_db"),
     SECONDS: ("latency_low_seconds", "latency_high_seconds"),
 }
-_LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05, SECONDS: 0.001}
+_LEAST_SPAN = {"psnr_db": 6.0, "ssim": 0.05}
 
 _NEUTRAL = weights_of(REFERENCE)
 _QUIET, _QUIET_ON_DARK = _NEUTRAL.colour, _NEUTRAL.colour_on_dark
@@ -244,7 +244,10 @@ def plot_tradeoff(
         v for p in values.points for v in (p.quality, p.low, p.high)
         if v is not None and (v is p.quality or math.isfinite(v))
     ]  # fmt: skip
-    axis = quality_axis(ends, span=_LEAST_SPAN[values.quality])
+    if values.quality == SECONDS:  # from 0: what differs by little shall look so
+        axis = QualityAxis(0.0, 1.25 * max(ends, default=1.0), None)
+    else:
+        axis = quality_axis(ends, span=_LEAST_SPAN[values.quality])
     _set_axes(ax, values, axis, values.quality)
     _draw_points(ax, values, axis, kwargs)
     _draw_reference(ax, values)

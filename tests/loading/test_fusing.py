@@ -142,9 +142,9 @@ def test_other_scales_than_were_fused_are_taken_out_as_they_are(word, peft):
 
 
 def test_a_bias_is_fused_and_taken_out_too(word, peft):
-    model = adapted(peft, module := quantized(word), "one", lora_bias=True)
-    before = module[0].base_layer.bias.clone() if hasattr(module[0], "base_layer") else None
+    model = adapted(peft, quantized(word), "one", lora_bias=True)
     layer = model.model[0]
+    before = layer.base_layer.bias.clone()
     layer.lora_B["one"].bias.data.fill_(0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -329,7 +329,7 @@ def test_where_nothing_was_judged_seconds_stand_in(make):
     assert [p.quality for p in found.points] == list(table.latency_seconds)
     assert [p.low for p in found.points] == list(table.latency_low_seconds)
     ax = plot_tradeoff(table)
-    assert ax.get_ylabel() == "seconds a picture"
+    assert ax.get_ylabel() == "seconds a picture" and ax.get_ylim()[0] == 0
     texts = " ".join(text.get_text().replace("\n", " ") for text in ax.texts)
     assert "Down and to the left is better" in texts and "Nothing was judged" in texts
     judged = make(["none", "int8"], compiled=())
