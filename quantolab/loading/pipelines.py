@@ -167,7 +167,8 @@ def _class_of(folder: Path, pipeline: str | None) -> Any:
             f"{str(folder)!r} is one component, not a pipeline: it can be loaded and quantized, "
             "but makes no pictures"
         )
-    cls = getattr(diffusers, pipeline, None)
+    with quiet_libraries():  # importing it, transformers tells what isn't installed
+        cls = getattr(diffusers, pipeline, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise UnsupportedError(f"diffusers {diffusers.__version__} has no pipeline {pipeline!r}")
     return cls
