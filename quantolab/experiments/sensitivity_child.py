@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -27,7 +27,9 @@ from ..models.skeleton import build_skeleton
 from ..plain_values import to_dict
 from ..processes.jobs import Desk
 from ..recipes import Recipe
-from ..run.studio import Prepared, Studio, encode_with, prepare
+from ..records import Workload
+from ..run.encoding import encode_with
+from ..run.studio import Prepared, Studio, prepare
 from ..shapes import Layer
 from ..weights import REFERENCE
 from .jobs import (
@@ -194,7 +196,8 @@ def _probe(prepared: Prepared, asked: SetsJob, desk: Desk) -> _Probe:
     captured = _captured(module, studio, asked)
     if not asked.others:
         return _Probe([Replay(module, call).output for _, call in captured])
-    return _Probe([_FromText(module, prepared, *found).output for found in captured])
+    workload = asked.trial.workload
+    return _Probe([_FromText(module, prepared, workload, *found).output for found in captured])
 
 
 def _compute_dtype(asked: SetsJob) -> torch.dtype:
@@ -216,17 +219,10 @@ def _in_float32(prepared: Prepared, asked: SetsJob, desk: Desk) -> float | None:
     if hasattr(prepared.pipe, "vae"):  # a third less work for processors
         prepared.pipe.vae.to(memory_format=torch.channels_last)
     if prepared.encoded is not None:
-        prepared.encoded = {
-            prompt: {name: _widened(value) for name, value in text.items()}
-            for prompt, text in prepared.encoded.items()
-        }
+        prepared.encoded = {p: text.widened() for p, text in prepared.encoded.items()}
     after = _few_pictures(prepared, asked, desk)
     pairs = zip(before, after, strict=True)
     return typical([math.sqrt((a - b).square().mean().item()) for a, b in pairs])
-
-
-def _widened(value: torch.Tensor) -> torch.Tensor:
-    return value.float() if value.is_floating_point() else value
 
 
 def _few_pictures(prepared: Prepared, asked: SetsJob, desk: Desk) -> list[torch.Tensor]:
@@ -285,11 +281,16 @@ class _FromText:
     """A denoiser's call whose text is encoded anew where a text encoder is changed."""
 
     def __init__(
-        self, module: torch.nn.Module, prepared: Prepared, prompt: str, call: Call
+        self,
+        module: torch.nn.Module,
+        prepared: Prepared,
+        workload: Workload,
+        prompt: str,
+        call: Call,
     ) -> None:
         self._module, self._pipe, self._prompt, self._call = module, prepared.pipe, prompt, call
         self._replay = Replay(module, call)
-        self._device = str(next(module.parameters()).device)
+        self._workload = workload
         self._places = [
             (key, start, name)
             for name, text in self._encoded().items()
@@ -311,8 +312,9 @@ class _FromText:
             given[key][start : start + len(encoded[name])] = encoded[name]
         return first_output_of(self._module, (self._call[0], given))
 
-    def _encoded(self) -> dict[str, torch.Tensor]:
-        return (encode_with(self._pipe, [self._prompt], self._device) or {}).get(self._prompt, {})
+    def _encoded(self) -> Mapping[str, torch.Tensor]:
+        encoded = encode_with(self._pipe, [self._prompt], self._workload)
+        return encoded[self._prompt].tensors if encoded else {}
 
 
 def _rows_of(text: torch.Tensor, value: object) -> list[int]:
@@ -350,7 +352,7 @@ def _captured_texts(module: torch.nn.Module, prepared: Prepared, asked: SetsJob)
     seen: list[Call] = []
     for prompt in asked.trial.workload.prompts[: asked.inputs]:
         with _watched(module, {0}) as calls, suppress(_Enough):
-            encode_with(prepared.pipe, [prompt], asked.trial.workload.device)
+            encode_with(prepared.pipe, [prompt], asked.trial.workload)
         seen += calls
     if not seen:
         raise UnsupportedError(f"{asked.component} is not called while a prompt is encoded")

@@ -92,7 +92,7 @@ def assemble(
     parts: dict[str, Any],
     *,
     dtype: str,
-    device: str,
+    device: str | None,
     encoders: bool = True,
     variant: str | None = None,
 ) -> DiffusionPipeline:
@@ -106,8 +106,10 @@ def assemble(
         Name of its class; None for a folder that holds one component alone.
     parts : dict
         Components by name; None leaves one out.
-    dtype, device : str
-        Compute dtype of the rest, and device of all.
+    dtype : str
+        Compute dtype of the rest.
+    device : str or None
+        Where all of it goes; None leaves each part where it is.
     encoders : bool
         Whether text encoders are needed; False leaves them and their tokenizers out.
     variant : str, optional
@@ -136,7 +138,8 @@ def assemble(
                 **({} if variant is None else {"variant": variant}),
                 **{**left_out, **parts},
             )
-            pipe.to(device)
+            if device is not None:
+                pipe.to(device)
     except Exception as error:  # malformed files fail in as many ways as there are libraries
         if is_out_of_memory(error):
             raise

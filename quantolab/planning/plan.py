@@ -232,7 +232,7 @@ def _build_parts(
     parts, missing = [], []
     for component in ordered:
         check_unquantized(component)
-    for component in (*ordered, *_other_components(source)):
+    for component in (*ordered, *other_components(source)):
         quantizable = component in ordered
         try:
             parts.append(build(component, quantizable))
@@ -243,7 +243,7 @@ def _build_parts(
     return parts, tuple(missing)
 
 
-def _other_components(source: Source) -> Iterator[Component]:
+def other_components(source: Source) -> Iterator[Component]:
     """Yield what the pipeline lists beside the components that can be quantized."""
     if source.pipeline is None:
         return

@@ -15,7 +15,7 @@ from ..backends import activations, quantized_inputs
 from ..errors import ArgumentError, whole_number
 from ..loading.report import QuantizeReport
 from ..models.skeleton import quiet_libraries
-from .studio import text_length
+from .encoding import text_length
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

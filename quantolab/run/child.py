@@ -24,6 +24,7 @@ from ..recipes import Recipe
 from ..records import PictureQuality, Timing, Workload
 from . import studio
 from .calibrating import calibrated
+from .encoding import encode_ahead, save_encoded
 from .jobs import (
     IMAGES,
     MAKING,
@@ -114,11 +115,9 @@ def _plan(
 def encode(asked: EncodeJob, desk: Desk) -> Encoded:
     """Encode the prompts once for all trials that don't quantize text encoders."""
     with desk.signs_of_life():
-        encoded = studio.encode_prompts(
-            asked.source, asked.prompts, dtype=asked.dtype, device=asked.device
-        )
+        encoded = encode_ahead(asked.source, asked.workload, device=asked.workload.device)
     if encoded is not None:
-        studio.save_encoded(encoded, asked.path)
+        save_encoded(encoded, asked.path)
     return Encoded(encoded is not None)
 
 

@@ -80,9 +80,8 @@ class EncodeJob:
     """Encode prompts once for all trials."""
 
     source: Source
-    prompts: tuple[str, ...]
-    dtype: str
-    device: str
+    workload: Workload
+    """With the device that encodes."""
     path: Path
     """Where they go."""
 

@@ -268,16 +268,16 @@ class Session:
         self.enter_stage("encoding prompts")
         path = work / "prompts.safetensors"
         source, workload = self.request.source, self.request.workload
-        asked = EncodeJob(source, workload.prompts, workload.dtype, workload.device, path)
+        asked = EncodeJob(source, workload, path)
+        on_cpu = EncodeJob(source, dataclasses.replace(workload, device="cpu"), path)
         encode = max((need.encode or 0 for need in self.needs.values() if need), default=0)
         if self.free_bytes is not None and encode > self.free_bytes:
-            asked = dataclasses.replace(asked, device="cpu")
+            asked = on_cpu
         try:
             found = self.job(ENCODE, asked, work / "encode")
         except JobOutOfMemory:
-            if asked.device == "cpu":
+            if asked == on_cpu:
                 raise
-            on_cpu = dataclasses.replace(asked, device="cpu")
             found = self.job(ENCODE, on_cpu, work / "encode-cpu")
         return path if found.ahead else None
 

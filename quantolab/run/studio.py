@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +29,15 @@ from ..models.source import Source
 from ..processes.jobs import Desk
 from ..records import AHEAD, IN_TRIAL, WhenEncoded, Workload
 from ..saved.pieces import file_bytes
+from .encoding import (
+    EncodedText,
+    PromptReplay,
+    call_arguments,
+    encode_ahead,
+    encode_with,
+    joined,
+    load_encoded,
+)
 from .jobs import TrialJob
 from .offloading import decode_in_tiles, offload
 from .ways import RESIDENT
@@ -36,29 +45,6 @@ from .ways import RESIDENT
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-
-# What `encode_prompt` of a pipeline class returns, under the names by which its `__call__` takes
-# it back (None: not taken back). Source: the classes' own signatures, Diffusers 0.42. A class
-# that isn't listed gets its prompts as text and encodes them in each generation.
-_SD3 = (
-    "prompt_embeds", "negative_prompt_embeds",
-    "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
-)  # fmt: skip
-
-_MASKED = (
-    "prompt_embeds", "prompt_attention_mask",
-    "negative_prompt_embeds", "negative_prompt_attention_mask",
-)  # fmt: skip
-
-_ENCODED_AS: dict[str, tuple[str | None, ...]] = {
-    "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds", None),
-    "StableDiffusion3Pipeline": _SD3,
-    "StableDiffusionXLPipeline": _SD3,
-    "PixArtAlphaPipeline": _MASKED,
-    "PixArtSigmaPipeline": _MASKED,
-    "SanaPipeline": _MASKED,
-    "AuraFlowPipeline": _MASKED,
-}
 
 _EVENT_SECONDS = 0.2  # at most so many progress events a second: each costs a system call
 
@@ -69,8 +55,8 @@ class Prepared:
 
     pipe: Any
     denoiser: torch.nn.Module
-    encoded: dict[str, dict[str, torch.Tensor]] | None
-    """By prompt, keyword arguments for the pipeline; None if it takes the text itself."""
+    encoded: dict[str, EncodedText] | None
+    """By prompt; None if the pipeline encodes the text itself."""
     weight_bytes: int
     file_bytes: int | None
     """None where what is held can't be saved."""
@@ -128,8 +114,9 @@ def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
     loaded, encoded, names = _Loaded(), None, asked.components
     encoders = tuple(name for name in names if name.startswith("text_encoder"))
     if encoders and not encoders_stay and _encoders_leave(asked):
-        encoded, loaded = _encoded_first(asked, encoders)
-        names = tuple(name for name in names if name not in encoders)
+        encoded, first = _encoded_first(asked, encoders)
+        if encoded is not None:
+            loaded, names = first, tuple(name for name in names if name not in encoders)
     elif not encoders and asked.encoded is not None:
         encoded = load_encoded(asked.encoded, device)
     parts: dict[str, torch.nn.Module | None] = {**loaded.load(asked, names, home)}
@@ -146,7 +133,7 @@ def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
         for name in source.default_components:  # loaded by us or with the pipeline
             getattr(pipe, name).compile()
     if encoded is None:
-        encoded = encode_with(pipe, asked.workload.prompts, device)
+        encoded = encode_with(pipe, asked.workload.prompts, asked.workload)
     return Prepared(
         pipe,
         getattr(pipe, source.denoiser),
@@ -166,20 +153,16 @@ def _encoders_leave(asked: TrialJob) -> bool:
     What offloads moves them anyway; a LoRA may change them, and activations are calibrated by
     whole pictures.
     """
-    return (
-        asked.source.pipeline in _ENCODED_AS
-        and asked.way.offload == RESIDENT
-        and asked.lora is None
-        and asked.recipe.activations is None
-    )
+    return asked.way.offload == RESIDENT and asked.lora is None and asked.recipe.activations is None
 
 
 def _encoded_first(
     asked: TrialJob, encoders: tuple[str, ...]
-) -> tuple[dict[str, dict[str, torch.Tensor]] | None, _Loaded]:
+) -> tuple[dict[str, EncodedText] | None, _Loaded]:
     """Return the prompts as quantized text encoders encode them, which are gone afterwards.
 
-    Where a device doesn't hold them, the processor encodes.
+    Where a device doesn't hold them, the processor encodes. None where the pipeline can't do
+    without them.
     """
     device = asked.workload.device
     try:
@@ -195,22 +178,16 @@ def _encoded_first(
 
 def _encoded_on(
     place: str, asked: TrialJob, encoders: tuple[str, ...]
-) -> tuple[dict[str, dict[str, torch.Tensor]] | None, _Loaded]:
+) -> tuple[dict[str, EncodedText] | None, _Loaded]:
     loaded = _Loaded()
-    source, workload = asked.source, asked.workload
-    parts = {
-        **dict.fromkeys((*source.default_components, "vae")),
-        **loaded.load(asked, encoders, place),
-    }
-    pipe = build_pipeline(source, parts, dtype=workload.dtype, device=place, encoders=True)
-    encoded = encode_with(pipe, workload.prompts, place) or {}
-    found = {
-        prompt: {name: value.to(workload.device) for name, value in text.items()}
-        for prompt, text in encoded.items()
-    }
-    del pipe, parts, encoded
+    source, workload = asked.source, dataclasses.replace(asked.workload, device=place)
+    encoded = encode_ahead(
+        source, workload, device=place, encoders=loaded.load(asked, encoders, place)
+    )
     give_back(place)
-    return found, loaded
+    if encoded is None:
+        return None, loaded
+    return {p: text.on(asked.workload.device) for p, text in encoded.items()}, loaded
 
 
 def _with_lora(pipe: Any, path: Path, workload: Workload) -> list[str]:
@@ -290,100 +267,20 @@ def build_pipeline(
     return pipe
 
 
-def encode_prompts(
-    source: Source, prompts: Iterable[str], *, dtype: str, device: str
-) -> dict[str, dict[str, torch.Tensor]] | None:
-    """Return the encoded prompts, with nothing but the text encoders in memory.
-
-    None if this pipeline's prompts can't be encoded ahead.
-    """
-    if source.pipeline not in _ENCODED_AS:
-        return None
-    left_out = dict.fromkeys((*source.default_components, "vae"))
-    pipe = build_pipeline(source, left_out, dtype=dtype, device=device, encoders=True)
-    return encode_with(pipe, prompts, device)
-
-
-@torch.no_grad()
-def encode_with(
-    pipe: Any, prompts: Iterable[str], device: str
-) -> dict[str, dict[str, torch.Tensor]] | None:
-    """Return, for each prompt, the keyword arguments that stand for it in the pipeline's call."""
-    names = _ENCODED_AS.get(type(pipe).__name__)
-    if names is None:
-        return None
-    accepted = inspect.signature(pipe.encode_prompt).parameters
-    extra: dict[str, Any] = {"device": device}
-    if "prompt_2" in accepted:
-        extra["prompt_2"] = None
-    if "prompt_3" in accepted:
-        extra["prompt_3"] = None
-    extra.update(text_length(pipe, accepted))
-    encoded = {}
-    with quiet_libraries():
-        for prompt in prompts:
-            values = pipe.encode_prompt(prompt=prompt, **extra)
-            encoded[prompt] = {
-                name: value
-                for name, value in zip(names, values, strict=True)
-                if name is not None and value is not None
-            }
-    return encoded
-
-
-def save_encoded(encoded: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
-    """Write encoded prompts to one safetensors file."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{number}.{name}": value.cpu().contiguous()
-        for number, kwargs in enumerate(encoded.values())
-        for name, value in kwargs.items()
-    }
-    save_file(tensors, path, metadata={"prompts": json.dumps(list(encoded))})
-
-
-def load_encoded(path: Path, device: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what `save_encoded` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        prompts = json.loads(file.metadata()["prompts"])
-        encoded: dict[str, dict[str, torch.Tensor]] = {prompt: {} for prompt in prompts}
-        for key in file.keys():  # noqa: SIM118 - a safetensors handle is no dict
-            number, _, name = key.partition(".")
-            value = file.get_tensor(key).to(device=device, copy=True)
-            encoded[prompts[int(number)]][name] = value
-    return encoded
-
-
 class Studio:
     """Makes pictures one at a time, all in the same way, and says how long each took."""
 
     def __init__(self, prepared: Prepared, workload: Workload, desk: Desk) -> None:
         self._pipe = prepared.pipe
         self._encoded = prepared.encoded
+        self._replay = None if prepared.encoded is None else PromptReplay(prepared.pipe)
         self._device = workload.device
         self._desk = desk
         self._told = 0.0
-        width, height = workload.size
-        accepted = inspect.signature(self._pipe.__call__).parameters
-        arguments: dict[str, Any] = {
-            "num_inference_steps": workload.steps,
-            "width": width,
-            "height": height,
-            "output_type": "np",
-            "guidance_scale": workload.guidance,
-            "callback_on_step_end": self._on_step,
-        }
-        if arguments["guidance_scale"] is None:
-            del arguments["guidance_scale"]
-        if self._encoded is None:
-            arguments.update(text_length(self._pipe, accepted))
-        self._arguments = {k: v for k, v in arguments.items() if k in accepted}
-        # Pipelines whose embeddings include negative ones refuse a default negative prompt text.
-        if self._encoded is not None and "negative_prompt" in accepted:
-            self._arguments["negative_prompt"] = None
+        self._workload = workload
+        self._arguments = call_arguments(self._pipe, workload)
+        if "callback_on_step_end" in inspect.signature(self._pipe.__call__).parameters:
+            self._arguments["callback_on_step_end"] = self._on_step
 
     @property
     def tells_steps(self) -> bool:
@@ -425,17 +322,7 @@ class Studio:
     @property
     def makes_several(self) -> bool:
         """Whether several pictures can be made in one go: their prompts are encoded alike."""
-        if self._encoded is None:
-            return False
-        shapes = {
-            tuple(sorted((name, tuple(value.shape)) for name, value in text.items()))
-            for text in self._encoded.values()
-        }
-        return len(shapes) == 1 and all(
-            value.ndim > 1 and len(value) == 1
-            for text in self._encoded.values()
-            for value in text.values()
-        )
+        return self._encoded is not None and joined(list(self._encoded.values())) is not None
 
     def several(self, pairs: Sequence[tuple[str, int]]) -> list[np.ndarray]:
         """Return the values of several pictures that are made in one go."""
@@ -444,15 +331,17 @@ class Studio:
     def _made(self, pairs: Sequence[tuple[str, int]]) -> np.ndarray:
         # Noise from the CPU's generator is the same on every device.
         noise = [torch.Generator("cpu").manual_seed(seed) for _, seed in pairs]
-        text: dict[str, Any] = {"prompt": pairs[0][0]}
-        if self._encoded is not None:
-            own = [self._encoded[prompt] for prompt, _ in pairs]
-            text = own[0]
-            if len(own) > 1:
-                text = {name: torch.cat([one[name] for one in own]) for name in own[0]}
+        prompts = [prompt for prompt, _ in pairs]
+        if self._replay is not None and self._encoded is not None:
+            text = joined([self._encoded[prompt] for prompt in prompts])
+            assert text is not None, "asked for by `makes_several`"
+            self._replay.says(text)
+        one = len(pairs) == 1
         with torch.no_grad(), quiet_libraries():
             made = self._pipe(
-                **text, **self._arguments, generator=noise if len(noise) > 1 else noise[0]
+                prompt=prompts[0] if one else prompts,
+                generator=noise[0] if one else noise,
+                **self._arguments,
             )
         if not hasattr(made, "images"):
             raise UnsupportedError(
@@ -465,7 +354,7 @@ class Studio:
         """Encode a prompt anew for pictures in the block: text encoders aren't what they were."""
         before = self._encoded
         if before is not None:
-            self._encoded = {**before, **(encode_with(self._pipe, [prompt], self._device) or {})}
+            self._encoded = {**before, **(encode_with(self._pipe, [prompt], self._workload) or {})}
         try:
             yield
         finally:
@@ -477,18 +366,3 @@ class Studio:
             self._told = now
             self._desk.step()
         return kwargs
-
-
-def text_length(pipe: Any, accepted) -> dict[str, int]:
-    """Return the prompt length in tokens: the pipeline's own, or its tokenizer's if that is less.
-
-    FLUX pads every prompt to 512 tokens, also for a model whose tokenizer says 32.
-    """
-    parameter = accepted.get("max_sequence_length")
-    if parameter is None or not isinstance(parameter.default, int):
-        return {}
-    tokenizers = sorted(n for n in pipe.components if n.startswith("tokenizer"))
-    longest = getattr(getattr(pipe, tokenizers[-1], None), "model_max_length", None)
-    if tokenizers and isinstance(longest, int):
-        return {"max_sequence_length": min(parameter.default, longest)}
-    return {}
