@@ -33,6 +33,7 @@ from .command_line import (
 from .errors import ArgumentError, OutputError, QuantolabError, UnsupportedError, one_of
 from .recipes import COMPUTE_DTYPES, Recipe, default_recipes
 from .run import MOST_ROUNDS, REPEATS, RUNS
+from .run.ways import OFFLOADS
 from .text_tables import printable
 from .weights import EXPORT, FORMS, REFERENCE, WORDS
 
@@ -707,11 +708,14 @@ def _add_doctor(commands) -> None:
         help="say what this machine can do, and which documented paths work on it",
         description="Say what this machine can do: versions, devices, compilers, and how fast "
         "each weights dtype is. With --paths, run every documented path on a tiny model, once "
-        "through plain Diffusers and once through quantolab (some minutes).",
+        "through plain Diffusers and once through quantolab (some minutes). With --card, compare "
+        "what an accelerator does with what the plan says of it (some minutes): the table names "
+        "neither this machine nor who uses it, and is made to be sent to others.",
         examples=(
             "quantolab doctor",
             "quantolab doctor --paths --csv paths.csv",
             "quantolab doctor --paths --via sdnq,torchao",
+            "quantolab doctor --card --csv card.csv",
         ),
         statuses={OK: "nothing is broken", SOME_FAILED: "something is; the text says what"},
     )
@@ -726,7 +730,41 @@ def _add_doctor(commands) -> None:
         "--csv",
         type=place,
         metavar="FILE",
-        help="write the matrix (without --paths, the speeds) to FILE (default: print it only)",
+        help="write the matrix, the card's table or else the speeds to FILE (default: print it "
+        "only)",
+    )
+    p.add_argument(
+        "--card",
+        action="store_true",
+        help="run the demo model on the accelerator in every weights dtype and way of offloading: "
+        "what fits, peaks predicted and measured, kernels, seconds",
+    )
+    p.add_argument(
+        "--device",
+        metavar="NAME",
+        help="with --card, which one: cuda, xpu, cuda:1, ... (default: the one there is)",
+    )
+    p.add_argument(
+        "--weights",
+        action="extend",
+        type=listed,
+        metavar="LIST",
+        help="with --card, weights words, comma-separated; may be repeated "
+        f"(default: {','.join(WORDS)})",
+    )
+    p.add_argument(
+        "--offload",
+        action="extend",
+        type=listed,
+        metavar="LIST",
+        help="with --card, ways onto the card, comma-separated; may be repeated (default: "
+        f"{','.join(OFFLOADS)})",
+    )
+    p.add_argument(
+        "--full-size",
+        action="store_true",
+        help="with --card, steps of FLUX.1-dev's denoiser too, with random weights; it takes 24 GB "
+        "of the card unquantized",
     )
     p.set_defaults(run=_doctor)
 
@@ -736,6 +774,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     if arguments.csv:
         _check_writable(arguments.csv)
+    _check_card_options(arguments)
+    if arguments.card:
+        return _card(arguments)
     words = _walked_words(arguments.via, arguments.paths)
     checkup = check_up()
     _print(text_checkup(checkup))
@@ -752,6 +793,32 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.csv and table is not None:
         _write_csv(table, arguments.csv)
     return OK if ok else SOME_FAILED
+
+
+def _check_card_options(arguments: argparse.Namespace) -> None:
+    if arguments.card:
+        if arguments.paths or arguments.via is not None:
+            raise ArgumentError("--card and --paths are two examinations; ask for one at a time")
+        return
+    for option in ("device", "weights", "offload", "full_size"):
+        if getattr(arguments, option):
+            raise ArgumentError(f"--{option.replace('_', '-')} says how --card examines, so it "
+                                "needs --card")  # fmt: skip
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from .doctor.card import broken_promises, card_table, text_card
+
+    table = card_table(
+        arguments.weights or WORDS,
+        arguments.offload or OFFLOADS,
+        device=arguments.device or "auto",
+        full_size=arguments.full_size,
+    )
+    _print(text_card(table))
+    if arguments.csv:
+        _write_csv(table, arguments.csv)
+    return SOME_FAILED if broken_promises(table) else OK
 
 
 def _walked_words(via: str | None, paths: bool) -> tuple[str, ...]:
@@ -822,8 +889,6 @@ def _completion(arguments: argparse.Namespace) -> int:
         raise UnsupportedError(
             "completion needs shtab, which isn't installed: pip install shtab"
         ) from None
-    from .run.ways import OFFLOADS
-
     # What a shell offers; all that is allowed is more.
     words = {
         "model": ("demo",),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..models.source import Source
+from ..planning.needs import Needs
+from ..recipes import Recipe
+
 
 @dataclass(frozen=True)
 class Place:
@@ -134,3 +138,40 @@ class Machine:
     extensions: tuple[Extension, ...]
     hub: Hub
     speeds: tuple[Speed, ...]
+
+
+@dataclass(frozen=True)
+class CardJob:
+    """Find out what an accelerator is, and what recipes take of it by the plan."""
+
+    device: str
+    source: Source
+    recipes: tuple[Recipe, ...]
+    size: tuple[int, int]
+    """Width and height of a picture."""
+    dtype: str
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What an accelerator is; nothing that tells it from others of its kind."""
+
+    device: str
+    """The one that is meant here."""
+    name: str
+    """As its maker calls it."""
+    memory_bytes: int
+    free_bytes: int
+    """With this process's own context on it."""
+    capability: str
+    """What decides which kernels it has."""
+    runtime: str
+    """What torch was built for."""
+    driver: str | None
+    """None where that can't be found out."""
+    torch: str
+    diffusers: str
+    transformers: str
+    quanto: str
+    needs: dict[str, Needs | None]
+    """By the label of a recipe."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +17,30 @@ from torch import nn
 from ..backends.quanto.as_shipped import extension_states, never_build
 from ..backends.quanto.kernels import kernel_of
 from ..devices import device_name, resolve_device, synchronize
-from ..errors import with_kind
+from ..errors import UnsupportedError, with_kind
 from ..loading.in_memory import quantize
+from ..measure.conditions import describe_conditions
 from ..measure.ratios import paired_ratio, verdict_words
+from ..planning.plan import recipe_needs
 from ..processes.jobs import Desk
 from ..recipes import COMPUTE_DTYPES
 from ..records import Timing
 from ..weights import REFERENCE, WORDS
 from .constants import ROUNDS, ROWS, WIDTH
-from .jobs import Device, ExamineJob, Extension, Hub, Machine, Speed
+from .jobs import (
+    CardFacts,
+    CardJob,
+    Device,
+    ExamineJob,
+    Extension,
+    Hub,
+    Machine,
+    Speed,
+)
+
+_WITH_MEMORY = ("cuda", "xpu")  # kinds of device that have one of their own
+
+_DRIVER_SECONDS = 10.0  # a driver that is asked for its version must have said it by then
 
 _SAMPLE_SECONDS = 2e-3  # one sample lasts at least so long: shorter calls are repeated in it
 
@@ -48,6 +65,40 @@ def examine(asked: ExamineJob, desk: Desk) -> Machine:
     )
 
 
+def look_at_card(asked: CardJob, desk: Desk) -> CardFacts:
+    """Return what an accelerator is, and what recipes take of it by the plan.
+
+    Raises
+    ------
+    UnsupportedError
+        If there is none that has a memory of its own.
+    """
+    device = resolve_device(asked.device)
+    kind, _, index = device.partition(":")
+    if kind not in _WITH_MEMORY:
+        raise UnsupportedError(
+            f"--card needs an accelerator with a memory of its own (cuda, xpu), and torch "
+            f"{torch.__version__} finds none here, only {device}"
+        )
+    library = getattr(torch, kind)
+    free, total = library.mem_get_info(device)
+    conditions = describe_conditions(device, None)
+    return CardFacts(
+        device=device,
+        name=conditions.device_name,
+        memory_bytes=total,
+        free_bytes=free,
+        capability=_capability(kind, int(index or library.current_device())),
+        runtime=_runtime(kind),
+        driver=_driver(kind, device),
+        torch=conditions.torch,
+        diffusers=conditions.diffusers,
+        transformers=conditions.transformers,
+        quanto=conditions.quanto,
+        needs=recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype),
+    )
+
+
 def devices() -> tuple[Device, ...]:
     """Return each device: its name, memory in bytes, and what decides which kernels it has."""
     import psutil
@@ -55,13 +106,14 @@ def devices() -> tuple[Device, ...]:
     memory = psutil.virtual_memory()
     detail = torch.backends.cpu.get_cpu_capability()
     found = [Device("cpu", device_name("cpu"), memory.total, memory.available, detail)]
-    for kind in ("cuda", "xpu"):
+    for kind in _WITH_MEMORY:
         library = getattr(torch, kind, None)
         if library is None or not library.is_available():
             continue
         for index in range(library.device_count()):
             free, total = library.mem_get_info(index)
-            name, detail = library.get_device_name(index), _capability(kind, index)
+            name = library.get_device_name(index)
+            detail = ", ".join(filter(None, (_capability(kind, index), _runtime(kind))))
             found.append(Device(f"{kind}:{index}", name, total, free, detail))
     if torch.backends.mps.is_available():
         limit = torch.mps.recommended_max_memory()
@@ -186,5 +238,31 @@ def _call(layer: nn.Module, x: torch.Tensor) -> Callable[[], Any]:
 def _capability(kind: str, index: int) -> str:
     if kind == "cuda":
         major, minor = torch.cuda.get_device_capability(index)
-        return f"compute capability {major}.{minor}, CUDA {torch.version.cuda}"
+        return f"compute capability {major}.{minor}"
     return ""
+
+
+def _runtime(kind: str) -> str:
+    """Return what torch was built for."""
+    if kind == "xpu":
+        return f"XPU {getattr(torch.version, 'xpu', None) or 'unknown'}"
+    hip = getattr(torch.version, "hip", None)
+    return f"HIP {hip}" if hip else f"CUDA {torch.version.cuda or 'unknown'}"
+
+
+def _driver(kind: str, device: str) -> str | None:
+    """Return the version of the driver, which torch knows of Intel's alone."""
+    if kind == "xpu":
+        return getattr(torch.xpu.get_device_properties(device), "driver_version", None)
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    asked = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(
+            asked, capture_output=True, text=True, timeout=_DRIVER_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = said.stdout.split()
+    return lines[0] if lines and not said.returncode else None

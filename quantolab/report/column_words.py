@@ -78,6 +78,7 @@ COLUMN_WORDS = {
     "other_bytes": "What other programs held of the accelerator's memory.",
     "backend": "Whose code quantizes: `quanto`, `sdnq`, `torchao` or `bitsandbytes`.",
     "backend_version": "Its version, where it was kept.",
-    "kernel": "What multiplies by the quantized weights, in words, where it was kept.",
+    "kernel": "What multiplies by the quantized weights, in words; absent where layers are "
+    "offloaded, and in runs that didn't keep it.",
 }
 """Column to sentence, for documentation and tooltips. Absent values are empty, never 0."""

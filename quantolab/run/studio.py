@@ -64,7 +64,7 @@ class Prepared:
     notes: tuple[str, ...]
     when_encoded: WhenEncoded
     kernel: str | None = None
-    """What multiplies by the quantized weights, in words."""
+    """What multiplies by the quantized weights, in words; None where they come and go."""
 
 
 @dataclass
@@ -99,7 +99,8 @@ class _Loaded:
         self.weight_bytes += sum(weight_bytes(module) for module in parts.values())
         more = _file_bytes(parts.values())
         self.file_bytes = None if None in (self.file_bytes, more) else self.file_bytes + more  # type: ignore[operator]
-        self.kernels |= {kernel for module in parts.values() if (kernel := kernels(module))}
+        if asked.way.offload == RESIDENT:  # else they compute elsewhere than they lie now
+            self.kernels |= {kernel for module in parts.values() if (kernel := kernels(module))}
         return parts
 
 
