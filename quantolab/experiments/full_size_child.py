@@ -170,8 +170,9 @@ class _Runner:
         """Return the longest-running kernels of one step."""
         from torch.profiler import ProfilerActivity, profile
 
-        on_gpu = self.device.startswith("cuda")
-        activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+        kinds = {"cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
+        activity = kinds.get(self.device.partition(":")[0], ProfilerActivity.CPU)
+        on_gpu = activity != ProfilerActivity.CPU
         with profile(activities=[activity]) as profiler:
             self._timed()
         rows = profiler.key_averages()

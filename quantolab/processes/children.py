@@ -1,8 +1,9 @@
 """Child processes as their parent sees them: start, watch, end; what became of each.
 
 Importing torch, Diffusers and Quanto takes seconds and happens once, in a server process that
-forks a child for each job (see `server`). Where forking isn't safe (Windows, macOS) each job
-gets a fresh process instead. The parent itself never imports torch.
+forks a child for each job (see `server`). Where forking isn't safe (Windows, macOS), or an import
+has begun with an accelerator, each job gets a fresh process instead. The parent itself never
+imports torch.
 """
 
 from __future__ import annotations
@@ -188,11 +189,20 @@ class Children:
             return _begin_alone(order, self._preload, self._environment)
         server = self._live_server()
         try:
-            return server.begin(order, cancel, stall_seconds)
+            return self._begin_at(server, order, cancel, stall_seconds)
         except JobFailed:
             if not server.gone:
                 raise
-        return self._live_server().begin(order, cancel, stall_seconds)  # once more
+        return self._begin_at(self._live_server(), order, cancel, stall_seconds)  # once more
+
+    def _begin_at(
+        self, server: _Server, order: Order, cancel: threading.Event | None, stall_seconds: float
+    ) -> _Job:
+        """Begin a job at a server, or alone where the server's forks would be refused a device."""
+        server.wait_until_ready(cancel, stall_seconds)
+        if server.forks_in_vain:
+            return _begin_alone(order, self._preload, self._environment)
+        return server.begin(order)
 
     def _live_server(self) -> _Server:
         """Return the server; one that was killed or crashed is followed by another."""
@@ -358,6 +368,8 @@ class _Server:
         self._process = _start([json.dumps(to_dict(had.preload))], environment)
         self._requests, self._told = _pipes(self._process)
         self._ready = threading.Event()
+        self.forks_in_vain = False
+        """Whether its children couldn't use an accelerator."""
         self._jobs: dict[str, _Job] = {}
         self._writing = threading.Lock()  # two requests must not mix
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -368,16 +380,14 @@ class _Server:
         """Whether it has ended, which it doesn't do of itself."""
         return self._process.poll() is not None
 
-    def begin(self, order: Order, cancel: threading.Event | None, stall_seconds: float) -> _Job:
-        """Have a job begun, when the imports are done.
+    def begin(self, order: Order) -> _Job:
+        """Have a job begun; the imports are done.
 
         Raises
         ------
-        JobFailed, Cancelled
+        JobFailed
             As `Children.run`.
         """
-        # Importing libraries is no job of the user's: no limit for jobs is too short for it.
-        self._wait_until_ready(cancel, max(stall_seconds, STALL_SECONDS))
         job = self._jobs[order.job] = _Job(lambda asks: self._write(Question(order.job, asks)))
         try:
             self._write(order)
@@ -423,8 +433,16 @@ class _Server:
         if not self._reader.is_alive():  # else something that a job started still holds it
             self._told.close()
 
-    def _wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
-        """Wait for the imports: until then it may be killed, since it has no children."""
+    def wait_until_ready(self, cancel: threading.Event | None, stall_seconds: float) -> None:
+        """Wait for the imports: until then it may be killed, since it has no children.
+
+        Raises
+        ------
+        JobFailed, Cancelled
+            As `Children.run`.
+        """
+        # Importing libraries is no job of the user's: no limit for jobs is too short for it.
+        stall_seconds = max(stall_seconds, STALL_SECONDS)
         began = time.monotonic()
         while not self._ready.wait(_POLL_SECONDS):
             _raise_if_set(cancel)
@@ -440,7 +458,8 @@ class _Server:
     def _read(self) -> None:
         """Hand events to their jobs until the process ends, which takes its jobs with it."""
         for event in _events(self._told):
-            if event.kind == "ready":
+            if event.kind in ("ready", "alone"):
+                self.forks_in_vain = event.kind == "alone"
                 self._ready.set()
             elif (job := self._jobs.get(event.job)) is not None:
                 job.inbox.put(event)

@@ -81,8 +81,9 @@ class Event:
     """What a child, or the server that starts children, tells while it works."""
 
     kind: Literal[
-        "ready", "started", "exited", "stage", "step", "picture", "file", "held", "answer"
+        "ready", "alone", "started", "exited", "stage", "step", "picture", "file", "held", "answer"
     ]
+    """``alone`` comes in place of ``ready`` where forks couldn't use an accelerator."""
     job: str = ""
     stage: str = ""
     """What begins now."""

@@ -3,6 +3,8 @@
 Started by `children.Children`, which never imports it.
 Requests come in as JSON lines on standard input, events go out as JSON lines on standard output.
 It holds no model and starts no thread, so its children begin clean and cost some milliseconds.
+Where they couldn't use an accelerator, because an import has begun with it, it says so, and is
+asked for none.
 When standard input ends (its parent is gone, even by ``kill -9``), it ends its children and
 itself, while it still imports too. What a job started ends with the job.
 """
@@ -49,7 +51,7 @@ def main() -> None:
     with _ending_with_parent():
         preload(from_dict(Preload, json.loads(sys.argv[1])))
     _adopt_orphans()
-    send(out, Event("ready"))
+    send(out, Event("ready" if forks_reach_devices() else "alone"))
     _serve(out)
 
 
@@ -106,6 +108,29 @@ def preload(wanted: Preload) -> None:
         for name in (*wanted.modules, *more):
             importlib.import_module(name)
     gc.freeze()  # nor do jobs look through it: they would copy the pages that they share
+
+
+_KINDS = ("cuda", "xpu", "mps", "mtia")  # of device, whose modules know bad forks
+
+
+def forks_reach_devices() -> bool:
+    """Return whether a process forked off this one may use an accelerator, found out by one.
+
+    Some library may have asked a driver for devices while it was imported, as transformers asks
+    for an XPU. That is a beginning, and torch refuses the device in every fork afterwards.
+    """
+    import torch
+
+    pid = os.fork()
+    if not pid:
+        refused = True
+        try:
+            modules = (getattr(torch, kind, None) for kind in _KINDS)
+            asks = (getattr(module, "_is_in_bad_fork", None) for module in modules)
+            refused = any(ask() for ask in asks if ask is not None)
+        finally:
+            os._exit(int(refused))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def send(out: int, event: Event) -> None:

@@ -96,3 +96,34 @@ def adding(asked: Start, desk: Desk) -> Add:
     found = Add(total)
     desk.hold(found, answer, Add)
     return found
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Use the accelerator of a kind, as torch would."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Reached:
+    refused: bool
+    parent: int
+
+
+REACH = JobKind(f"{NAME}:reach", Reach, Reached)
+
+
+def reach(asked: Reach, desk: Desk) -> Reached:
+    import torch
+
+    return Reached(getattr(torch, asked.kind)._is_in_bad_fork(), os.getppid())
+
+
+if BEGINS := os.environ.get("BEGINS_WITH"):  # a kind of device, as an import may begin with one
+    import torch
+
+    # What torch registers as soon as a driver was asked for devices.
+    os.register_at_fork(
+        after_in_child=lambda: setattr(getattr(torch, BEGINS), "_is_in_bad_fork", lambda: True)
+    )
