@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..files.json_objects import read_object
 from ..models.layers import kept_in_float32
 from ..models.sample_inputs import sample_inputs
 from ..models.source import Source, vae_scale
-from .needs import Activations
+from .needs import Activations, Profile
 
 _BLOCK = 512  # bytes: what accelerators' allocators round up to
-_TEXT_TOKENS = 512  # FLUX's, and no less than most others' longest prompt
-_PACKED = 16  # pixels along a side for one token of FLUX and Qwen-Image
+_MOST_TOKENS = 512  # FLUX's, and no less than most others' longest prompt
+_PACKED = 2  # latents along a side for one token of FLUX and Qwen-Image
 _BOTH_AT_ONCE = (
     "SD3Transformer2DModel", "PixArtTransformer2DModel", "SanaTransformer2DModel",
     "AuraFlowTransformer2DModel", "UNet2DConditionModel",
@@ -54,7 +56,7 @@ def activations(
         Compute dtype.
     """
     configs = [(name, str(getattr(module, "config", ""))) for name, module in modules.items()]
-    key = repr((source.pipeline, configs, size, dtype))
+    key = repr((source.pipeline, configs, size, dtype, _text_tokens(source)))
     if key not in _KNOWN:
         _KNOWN[key] = _activations(source, modules, size, dtype)
     return _KNOWN[key]
@@ -67,26 +69,39 @@ def _activations(
     source: Source, modules: Mapping[str, torch.nn.Module], size: tuple[int, int], dtype: str
 ) -> Activations:
     tile = (min(size[0], _TILE), min(size[1], _TILE))
-    denoisers = [modules[name] for name in source.denoisers if name in modules]
+    profiles = {
+        name: _denoiser(modules[name], source, size, dtype)
+        for name in source.denoisers
+        if name in modules
+    }
     encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
     return Activations(
-        _most(_denoiser(module, source, size, dtype) for module in denoisers),
+        {name: profile for name, profile in profiles.items() if profile is not None},
         _decode(modules.get("vae"), source, size, dtype),
         _decode(modules.get("vae"), source, tile, dtype),
-        _most(_encoder(module, dtype) for module in encoders),
+        _most(_encoder(module, dtype, _text_tokens(source)) for module in encoders),
     )
 
 
-def _most(found: Iterator[int | None]) -> int | None:
+def _text_tokens(source: Source) -> int:
+    """Return how many tokens prompts are padded to: no more than the tokenizer's longest."""
+    tokenizers = sorted(source.folder.glob("tokenizer*/tokenizer_config.json"))
+    if not tokenizers:  # as of models whose configuration is built in
+        return _MOST_TOKENS
+    longest = read_object(tokenizers[-1]).get("model_max_length")
+    return min(_MOST_TOKENS, longest) if isinstance(longest, int) and longest > 0 else _MOST_TOKENS
+
+
+def _most(found: Iterable[int | None]) -> int | None:
     figures = list(found)
     return None if not figures or None in figures else max(f for f in figures if f is not None)
 
 
 def _denoiser(
     module: torch.nn.Module, source: Source, size: tuple[int, int], dtype: str
-) -> int | None:
+) -> Profile | None:
     name = type(module).__name__
-    pixels = _PACKED if name in _PACKED_TOKENS else vae_scale(source)
+    pixels = vae_scale(source) * (_PACKED if name in _PACKED_TOKENS else 1)
     side = max(1, round(math.sqrt(size[0] * size[1]) / pixels))
     if name == "UNet2DConditionModel":  # its inputs come from its configuration alone
         inputs = sample_inputs(module, getattr(torch, dtype))
@@ -94,11 +109,13 @@ def _denoiser(
             inputs["sample"] = torch.empty(1, module.config.in_channels, side, side)
             inputs["sample"] = inputs["sample"].to(getattr(torch, dtype))
     else:
-        inputs = sample_inputs(module, getattr(torch, dtype), side=side, tokens=_TEXT_TOKENS)
+        inputs = sample_inputs(
+            module, getattr(torch, dtype), side=side, tokens=_text_tokens(source)
+        )
     if inputs is None:
         return None
-    took = live_bytes(module, lambda fake, given: fake(**given), inputs, dtype)
-    return took if took is None else took * (2 if name in _BOTH_AT_ONCE else 1)
+    found = profile_of(module, lambda fake, given: fake(**given), inputs, dtype)
+    return found and found.times(2 if name in _BOTH_AT_ONCE else 1)
 
 
 def _decode(
@@ -121,9 +138,9 @@ def _decode(
     return live_bytes(module, decode, {"z": latent.to(getattr(torch, kind))}, kind)
 
 
-def _encoder(module: torch.nn.Module, dtype: str) -> int | None:
-    longest = getattr(module.config, "max_position_embeddings", None) or _TEXT_TOKENS
-    inputs = sample_inputs(module, getattr(torch, dtype), tokens=min(longest, _TEXT_TOKENS))
+def _encoder(module: torch.nn.Module, dtype: str, tokens: int) -> int | None:
+    longest = getattr(module.config, "max_position_embeddings", None) or tokens
+    inputs = sample_inputs(module, getattr(torch, dtype), tokens=min(longest, tokens))
     if inputs is None:
         return None
     return live_bytes(module, lambda fake, given: fake(**given), inputs, dtype)
@@ -136,6 +153,20 @@ def live_bytes(
     dtype: str,
 ) -> int | None:
     """Return the most bytes that are alive at once, beside the weights, while a module is called.
+
+    Parameters and returns as for `profile_of`, but for the one figure.
+    """
+    found = profile_of(module, call, inputs, dtype)
+    return None if found is None else found.peak
+
+
+def profile_of(
+    module: torch.nn.Module,
+    call: Callable[[Any, dict[str, Any]], Any],
+    inputs: Mapping[str, Any],
+    dtype: str,
+) -> Profile | None:
+    """Return how many bytes are alive, beside the weights, while a module is called.
 
     Parameters
     ----------
@@ -150,7 +181,7 @@ def live_bytes(
 
     Returns
     -------
-    int or None
+    Profile or None
         None where the module can't be run without values.
     """
     for short in (True, False):
@@ -161,33 +192,63 @@ def live_bytes(
             )
             with (
                 mode,
-                _shortened(module, short),
+                _shortened(module, short) as left_out,
                 _without_values(module, dtype),
+                live.watching(module),
                 torch.no_grad(),
                 live,
             ):
                 call(module, given)
-            return live.peak
+            moments = live.moments
+            for blocks, count in left_out:
+                moments = _with_left_out(moments, blocks, count)
+            return Profile(live.peak, moments)
         except Exception:  # what a class does with values, or its depth, nobody can list
             continue
     return None
 
 
 @contextmanager
-def _shortened(module: torch.nn.Module, short: bool) -> Iterator[None]:
-    """Leave out equal blocks for a while: what one leaves alive is what the next one takes."""
-    before = []
-    for part in list(module.modules()) if short else []:
+def _shortened(module: torch.nn.Module, short: bool) -> Iterator[list[tuple[str, int]]]:
+    """Leave out equal blocks for a while: what one leaves alive is what the next one takes.
+
+    Yields the path of each such list of blocks and how many there are, outermost first.
+    """
+    before, found = [], []
+    for path, part in list(module.named_modules()) if short else []:
         for name, blocks in list(part._modules.items()):
             many = isinstance(blocks, torch.nn.ModuleList) and len(blocks) > _ENOUGH
             if many and len({type(block) for block in blocks}) == 1:
                 before.append((part, name, blocks))
+                found.append((f"{path}.{name}".lstrip("."), len(blocks)))
                 part._modules[name] = torch.nn.ModuleList([*blocks[: _ENOUGH - 1], blocks[-1]])
     try:
-        yield
+        yield found
     finally:
         for part, name, blocks in before:
             part._modules[name] = blocks
+
+
+def _with_left_out(moments: Mapping[str, int], blocks: str, count: int) -> dict[str, int]:
+    """Return figures by path for all blocks of a list; those left out are as the one before."""
+    found = {}
+    for path, figure in moments.items():
+        head, number, rest = _in_list(path, blocks)
+        if number is None:
+            found[path] = figure
+            continue
+        last, before_last = number == _ENOUGH - 1, number == _ENOUGH - 2
+        numbers = [count - 1] if last else [*range(number, count - 1)] if before_last else [number]
+        found.update({f"{head}.{n}{rest}": figure for n in numbers})
+    return found
+
+
+def _in_list(path: str, blocks: str) -> tuple[str, int | None, str]:
+    """Return the list, the number in it and the rest of a path; None where it isn't in the list."""
+    if not path.startswith(f"{blocks}."):
+        return path, None, ""
+    number, dot, rest = path[len(blocks) + 1 :].partition(".")
+    return blocks, int(number), dot + rest
 
 
 class _without_values:
@@ -235,7 +296,32 @@ class _Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.moments: dict[str, int] = {}
+        """The most while each module with weights of its own ran, by path."""
+        self._running: dict[str, int] = {}
         self._watched: dict[int, weakref.ref[Any]] = {}
+
+    @contextmanager
+    def watching(self, module: torch.nn.Module) -> Iterator[None]:
+        """See to what is alive while each part with weights of its own runs."""
+
+        def begins(path: str, *_: Any) -> None:
+            self._running[path] = self.now
+
+        def ends(path: str, *_: Any) -> None:
+            most = self._running.pop(path, 0)
+            self.moments[path] = max(self.moments.get(path, 0), most)
+
+        handles = []
+        for path, part in module.named_modules():
+            if next(part.parameters(recurse=False), None) is not None:
+                handles.append(part.register_forward_pre_hook(partial(begins, path)))
+                handles.append(part.register_forward_hook(partial(ends, path)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -258,6 +344,8 @@ class _Live(TorchDispatchMode):
             return
         self.now += count
         self.peak = max(self.peak, self.now)
+        for path, most in self._running.items():
+            self._running[path] = max(most, self.now)
 
         def freed(_: object, key: int = key, count: int = count) -> None:
             self._watched.pop(key, None)

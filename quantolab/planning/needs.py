@@ -5,11 +5,12 @@ All of it is arithmetic over shapes; nothing here was measured on a card.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..weights import COMPUTE_BYTES, REFERENCE, weights_of
+from ..weights import COMPUTE_BYTES, weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +21,30 @@ CONTEXT_BYTES = 500_000_000
 """What an accelerator's own context is taken to need in each process (0.3 to 0.5 GB on NVIDIA's
 cards, by their size and driver)."""
 
-_TIMES_8_BITS, _TIMES_LESS = 1, 3
-"""Copies in the compute dtype that a generic product makes of a quantized weight. A layer that is
-quantized on a card takes the latter too."""
+_COPIES_WHILE_QUANTIZED = 3
+"""Of a layer that is quantized on a card."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Bytes beside the weights while a denoiser runs, unquantized."""
+
+    peak: int
+    """The most at once."""
+    moments: Mapping[str, int]
+    """The most while each module with weights of its own runs, by its path."""
+
+    def times(self, pictures: int) -> Profile:
+        """Return the same for several pictures at once."""
+        return Profile(self.peak * pictures, {n: m * pictures for n, m in self.moments.items()})
 
 
 @dataclass(frozen=True)
 class Activations:
     """Bytes beside the weights while each part runs; None where its class isn't known here."""
 
-    denoiser: int | None
+    denoisers: Mapping[str, Profile]
+    """Of those whose class is known, by name."""
     decode: int | None
     decode_tiled: int | None
     encode: int | None
@@ -43,12 +58,16 @@ class PartBytes:
     held: int
     largest_layer: int
     """Bytes of its largest Linear layer in the compute dtype; 0 where nothing is quantized."""
-    times: int
-    """Copies of that layer which a product makes beside it."""
-    largest_blocks: int
-    """What group offloading keeps: the parts outside its blocks, and the two largest blocks."""
-    largest_leaf: int
-    """The largest module of its own weights: what sequential offloading keeps."""
+    largest_module: int
+    """The most that one of its modules holds by itself."""
+    quantized: bool
+    step: int | None = None
+    """Of a denoiser: what it takes beside its weights while it runs; None if that isn't known."""
+    step_in_groups: int | None = None
+    """The same, and the weights that group offloading keeps then: those outside its blocks, and
+    one block."""
+    step_by_layers: int | None = None
+    """The same, and the weights of the one module that sequential offloading keeps then."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,8 @@ class Needs:
     model: int | None
     """One part at a time, with tiles: Diffusers' model offload."""
     group: int | None
-    """Two blocks of the denoiser at a time, with tiles: Diffusers' group offloading."""
+    """One block of the denoiser at a time beside all of the VAE, with tiles: Diffusers' group
+    offloading."""
     sequential: int | None
     """One layer at a time, with tiles: accelerate's sequential offload."""
 
@@ -81,41 +101,74 @@ class Needs:
 
 
 def part_bytes(
-    name: str, module: torch.nn.Module, resolved: Resolved, held: int, dtype: str
+    name: str,
+    module: torch.nn.Module,
+    resolved: Resolved,
+    own: Mapping[str, int],
+    dtype: str,
+    profile: Profile | None,
 ) -> PartBytes:
-    """Return what is to be known of one component under one recipe."""
+    """Return what is to be known of one component under one recipe.
+
+    Parameters
+    ----------
+    name, module : str, torch.nn.Module
+        The component.
+    resolved : Resolved
+        What the recipe means for it.
+    own : mapping of str to int
+        What each of its modules holds by itself, by path.
+    dtype : str
+        Compute dtype.
+    profile : Profile or None
+        Of a denoiser whose class is known.
+    """
     unit = COMPUTE_BYTES[dtype]
-    largest = max(resolved.quantized, key=lambda c: c.layer.parameters, default=None)
-    share = held / max(1, sum(p.numel() for p in module.parameters()))
-    times = 0
-    if largest is not None and largest.word != REFERENCE:
-        times = _TIMES_LESS if weights_of(largest.word).grouped else _TIMES_8_BITS
-    return PartBytes(
-        name,
-        held,
-        0 if largest is None else largest.layer.parameters * unit,
-        times,
-        round(_blocks(module) * share),
-        round(_leaf(module) * share),
+    largest = max((c.layer.parameters for c in resolved.quantized), default=0)
+    part = PartBytes(
+        name, sum(own.values()), largest * unit, max(own.values()), bool(resolved.quantized)
+    )
+    if profile is None:
+        return part
+    copies = {
+        c.layer.path: round(_copies(c.word) * c.layer.parameters * unit) for c in resolved.quantized
+    }
+    beside = {path: most + copies.get(path, 0) for path, most in profile.moments.items()}
+    block_of = {path: _block_of(module, path) for path in own}
+    blocks: dict[str, int] = {}
+    for path, block in block_of.items():
+        blocks[block] = blocks.get(block, 0) + own[path]
+    outside = blocks.pop("", 0)
+    return dataclasses.replace(
+        part,
+        step=max((profile.peak, *beside.values())),
+        step_in_groups=outside
+        + max(most + blocks.get(_block_of(module, path), 0) for path, most in beside.items()),
+        step_by_layers=max(most + own.get(path, 0) for path, most in beside.items()),
     )
 
 
-def _blocks(module: torch.nn.Module) -> int:
+def _copies(word: str) -> float:
+    """Return how many copies in the compute dtype a generic product makes of a quantized weight.
+
+    Those of Quanto's ``library/qbytes_mm.py`` and ``QBitsTensor.dequantize``: integers are scaled
+    into one, floats are widened before that, and less than 8 bits are unpacked to bytes.
+    """
+    row = weights_of(word)
+    if row.grouped:
+        return 1.5
+    return 2 if row.floating else 1
+
+
+def _block_of(module: torch.nn.Module, path: str) -> str:
+    """Return the block of a denoiser's own lists that a path leads into; empty if into none."""
     import torch
 
+    name, _, rest = path.partition(".")
     lists = (torch.nn.ModuleList, torch.nn.Sequential)
-    blocks = [block for child in module.children() if isinstance(child, lists) for block in child]
-    sizes = sorted((_count(block) for block in blocks), reverse=True)
-    return _count(module) - sum(sizes) + sum(sizes[:2])
-
-
-def _leaf(module: torch.nn.Module) -> int:
-    own = (sum(p.numel() for p in part.parameters(recurse=False)) for part in module.modules())
-    return max(own, default=0)
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    if not rest or not isinstance(module._modules.get(name), lists):
+        return ""
+    return f"{name}.{rest.partition('.')[0]}"
 
 
 def needs(parts: Mapping[str, PartBytes], denoisers: tuple[str, ...], found: Activations) -> Needs:
@@ -133,34 +186,43 @@ def needs(parts: Mapping[str, PartBytes], denoisers: tuple[str, ...], found: Act
     encoders = [part for name, part in parts.items() if name.startswith("text_encoder")]
     rest = [part for part in parts.values() if part not in encoders]
     own = [part for part in rest if part.name in denoisers]
-    beside = max((part.times * part.largest_layer for part in own), default=0)
-    stepping = None if found.denoiser is None else found.denoiser + beside
-    loading = max((_TIMES_LESS * part.largest_layer for part in own), default=0)
-
-    def picture(held: int, decode: int | None) -> int | None:
-        if stepping is None or decode is None:
-            return None
-        return held + max(stepping, decode, loading) + CONTEXT_BYTES
-
     vae = sum(part.held for part in rest if part not in own)
-
-    def in_turn(kept: int) -> int | None:
-        if stepping is None or found.decode_tiled is None:
-            return None
-        return max(kept + stepping, vae + found.decode_tiled) + CONTEXT_BYTES
-
-    group = picture(sum(part.largest_blocks for part in own) + vae, found.decode_tiled)
     held = sum(part.held for part in rest)
+    loading = max((_COPIES_WHILE_QUANTIZED * part.largest_layer for part in own), default=0)
+
+    def picture(decode: int | None) -> int | None:
+        step = _most(part.step for part in own)
+        if step is None or decode is None:
+            return None
+        return held + max(step, decode, loading) + CONTEXT_BYTES
+
+    def in_turn(running: int | None, decoding: int = vae, always: int = 0) -> int | None:
+        # The denoiser, or what was kept of it, has gone when the VAE decodes.
+        if running is None or found.decode_tiled is None:
+            return None
+        return max(always + running, decoding + found.decode_tiled) + CONTEXT_BYTES
+
     encode = None
     if encoders and found.encode is not None:
-        placing = max(_TIMES_LESS * part.largest_layer * bool(part.times) for part in encoders)
+        placing = max(
+            _COPIES_WHILE_QUANTIZED * part.largest_layer * part.quantized for part in encoders
+        )
         held_then = sum(part.held for part in encoders)
         encode = held_then + max(found.encode, placing) + CONTEXT_BYTES
     return Needs(
         encode,
-        picture(held, found.decode),
-        picture(held, found.decode_tiled),
-        in_turn(max((part.held for part in own), default=0)),
-        group,
-        in_turn(max((part.largest_leaf for part in own), default=0)),
+        picture(found.decode),
+        picture(found.decode_tiled),
+        in_turn(_most(part.step and part.held + part.step for part in own)),
+        in_turn(_most(part.step_in_groups for part in own), always=vae),
+        in_turn(
+            _most(part.step_by_layers for part in own),
+            max((part.largest_module for part in rest if part not in own), default=0),
+        ),
     )
+
+
+def _most(figures: Iterable[int | None]) -> int | None:
+    """Return the most; None if one isn't known, or there is none."""
+    known = list(figures)
+    return None if not known or None in known else max(n for n in known if n is not None)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..files.whole import write_whole
+
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
@@ -16,6 +18,12 @@ def write_configs(pipe: DiffusionPipeline, folder: Path) -> Path:
     """Write what describes a pipeline and its parts, no weights, into a folder; return it."""
     pipe.save_config(folder)
     for name, part in pipe.components.items():
+        longest = getattr(part, "model_max_length", None)  # a tokenizer's
+        if isinstance(longest, int):
+            (folder / name).mkdir()
+            write_whole(
+                folder / name / "tokenizer_config.json", json.dumps({"model_max_length": longest})
+            )
         if not isinstance(part, torch.nn.Module):
             continue
         config = getattr(part, "config", None)

@@ -35,7 +35,7 @@ from ..shapes import Layer
 from ..units import format_bytes, parse_bytes
 from ..weights import REFERENCE, WORDS
 from .needs import Activations, Needs, needs, part_bytes
-from .predict import predict_weight_bytes
+from .predict import bytes_by_module, predict_weight_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -328,8 +328,9 @@ def _needs(
     for part in parts:
         share = asked.quantized.get(part.name, reference_share(part.name))
         resolved = resolve(part.module, share, dtype=dtype, strict=False)
-        weights = predict_weight_bytes(part.module, resolved.words, dtype)
-        held[part.name] = part_bytes(part.name, part.module, resolved, weights, dtype)
+        own = bytes_by_module(part.module, resolved.words, dtype)
+        profile = found.denoisers.get(part.name)
+        held[part.name] = part_bytes(part.name, part.module, resolved, own, dtype, profile)
     return needs(held, source.denoisers, found)
 
 

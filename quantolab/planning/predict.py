@@ -5,6 +5,7 @@ The formulae of each weights word stand with its backend (`quantolab.backends`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -28,19 +29,31 @@ def predict_weight_bytes(module: torch.nn.Module, words: Mapping[str, str], dtyp
     dtype : str
         Compute dtype.
     """
-    layers = [layer for layer in linear_layers(module) if layer.path in words]
-    total = sum(layer_bytes(layer, words[layer.path], dtype) for layer in layers)
-    quantized = {f"{layer.path}.weight" for layer in layers}
+    return sum(bytes_by_module(module, words, dtype).values())
+
+
+def bytes_by_module(
+    module: torch.nn.Module, words: Mapping[str, str], dtype: str
+) -> dict[str, int]:
+    """Return the same by the path of the module that each parameter and buffer belongs to.
+
+    Parameters as for `predict_weight_bytes`.
+    """
+    found: dict[str, int] = defaultdict(int)
+    for layer in linear_layers(module):
+        if layer.path in words:
+            found[layer.path] += layer_bytes(layer, words[layer.path], dtype)
     for name, parameter in module.named_parameters():  # tied parameters come once
-        if name not in quantized:
-            total += parameter.numel() * _bytes_each(module, name, parameter, dtype)
+        owner, _, leaf = name.rpartition(".")
+        if leaf != "weight" or owner not in words:
+            found[owner] += parameter.numel() * _bytes_each(module, name, parameter, dtype)
     for name, buffer in module.named_buffers():
         owner, _, leaf = name.rpartition(".")
         loose = leaf in module.get_submodule(owner)._non_persistent_buffers_set
         # Buffers that no file holds keep the dtype they were computed in.
         unit = buffer.element_size() if loose else _bytes_each(module, name, buffer, dtype)
-        total += buffer.numel() * unit
-    return total
+        found[owner] += buffer.numel() * unit
+    return dict(found)
 
 
 def _bytes_each(module: torch.nn.Module, name: str, tensor: torch.Tensor, dtype: str) -> int:

@@ -55,9 +55,9 @@ def _path() -> str:
 def test_card(tmp_path_factory):
     """Return a function that makes a card of so many bytes, one for each device."""
 
-    def make(*sizes: int, context: int = 0) -> TestCard:
+    def make(*sizes: int, context: int = 0, **more: int) -> TestCard:
         folder = tmp_path_factory.mktemp("card")
-        said = {"bytes": sizes, "context": context, "folder": str(folder)}
+        said = {"bytes": sizes, "context": context, "folder": str(folder), **more}
         environment = {
             **os.environ,
             "QUANTOLAB_TEST_CARD": json.dumps(said),

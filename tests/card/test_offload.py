@@ -15,7 +15,10 @@ def too_small(test_card, pipeline_folder, tmp_path_factory):
     table = plan(pipeline_folder, ["none", "int8"], size=(32, 32))
     needed = table[table.component == PIPELINE].set_index("recipe").resident_bytes
     size = (needed["none"] + needed["int8"]) // 2
-    card, out = test_card(size, context=500_000_000), tmp_path_factory.mktemp("run") / "out"
+    card, out = (
+        test_card(size, context=500_000_000, block=2),
+        tmp_path_factory.mktemp("run") / "out",
+    )
     done = card.command(
         "compare", str(pipeline_folder), "--weights", "none,int8", "--device", "cuda",
         *ASKED, "--out", str(out),
@@ -61,7 +64,11 @@ def test_a_way_that_is_asked_for_is_all_recipes(test_card, pipeline_folder, tmp_
 def without_reference(test_card, pipeline_folder, too_small, tmp_path_factory):
     """A card that the reference can't be had on, in the one way that is asked for."""
     *_, size = too_small
-    card, out = test_card(size, context=500_000_000), tmp_path_factory.mktemp("run") / "out"
+    size += 1_000_000  # a part of the file, which weighs nothing beside a real model
+    card, out = (
+        test_card(size, context=500_000_000, block=2),
+        tmp_path_factory.mktemp("run") / "out",
+    )
     words = (
         "compare", str(pipeline_folder), "--weights", "none,int8,int4", "--device", "cuda",
         "--offload", "none", *ASKED, "--out", str(out),

@@ -31,7 +31,7 @@ def test_what_fits_16_gb(flux):
     assert fit_sentences(flux) == [
         "compare at 1024x1024 fits into 17.2 GB with float8 (14.2 GB), int8 (14.2 GB), int4 "
         "(8.61 GB) or int2 (5.63 GB).",
-        "none (2.64 GB) fits with --offload group.",
+        "none (1.77 GB) fits with --offload group.",
         "Encoding prompts takes 10.4 GB before: it fits.",
         "The weights of all parts at once fit with int4 or int2.",
         "With the text encoders quantized too: transformer float8 or int8 with the text encoders "
@@ -45,8 +45,8 @@ def test_a_card_that_is_too_small_is_told_what_would_do():
     said = fit_sentences(plan("FLUX.1-dev", ["none", "int8", "int4"], vram="8GB"))
     assert said[:3] == [
         "compare at 1024x1024 fits into 8.59 GB with no recipe while all of it is on the card.",
-        "int4 (7.82 GB) fits with a tiled VAE.",
-        "none (2.64 GB) and int8 (2.01 GB) fit with --offload group.",
+        "int4 (7.54 GB) fits with a tiled VAE.",
+        "none (1.77 GB) and int8 (1.41 GB) fit with --offload group.",
     ]
     assert "it doesn't fit, so the processor encodes" in said[3]
     assert "can't be had there in any way" in fit_sentences(plan("FLUX.1-dev", vram="1GB"))[1]

@@ -6,7 +6,8 @@ answer for themselves alone. What it isn't: fast, or a judge of kernels. It says
 for every special kernel (compute capability 7.5), so weights are in their generic classes.
 
 ``QUANTOLAB_TEST_CARD`` holds a JSON object: ``bytes``, a list with the size of each device;
-``context``, what each process takes beside its tensors; ``folder``, where processes count together
+``context``, what each process takes beside its tensors; ``block``, what the allocator rounds up to,
+where a model is a scaled-down one; ``folder``, where processes count together
 and log what they do.
 """
 
@@ -127,7 +128,7 @@ class Card:
     def __init__(self, said: dict) -> None:
         self.folder = Path(said["folder"])
         self.ledger = Ledger(self.folder)
-        context = said.get("context", 0)
+        context, self.block = said.get("context", 0), said.get("block", BLOCK)
         self.devices = [
             Device(i, size, context, self.ledger) for i, size in enumerate(said["bytes"])
         ]
@@ -175,7 +176,7 @@ class Card:
             key, count = storage._cdata, storage.nbytes()
             if key in self._places or not count:
                 continue
-            count = -(-count // BLOCK) * BLOCK
+            count = -(-count // self.block) * self.block
             self.device(index).take(count)
             self._places[key] = index, count
 
@@ -313,6 +314,11 @@ class _Operations(TorchDispatchMode):
         if any(type(t) not in _PLAIN for t in given):
             return NotImplemented
         places = {self.card.place_of(t) for t in given if t.dim()}
+        if function._schema.name == "quanto::qbytes_mm" and places != {None}:
+            from optimum.quanto.library.qbytes_mm import qbytes_mm
+
+            with self:  # a card has no packed product, and counts what the plain one makes
+                return qbytes_mm(*args)
         made = function(*args, **(kwargs or {}))
         index = next((place for place in places if place is not None), None)
         if index is None:
