@@ -1,12 +1,13 @@
 """Is a word a layer worth it? Pictures of advised recipes against plain dtypes, byte for byte.
 
     python tests/benchmarks/advice.py [--model MODEL] [--budgets 2386369,...] [--steps 10]
-                                      [--earlier FILE] [--out FOLDER]
+                                      [--earlier FILE] [--dtype DTYPE] [--out FOLDER]
 
 For each budget the advised recipe, the best plain dtype that fits and, with ``--earlier``, what
 another version advised (``{budget: [weights, [skip, ...]]}`` as JSON; ``advice_0_1_0.json``
 beside this has 0.1.0's for the demo model) are made into pictures of the same prompts, none of
-which the advice has seen. Prints a table; ``--out`` keeps the run.
+which the advice has seen, in a compute dtype, with the noise floor that its rounding makes. Prints
+a table; ``--out`` keeps the run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--budgets", default=BUDGETS)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--earlier", type=Path)
+    parser.add_argument("--dtype", default="bfloat16", help="of the pictures that judge")
     parser.add_argument("--results", type=Path, help="file that keeps the sensitivities")
     parser.add_argument("--out")
     asked = parser.parse_args()
@@ -49,7 +51,8 @@ def main() -> None:
     )
     run = ql.compare(
         asked.model, list(recipes), PROMPTS, repeats=1, out=asked.out,
-        resume=bool(asked.out and (Path(asked.out) / "run.json").exists()), **quiet,
+        resume=bool(asked.out and (Path(asked.out) / "run.json").exists()), dtype=asked.dtype,
+        **quiet,
     )  # fmt: skip
     table = ql.results_table(run).set_index("recipe")
     heads = ("bytes", "best plain dtype", "earlier advice", "advised", "same from halves")
@@ -64,6 +67,8 @@ def main() -> None:
         cells.append(f"**{table.psnr_db[new.label]:.1f} dB**")
         cells.append(f"{100 * (advice_of(new).same_from_halves or 0):.0f} %")
         sys.stdout.write("| " + " | ".join(cells) + " |\n")
+    floor = [picture.psnr_db for picture in run.floor]
+    sys.stdout.write(f"noise floor in {asked.dtype}: {floor} dB, picture by picture\n")
 
 
 if __name__ == "__main__":
