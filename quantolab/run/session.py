@@ -18,7 +18,7 @@ from ..processes.jobs import Asked, Event, Found, JobKind
 from ..recipes import Recipe
 from ..records import ModelContent, Trial
 from .asked import Request
-from .jobs import EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
+from .jobs import MAKING, EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
 from .preloads import preload_of
 from .ways import RESIDENT, Way, check_offload, chosen_ways, milder, way_words
@@ -61,6 +61,9 @@ class Progress:
     """The picture that has just been made, if one has."""
     doing: tuple[tuple[str, str], ...] = ()
     """Which worker does what, where several do something at once."""
+    own_eta_seconds: float | None = None
+    """Seconds until this recipe's pictures are made, while they are, as soon as there is something
+    to judge by."""
 
     @property
     def says(self) -> str:
@@ -73,6 +76,29 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+
+
+class _Pace:
+    """How long a picture takes. The first doesn't count: what is paid once is in it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first: float | None = None
+        self.since_first = 0
+
+    def picture(self) -> None:
+        """Count one that has just been made."""
+        if self._first is None:
+            self._first = self._clock()
+        else:
+            self.since_first += 1
+
+    def seconds_for(self, pictures: int) -> float | None:
+        """Return how long so many more take; None as long as there is nothing to judge by."""
+        if self._first is None or not self.since_first:
+            return None
+        each = (self._clock() - self._first) / self.since_first
+        return max(0.0, each * pictures)
 
 
 class Session:
@@ -119,8 +145,7 @@ class Session:
         self.doing: tuple[tuple[str, str], ...] = ()
         self._clock = clock
         self._started = clock()
-        self._first_picture: float | None = None
-        self._since_first = 0
+        self._pace, self._own_pace = _Pace(clock), _Pace(clock)
         self.ways: dict[str, Way] = {}
         self.way_note: str | None = None
         """How recipes run that don't fit as they are, in one line."""
@@ -145,10 +170,10 @@ class Session:
 
     def tell(self, trial: Trial | None = None, picture: MadePicture | None = None) -> None:
         """Let the watcher know how things stand."""
-        eta = None
-        if self._since_first and self._first_picture is not None:
-            each = (self._clock() - self._first_picture) / self._since_first
-            eta = max(0.0, each * (self.total - self.done))
+        eta, own = self._pace.seconds_for(self.total - self.done), None
+        if self.label and self.stage == MAKING:
+            left = len(self.request.workload.pairs) - 1 - self._own_pace.since_first
+            own = self._own_pace.seconds_for(left)
         self._watch(
             Progress(
                 self.stage,
@@ -161,11 +186,14 @@ class Session:
                 self.round,
                 picture,
                 self.doing,
+                own,
             )
         )
 
     def enter_stage(self, stage: str, label: str | None = None) -> None:
         """Go on to another stage and tell it."""
+        if label != self.label:
+            self._own_pace = _Pace(self._clock)
         self.stage, self.label = stage, label
         self.tell()
 
@@ -320,10 +348,8 @@ class Session:
 
     def picture_made(self) -> None:
         """Count a picture for the seconds to go."""
-        if self._first_picture is None:
-            self._first_picture = self._clock()
-        else:
-            self._since_first += 1
+        self._pace.picture()
+        self._own_pace.picture()
 
     def _on_event(self, event: Event) -> None:
         made = None

@@ -729,7 +729,9 @@ def _progress_words(progress: Progress) -> str:
         return f"{said[0].upper()}{said[1:]}…"
     if progress.label is None:
         return f"{progress.stage[0].upper()}{progress.stage[1:]}…"
-    return f"{progress.label}: {progress.says}…"
+    togo = progress.own_eta_seconds
+    rest = "" if not togo else f", {format_roughly(togo)} to go"
+    return f"{progress.label}: {progress.says}{rest}…"
 
 
 def _shortest(folder: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from quantolab.processes.jobs import Event
 from quantolab.run import session as session_room
 from quantolab.run.asked import check_request
+from quantolab.run.jobs import MAKING
 from quantolab.run.session import Session
 
 PICTURE = Event("picture")
@@ -78,3 +80,16 @@ def test_pictures_that_were_there_or_are_not_made_are_not_waited_for(run):
 
 def test_more_pictures_than_expected_leave_nothing_to_wait_for(run):
     assert run.tell(*[(1.0, PICTURE)] * 12).eta_seconds == 0.0
+
+
+def test_a_recipe_has_its_own_seconds_to_go(run):
+    """While its pictures are made: of a slower recipe they say more than the average does."""
+    pairs = [("a", seed) for seed in range(4)]
+    run.session.request = SimpleNamespace(workload=SimpleNamespace(pairs=pairs))
+    made = [Event("stage", stage=MAKING), PICTURE, PICTURE]
+    for label, seconds in (("int8", 1.0), ("int2", 5.0)):
+        run.session.enter_stage("loading", label)
+        assert run.progress[-1].own_eta_seconds is None
+        told = run.tell(*[(seconds, event) for event in made])
+        assert told.own_eta_seconds == 2 * seconds
+    assert run.tell((0.0, Event("stage", stage="timing"))).own_eta_seconds is None
