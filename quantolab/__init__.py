@@ -53,6 +53,7 @@ _ROOMS = {
     "choose": "report.choosing",
     "image_grid": "report.figures",
     "plot_tradeoff": "report.figures",
+    "plot_payback": "report.payback",
     "save_comparison": "report.files",
     "load_comparison": "report.files",
     "merge": "report.files",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from .report.figures import image_grid, plot_tradeoff
     from .report.files import load_comparison, merge, save_comparison
     from .report.listing import runs
+    from .report.payback import plot_payback
     from .report.shown import Comparison, Trial
     from .report.tables import results_table
     from .run.calibrating import calibrate

@@ -256,6 +256,7 @@ KINDS = {
     "DiffusionPipeline": Kind("a pipeline of Diffusers", _of_class("diffusers:DiffusionPipeline")),
     "pandas.DataFrame": _TABLE,
     "pd.DataFrame": _TABLE,
+    "pandas.Series": Kind("a row of a table (a pandas.Series)", _of_class("pandas:Series")),
     "Axes": Kind("Axes of matplotlib", _of_class("matplotlib.axes:Axes")),
     "threading.Event": Kind("a threading.Event", _with("is_set")),
     "Callable": _CALLABLE,

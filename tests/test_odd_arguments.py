@@ -68,6 +68,7 @@ NEEDED = {
     "a Recipe": "int8",
     "a pipeline": object.__new__(DiffusionPipeline),
     "a list": ["a circle"],
+    "a dict": {"status": "ok"},
     "": None,
 }
 
@@ -98,6 +99,7 @@ def _allowed(said: str, odd: str) -> bool:
         "function": ("a function",),
         "class": ("a function",),
         "bytes": ("bytes",),
+        "dict": ("of text to anything",),
     }
     return any(word in said for word in words.get(odd, ()))
 

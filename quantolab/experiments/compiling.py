@@ -165,7 +165,9 @@ def report_of(rows: Iterable[dict]) -> pandas.DataFrame:
     """Return the report that rows make, also when some are still missing."""
     import pandas as pd
 
-    return _against_reference(pd.DataFrame(list(rows), columns=_COLUMNS))
+    from ..report.compile_frame import CompileFrame
+
+    return CompileFrame(_against_reference(pd.DataFrame(list(rows), columns=_COLUMNS)))
 
 
 def _rows(

@@ -18,6 +18,8 @@ HEADERS = (
     "eager picture", "compiled picture", "compiled is", "pays",
 )  # fmt: skip
 
+ALIGN = "lllrrrrrrll"
+
 Row = Mapping[str, Any]
 
 NEVER = math.inf

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .. import units
+from ..arguments import public
+from ..errors import ArgumentError
+from ..records import OK
 from .compiled import name, never_pays, payback_range, pays
 from .lettering import page_axes, wrapped
+
+if TYPE_CHECKING:
+    import pandas
 
 EAGER_COLOUR, COMPILED_COLOUR = "#D55E00", "#0072B2"  # of Okabe and Ito's, as in the trade-off
 _ON_DARK = {EAGER_COLOUR: "#E69F00", COMPILED_COLOUR: "#56B4E9"}
@@ -89,13 +95,16 @@ def _axis_end(break_even: int | None, high: int | None) -> int:
     return max(_LEAST, math.ceil(_BEYOND * break_even), math.ceil(_BEYOND_RANGE * high))
 
 
-def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False) -> Axes:
+@public
+def plot_payback(
+    row: Mapping[str, Any] | pandas.Series, ax: Axes | None = None, *, dark: bool = False
+) -> Axes:
     """Draw the seconds that so many pictures take, eager and compiled, and where they cross.
 
     Parameters
     ----------
-    values : Payback
-        From `payback`.
+    row : mapping or pandas.Series
+        A row of a `compile_report` whose status is ok.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default a figure of its own, with nothing behind it.
     dark : bool
@@ -104,7 +113,26 @@ def plot_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False)
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    ArgumentError
+        If the row has no such figures.
+
+    Examples
+    --------
+    >>> report = compile_report("demo", ["int8"])
+    >>> plot_payback(report.iloc[0])
     """
+    values = dict(row)
+    if values.get("status") != OK:
+        status = values.get("status", "not of a compile report")
+        raise ArgumentError(f"drawn is a row of a compile report that is ok; this is {status}")
+    return draw_payback(payback(values), ax, dark=dark)
+
+
+def draw_payback(values: Payback, ax: Axes | None = None, *, dark: bool = False) -> Axes:
+    """Draw what `payback` returned; other parameters as for `plot_payback`."""
     if ax is None:
         ax = page_axes((6.4, 3.2), (0.11, 0.16, 0.77, 0.66), dark=dark, dpi=160)
     colours = _ON_DARK if dark else {colour: colour for colour in _ON_DARK}

@@ -273,17 +273,17 @@ def _table_html(
         said = "running" if cell == running else "waiting"
         cells.append((*cell, said, *[""] * (len(compiled.HEADERS) - 3)))
     notes = compiled.notes(rows)
-    return table(compiled.HEADERS, cells, align="lllrrrrrrll") + "".join(map(note, notes))
+    return table(compiled.HEADERS, cells, align=compiled.ALIGN) + "".join(map(note, notes))
 
 
 def _plot_html(row: dict[str, Any]) -> str:
     """Return the plot twice, for light and for dark pages; panel.css shows the one that fits."""
     from ..report.lettering import png
-    from ..report.payback import payback, plot_payback
+    from ..report.payback import draw_payback, payback
 
     values, images = payback(row), []
     for dark, style in ((False, "background:#fff;border-radius:4px"), (True, "display:none")):
-        figure = plot_payback(values, dark=dark).get_figure(root=True)
+        figure = draw_payback(values, dark=dark).get_figure(root=True)
         data = base64.b64encode(png(figure)).decode()
         images.append(
             f"<img class='ql-on-{'dark' if dark else 'light'}' style='width:640px;max-width:100%;"

@@ -2,11 +2,14 @@
 
 import math
 
+import pandas
 import pytest
 from compiled_rows import ROW
 
+from quantolab.errors import ArgumentError
+from quantolab.experiments.compiling import report_of
 from quantolab.report import compiled
-from quantolab.report.payback import payback, plot_payback
+from quantolab.report.payback import draw_payback, payback, plot_payback
 from quantolab.widgets.compiling import compile_explorer
 
 SLOWER = {**ROW, "compiled_seconds": 3.0, "compiled_samples": (2.85, 3.0, 3.15) * 2,
@@ -46,7 +49,7 @@ def test_headings_are_the_recipes_own_names():
     named = {**ROW, "recipe": text, "name": short}
     assert compiled.cells(named)[:2] == (short, "fullgraph")
     assert compiled.name(named) == f"{short}, fullgraph"
-    assert plot_payback(payback(named)).get_title("left").startswith(f"{short}, fullgraph")
+    assert draw_payback(payback(named)).get_title("left").startswith(f"{short}, fullgraph")
     assert compiled.notes([ROW, named, named])[0] == f"{short}: {text}"
     failed = {**FAILED, "recipe": text, "name": short}
     assert compiled.notes([failed])[1] == f"{short}, default (failed): no <graph>"
@@ -58,13 +61,28 @@ def test_the_lines_cross_where_the_report_says():
     values = payback(ROW)
     assert values.eager(30) == values.compiled(30) == 60.0
     assert values.pictures >= 30
-    axes = plot_payback(values)
+    axes = draw_payback(values)
     crossing = next(line for line in axes.lines if line.get_marker() == "o")
     assert crossing.get_xydata().tolist() == [[30.0, 60.0]]
     assert payback(SLOWER).break_even is None
     assert payback(UNCLEAR).break_even is None
     assert not axes.patches  # an interval without width has no band
-    assert "never paid back" in plot_payback(payback(SLOWER), dark=True).get_title("left")
+    assert "never paid back" in draw_payback(payback(SLOWER), dark=True).get_title("left")
+
+
+def test_a_report_shows_itself_and_its_rows_are_drawn():
+    report = report_of([ROW, FAILED])
+    assert list(report.columns) == list(report_of([]).columns)  # all of them, as ever
+    for shown in (repr(report), report._repr_html_()):
+        assert "after 30 pictures (60.0 s)" in shown
+        assert "2.00x faster" in shown
+        assert "conditions" not in shown  # no name of a column
+    assert "no &lt;graph&gt;" in report._repr_html_()
+    assert type(report[report.status == "ok"]) is pandas.DataFrame
+    drawn = plot_payback(report.iloc[0])
+    assert drawn.get_title("left") == draw_payback(payback(ROW)).get_title("left")
+    with pytest.raises(ArgumentError, match="is ok; this is failed"):
+        plot_payback(report.iloc[1])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
@@ -78,7 +96,7 @@ def test_the_break_even_is_a_range_wherever_it_is_said(spread):
     assert compiled.cells(row)[-1] == f"after {said}"
     values = payback(row)
     assert values.says == f"paid back after {said}"
-    axes = plot_payback(values)
+    axes = draw_payback(values)
     assert said in axes.get_title("left")
     (band,) = axes.patches
     assert (band.get_x(), band.get_x() + band.get_width()) == (low, high)
