@@ -6,7 +6,7 @@ const SMALLEST = 160; // pixels: the longer side of the small pictures that come
 const SIDES = { small: 160, medium: 256, large: 512 }; // CSS pixels, where they aren't to fit
 const ROW_HEAD = 146; // CSS pixels of the column of prompts, with what is around it
 const CELL_PADDING = 14;
-const LEAST = 96; // CSS pixels of a picture that is to fit
+const LEAST = 60; // CSS pixels of a picture that is to fit: five columns on a page of 700
 
 /** Pictures by digest: small ones at hand, whole ones and differences on demand. */
 class Store {
