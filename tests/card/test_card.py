@@ -102,3 +102,32 @@ except RuntimeError as error:
 """
     )
     assert "Expected all tensors to be on the same device" in said
+
+
+def test_copies_from_pinned_memory_are_made_when_they_are_waited_for(test_card):
+    said = printed(
+        test_card(1_000_000),
+        """
+import json, torch
+pinned = torch.ones(4).pin_memory()
+stream = torch.cuda.Stream()
+def there(wait, change=0):
+    with torch.cuda.stream(stream):
+        moved = pinned.to("cuda", non_blocking=True)
+    pinned.add_(change)
+    if wait:
+        stream.synchronize()
+    values = moved.to("cpu").tolist()
+    stream.synchronize()
+    return values == [1.0] * 4
+ordered = (pinned.to("cuda", non_blocking=True) + 1).to("cpu").tolist()
+pageable = torch.ones(4).to("cuda", non_blocking=True).to("cpu").tolist()
+says = [pinned.is_pinned(), torch.ones(4).is_pinned(), there(True), there(False), there(True, 1)]
+print(json.dumps([says, ordered, pageable]))
+""",
+    )
+    says, ordered, pageable = said
+    # Waited for, it is there; not waited for, or when its source was changed meanwhile, it isn't.
+    assert says == [True, False, True, False, False]
+    assert ordered == [2.0] * 4
+    assert pageable == [1.0] * 4

@@ -2,7 +2,8 @@
 
 What it is: bytes of every storage put on the card or made there, in blocks of 512, per device and
 over all processes; a peak; an out-of-memory error where a card of that size has one; devices that
-answer for themselves alone. What it isn't: fast, or a judge of kernels. It says that it is too old
+answer for themselves alone; copies from pinned memory that are made when they are waited for, and
+not before. What it isn't: fast, or a judge of kernels. It says that it is too old
 for every special kernel (compute capability 7.5), so weights are in their generic classes.
 
 ``QUANTOLAB_TEST_CARD`` holds a JSON object: ``bytes``, a list with the size of each device;
@@ -22,6 +23,7 @@ import sys
 import types
 import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -133,6 +135,9 @@ class Card:
             Device(i, size, context, self.ledger) for i, size in enumerate(said["bytes"])
         ]
         self.current = 0
+        Stream.card = self
+        self.stream = self.default_stream = Stream()
+        self._pinned: dict[int, weakref.ref] = {}
         self._places: dict[int, tuple[int, int]] = {}  # storage: device and bytes
         self._watched: dict[int, weakref.ref] = {}
 
@@ -189,6 +194,30 @@ class Card:
             self._watched[key] = weakref.ref(storage, freed)
             self._tell()
 
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a copy in memory from which a card copies while the processor goes on."""
+        if self.is_pinned(tensor):
+            return tensor
+        copy = tensor.detach().clone()
+        self.log(pinned=copy.untyped_storage().nbytes())
+        return self.count_as_pinned(copy)
+
+    def count_as_pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Take a tensor's memory for pinned."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._pinned[key] = weakref.ref(storage, lambda _: self._pinned.pop(key, None))
+        return tensor
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Return whether a plain tensor lies in pinned memory."""
+        return tensor.untyped_storage()._cdata in self._pinned
+
+    def synchronize(self) -> None:
+        """Wait for all copies."""
+        for stream in list(Stream.all):
+            stream.synchronize()
+
     def _tell(self) -> None:
         held = [device.holds for device in self.devices]
         self.ledger.put([*held, *[0] * (_MOST_DEVICES - len(held))])
@@ -199,6 +228,41 @@ class Card:
         line = json.dumps({"pid": os.getpid(), **what, "devices": figures})
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(line + "\n")
+
+
+class Stream:
+    """Copies in the order in which they were asked for, made once somebody waits for them."""
+
+    all: ClassVar[weakref.WeakSet[Stream]] = weakref.WeakSet()
+    card: Card
+
+    def __init__(self, device: object = None) -> None:
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.all.add(self)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy later; until then the target holds what nobody wrote."""
+        if target.numel():
+            target.untyped_storage().fill_(0xA5)
+        self._waiting.append((target, source))
+
+    def synchronize(self) -> None:
+        """Wait for the copies that were asked for."""
+        waiting, self._waiting = self._waiting, []
+        with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+            for target, source in waiting:
+                target.copy_(source)
+
+    def wait_stream(self, other: Stream) -> None:
+        """Let what is asked of this one begin after what was asked of another."""
+        other.synchronize()
+
+    def __enter__(self) -> Stream:
+        self._before, self.card.stream = self.card.stream, self
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.card.stream = self._before
 
 
 def _parts(tensor: torch.Tensor):
@@ -227,6 +291,14 @@ class _Functions(TorchFunctionMode):
                 return card.place_of(args[0]) is not None
         if function in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu):
             return self._moved(function, args, kwargs)
+        if function in (torch.Tensor.pin_memory, torch.Tensor.is_pinned):
+            with torch._C.DisableTorchFunction():
+                return self._pinned(function is torch.Tensor.pin_memory, args[0])
+        if kwargs.get("pin_memory"):
+            made = function(*args, **{**kwargs, "pin_memory": False})
+            with torch._C.DisableTorchFunction():
+                card.log(pinned=made.untyped_storage().nbytes())
+                return card.count_as_pinned(made)
         index = card.index_of(kwargs.get("device"))
         if index is not None:
             made = function(*args, **{**kwargs, "device": "cpu"})
@@ -235,6 +307,18 @@ class _Functions(TorchFunctionMode):
                     card.add(made, index)
             return made
         return function(*args, **kwargs)
+
+    def _pinned(self, asked, tensor):
+        """Pin a tensor, or say whether it is: a wrapper is as its parts are."""
+        if type(tensor) in _PLAIN:
+            return (self.card.pin if asked else self.card.is_pinned)(tensor)
+        if not asked:
+            return all(map(self.card.is_pinned, _parts(tensor)))
+        from quantolab.backends.quanto.writes import mapped, own, owned
+
+        if not owned(tensor):  # what becomes of others is up to their classes, and not known here
+            raise RuntimeError(f"a {type(tensor).__name__} can't be pinned")
+        return own(mapped(tensor, self.card.pin))
 
     def _moved(self, function, args, kwargs):
         tensor = args[0]
@@ -250,13 +334,18 @@ class _Functions(TorchFunctionMode):
             raise NotImplementedError("Cannot copy out of meta tensor; no data!")
         same = here == there and not kwargs.get("copy")
         if type(tensor) not in _PLAIN:  # a wrapper: each of its parts moves
-            return self._wrapper_moved(tensor, target, dtype, same)
+            return self._wrapper_moved(tensor, target, dtype, same, kwargs.get("non_blocking"))
         with torch._C.DisableTorchFunction():
             wanted = tensor.dtype if dtype is None else dtype
             if same and wanted == tensor.dtype:
                 return tensor
+            later = kwargs.get("non_blocking") and there is not None and self.card.is_pinned(tensor)
+            if here is not None:  # what was asked of the card before comes before this
+                self.card.stream.synchronize()
             with torch.utils._python_dispatch._disable_current_modes():
                 moved = tensor.detach().to(wanted, copy=True)
+            if later and wanted == tensor.dtype:
+                self.card.stream.copy(moved, tensor.detach())
             if there is not None:
                 self.card.add(moved, there)
         return moved
@@ -278,7 +367,7 @@ class _Functions(TorchFunctionMode):
             return dtype, "cuda"
         return dtype, f"cuda:{target}" if type(target) is int else target
 
-    def _wrapper_moved(self, tensor, target, dtype, same):
+    def _wrapper_moved(self, tensor, target, dtype, same, later):
         if target is None or (same and dtype in (None, tensor.dtype)):
             with torch._C.DisableTorchFunction():
                 return tensor if target is not None else tensor.to(dtype)
@@ -288,7 +377,7 @@ class _Functions(TorchFunctionMode):
                 tensor = tensor.weight_qbits_tensor()
             names, context = tensor.__tensor_flatten__()
             parts = {name: getattr(tensor, name) for name in names}
-        device = {"device": target}
+        device = {"device": target, "non_blocking": later}
         moved = {n: self._moved(torch.Tensor.to, (p,), dict(device)) for n, p in parts.items()}
         with torch._C.DisableTorchFunction():
             whole = type(tensor).__tensor_unflatten__(moved, context, None, None)
@@ -319,6 +408,8 @@ class _Operations(TorchDispatchMode):
 
             with self:  # a card has no packed product, and counts what the plain one makes
                 return qbytes_mm(*args)
+        if places - {None}:
+            self.card.stream.synchronize()  # a device works in the order in which it was asked
         made = function(*args, **(kwargs or {}))
         index = next((place for place in places if place is not None), None)
         if index is None:
@@ -368,6 +459,7 @@ def _answer(card: Card) -> None:
         )  # fmt: skip
 
     def synchronize(device=None) -> None:
+        card.synchronize()
         card.log(synchronized=card.device(device).index)
 
     def information(device=None) -> tuple[int, int]:
@@ -387,6 +479,10 @@ def _answer(card: Card) -> None:
         "get_device_properties": properties,
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": synchronize,
+        "Stream": Stream,
+        "stream": lambda stream: stream,
+        "current_stream": lambda device=None: card.stream,
+        "default_stream": lambda device=None: card.default_stream,
         "empty_cache": empty_cache,
         "ipc_collect": lambda: None,
         "mem_get_info": information,
