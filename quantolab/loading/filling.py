@@ -11,6 +11,7 @@ from ..errors import BrokenModelError
 from ..models.layers import kept_in_float32
 from ..models.resolving import Resolved, Share, as_share, resolve
 from ..recipes import Recipe
+from .moving import Mover
 from .placing import place_buffers, put_module, put_tensor, release_memory
 from .report import QuantizeReport, finish
 
@@ -55,7 +56,9 @@ def fill_skeleton(
     share = as_share(recipe, component)
     resolved = resolve(module, share, dtype=dtype, strict=strict_skip)
     check_supported(((c.layer, c.word) for c in resolved.quantized), dtype, device)
-    applied = _fill(module, tensors, resolved, dtype, device, release)
+    move = Mover(device)
+    applied = _fill(module, tensors, resolved, dtype, move, release)
+    move.wait()
     place_buffers(module, device)  # those that no file holds
     release_memory()
     return module, finish(module, share.recipe, resolved, applied)
@@ -66,7 +69,7 @@ def _fill(
     tensors: Mapping[str, torch.Tensor],
     resolved: Resolved,
     dtype: str,
-    device: str,
+    move: Mover,
     release: Callable[[], None],
 ) -> list[tuple[str, str]]:
     """Put every tensor in its place; return (path, cure) of the layers that needed one."""
@@ -78,14 +81,14 @@ def _fill(
         choice = waiting.get(name)
         if choice is None:
             if not _belongs_to(name, waiting):  # a quantized layer's bias comes with its weight
-                put_tensor(owners, name, _cast(tensors[name], name, module, dtype, device))
+                put_tensor(owners, name, _cast(tensors[name], name, module, dtype, move))
                 release()
             continue
         layer, bias = choice.layer, None
         if layer.bias:
             name = f"{layer.path}.bias"
-            bias = _cast(tensors[name], name, module, dtype, device)
-        weight = tensors[f"{layer.path}.weight"].to(device)  # cast while it is quantized
+            bias = _cast(tensors[name], name, module, dtype, move)
+        weight = move(tensors[f"{layer.path}.weight"])  # cast while it is quantized
         if not weight.is_floating_point():
             raise BrokenModelError(
                 f"the weight of layer {layer.path!r} is stored as {weight.dtype}: it is quantized "
@@ -111,7 +114,7 @@ def _belongs_to(name: str, waiting: Mapping[str, object]) -> bool:
 
 
 def _cast(
-    value: torch.Tensor, name: str, module: torch.nn.Module, dtype: str, device: str
+    value: torch.Tensor, name: str, module: torch.nn.Module, dtype: str, move: Mover
 ) -> torch.Tensor:
     """Return a tensor cast as Diffusers casts, in memory of its own.
 
@@ -120,4 +123,6 @@ def _cast(
     target = value.dtype
     if value.is_floating_point():
         target = torch.float32 if kept_in_float32(module, name, dtype) else getattr(torch, dtype)
-    return value.to(device=device, dtype=target, copy=True)
+    if value.dtype == target and move.stages(value):
+        return move(value)
+    return value.to(device=move.device, dtype=target, copy=True)

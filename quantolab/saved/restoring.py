@@ -11,6 +11,7 @@ from ..backends import door, stored_form_of
 from ..errors import BrokenModelError, first_line
 from ..files.layout import Spec
 from ..files.reading import Reading
+from ..loading.moving import Mover
 from ..loading.placing import put_module, put_tensor, release_memory
 from ..loading.report import QuantizeReport, note_config
 from ..measure.held_bytes import weight_bytes
@@ -192,14 +193,14 @@ def _fill(
     owners = {_join(path, name): path for path, names in waiting.items() for name in names}
     recorded = _recorded_cures(saved)
     pending: dict[str, dict[str, torch.Tensor]] = {}
-    found = {}
+    found, move = {}, Mover(device)
     for name, value in reading:
         in_float32 = dtype is not None and kept_in_float32(module, name)
         owner = owners.get(name)
         kind = torch.float32 if in_float32 else dtype
         if owner is not None and _stays(modules[owner], name.removeprefix(_join(owner, ""))):
             kind = None
-        placed = _placed(value, device, kind)
+        placed = _placed(value, move, kind)
         if owner is None:
             own = placed is value and not reading.lasting
             put_tensor(modules, name, placed.clone() if own else placed)
@@ -214,6 +215,7 @@ def _fill(
                 recorded.get(owner, frozenset()),
                 own=not reading.lasting and device == "cpu",
             )
+    move.wait()
     return found
 
 
@@ -234,10 +236,11 @@ def _recorded_cures(saved: SavedFolder) -> dict[str, frozenset[str]]:
     return {path: frozenset(names) for path, names in found.items()}
 
 
-def _placed(value: torch.Tensor, device: str, dtype: torch.dtype | None) -> torch.Tensor:
-    if dtype is not None and value.dtype in (torch.bfloat16, torch.float16, torch.float32):
-        return value.to(device=device, dtype=dtype)
-    return value.to(device)
+def _placed(value: torch.Tensor, move: Mover, dtype: torch.dtype | None) -> torch.Tensor:
+    computed = value.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    if dtype not in (None, value.dtype) and computed:
+        return value.to(device=move.device, dtype=dtype)
+    return move(value)
 
 
 def _move_buffers(

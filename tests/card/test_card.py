@@ -131,3 +131,22 @@ print(json.dumps([says, ordered, pageable]))
     assert says == [True, False, True, False, False]
     assert ordered == [2.0] * 4
     assert pageable == [1.0] * 4
+
+
+def test_an_event_waits_for_what_was_asked_before_it(test_card):
+    said = printed(
+        test_card(1_000_000),
+        """
+import json, torch
+pinned = torch.ones(3, 4, pin_memory=True)
+there = torch.empty(3, 4, device="cuda")
+event = torch.cuda.Event()
+there[0].copy_(pinned[0], non_blocking=True)
+event.record(torch.cuda.current_stream("cuda"))
+there[1].copy_(pinned[1], non_blocking=True)
+event.synchronize()
+pinned.zero_()
+print(json.dumps(there.to("cpu")[:2].tolist()))
+""",
+    )
+    assert said == [[1.0] * 4, [0.0] * 4]  # the second was read after it had changed

@@ -238,20 +238,32 @@ class Stream:
 
     def __init__(self, device: object = None) -> None:
         self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._made = 0
         self.all.add(self)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy later; until then the target holds what nobody wrote."""
-        if target.numel():
-            target.untyped_storage().fill_(0xA5)
+        with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+            target.reshape(-1).view(torch.uint8).fill_(0xA5)
         self._waiting.append((target, source))
 
-    def synchronize(self) -> None:
-        """Wait for the copies that were asked for."""
-        waiting, self._waiting = self._waiting, []
+    def synchronize(self, count: int | None = None) -> None:
+        """Wait for the copies that were asked for, or for the first ones of them."""
+        count = len(self._waiting) if count is None else count
+        waiting, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._made += len(waiting)
         with torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
             for target, source in waiting:
                 target.copy_(source)
+
+    @property
+    def asked(self) -> int:
+        """How many copies were asked for so far."""
+        return self._made + len(self._waiting)
+
+    def reach(self, asked: int) -> None:
+        """Wait for as many copies as were asked for at some time."""
+        self.synchronize(max(0, asked - self._made))
 
     def wait_stream(self, other: Stream) -> None:
         """Let what is asked of this one begin after what was asked of another."""
@@ -263,6 +275,23 @@ class Stream:
 
     def __exit__(self, *_) -> None:
         self.card.stream = self._before
+
+
+class Event:
+    """What has been asked of a stream so far, to be waited for."""
+
+    def __init__(self, **how: object) -> None:
+        self._stream: Stream | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Take what was asked until now."""
+        self._stream = stream or Stream.card.stream
+        self._asked = self._stream.asked
+
+    def synchronize(self) -> None:
+        """Wait for it, and for nothing that was asked later."""
+        if self._stream is not None:
+            self._stream.reach(self._asked)
 
 
 def _parts(tensor: torch.Tensor):
@@ -294,6 +323,12 @@ class _Functions(TorchFunctionMode):
         if function in (torch.Tensor.pin_memory, torch.Tensor.is_pinned):
             with torch._C.DisableTorchFunction():
                 return self._pinned(function is torch.Tensor.pin_memory, args[0])
+        if function is torch.Tensor.copy_ and kwargs.get("non_blocking"):
+            with torch._C.DisableTorchFunction():
+                target, source = args
+                if card.place_of(target) is not None and card.is_pinned(source):
+                    card.stream.copy(target, source.detach())
+                    return target
         if kwargs.get("pin_memory"):
             made = function(*args, **{**kwargs, "pin_memory": False})
             with torch._C.DisableTorchFunction():
@@ -396,8 +431,15 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.card = card
 
+    def _keep_order(self, function, given) -> None:
+        """Have copies made first that a device was asked for before this."""
+        plain = (t for t in given if type(t) in _PLAIN)
+        if not _is_view(function) and any(self.card.place_of(t) is not None for t in plain):
+            self.card.stream.synchronize()
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
+        self._keep_order(function, given)
         if any(isinstance(t, FakeTensor) for t in given):
             return function(*args, **(kwargs or {}))
         if any(type(t) not in _PLAIN for t in given):
@@ -408,8 +450,6 @@ class _Operations(TorchDispatchMode):
 
             with self:  # a card has no packed product, and counts what the plain one makes
                 return qbytes_mm(*args)
-        if places - {None}:
-            self.card.stream.synchronize()  # a device works in the order in which it was asked
         made = function(*args, **(kwargs or {}))
         index = next((place for place in places if place is not None), None)
         if index is None:
@@ -422,6 +462,12 @@ class _Operations(TorchDispatchMode):
             if isinstance(one, torch.Tensor):
                 self.card.add(one, index)
         return made
+
+
+def _is_view(function) -> bool:
+    """Return whether an operation looks at a tensor's memory in another way, and does nothing."""
+    aliases = [given.alias_info for given in function._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::convolution", "aten::add.Tensor"}
@@ -480,6 +526,7 @@ def _answer(card: Card) -> None:
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": synchronize,
         "Stream": Stream,
+        "Event": Event,
         "stream": lambda stream: stream,
         "current_stream": lambda device=None: card.stream,
         "default_stream": lambda device=None: card.default_stream,
