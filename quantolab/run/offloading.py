@@ -14,15 +14,18 @@ from .ways import RESIDENT
 
 _TILE = 512  # pixels, as the plan counts; a VAE's own tile may be as large as the picture
 
-AHEAD = "while a block computes, the next one comes (stream, pinned memory)"
+AHEAD = (
+    "while a block computes, the next one comes (stream, pinned memory), a block more than planned"
+)
 
 
 def offload(
-    pipe: Any, denoisers: Iterable[str], way: str, device: str, *, compiled: bool = False
+    pipe: Any, denoisers: Iterable[str], way: str, device: str, *, ahead: bool = False
 ) -> list[str]:
     """Have a pipeline that lies in the processor's memory run on a device.
 
-    In groups, a block comes while the one before it computes, where that is safe: see `_fetches`.
+    In groups, a block comes while the one before it computes, where there is room for it and that
+    is safe: see `_fetches`.
 
     Parameters
     ----------
@@ -34,8 +37,8 @@ def offload(
         One of `ways.OFFLOADS`.
     device : str
         The accelerator.
-    compiled : bool
-        Whether denoisers will be compiled; then nothing is fetched ahead, which is unproven there.
+    ahead : bool
+        Whether there is room on the device for the next block, beside the one that computes.
 
     Returns
     -------
@@ -57,12 +60,12 @@ def offload(
         if name not in in_groups:
             part.to(device)
             continue
-        ahead = not compiled and _fetches(part, device)
+        fetches = ahead and _fetches(part, device)
         part.enable_group_offload(
             torch.device(device), offload_type="block_level", num_blocks_per_group=1,
-            use_stream=ahead,
+            use_stream=fetches,
         )  # fmt: skip
-        said += [f"{name}: {AHEAD}"] if ahead else []
+        said += [f"{name}: {AHEAD}"] if fetches else []
     return said
 
 

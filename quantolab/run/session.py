@@ -21,7 +21,7 @@ from .asked import Request
 from .jobs import MAKING, EncodeJob, PlanJob, Planned, RecipePlan, TrialJob
 from .kinds import ENCODE, PLAN
 from .preloads import preload_of
-from .ways import RESIDENT, Way, check_offload, chosen_ways, milder, way_words
+from .ways import RESIDENT, Way, check_offload, chosen_ways, milder, way_words, with_room
 
 if TYPE_CHECKING:
     from .crew import Crew, RemoteHeld
@@ -321,6 +321,7 @@ class Session:
     ) -> TrialJob:
         """Return what a child needs to know to run a trial."""
         request = self.request
+        way = way or self.ways.get(recipe.label, Way())
         return TrialJob(
             request.source,
             request.workload,
@@ -330,7 +331,7 @@ class Session:
             encoded,
             held,
             known,
-            way or self.ways.get(recipe.label, Way()),
+            with_room(way, self.needs.get(recipe.label), self.free_bytes),
             lora=request.lora,
         )
 

@@ -129,8 +129,8 @@ def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
         loaded.weight_bytes = sum(weight_bytes(part) for part in parts.values() if part is not None)
     if asked.way.tiled:
         loaded.notes += decode_in_tiles(pipe)
-    way = asked.way.offload
-    loaded.notes += offload(pipe, source.denoisers, way, device, compiled=asked.compiled)
+    ahead = asked.way.ahead and not asked.compiled  # compiled, it is unproven
+    loaded.notes += offload(pipe, source.denoisers, asked.way.offload, device, ahead=ahead)
     if asked.compiled:
         for name in source.default_components:  # loaded by us or with the pipeline
             getattr(pipe, name).compile()

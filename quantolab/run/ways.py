@@ -6,11 +6,12 @@ pictures, so all recipes of a comparison have it or none.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import ArgumentError, one_of
-from ..planning.needs import Needs
+from ..planning.needs import CONTEXT_BYTES, Needs
 from ..units import format_bytes, format_list
 
 RESIDENT = "none"
@@ -24,6 +25,8 @@ class Way:
 
     offload: str = RESIDENT
     tiled: bool = False
+    ahead: bool = False
+    """By groups: whether there is room for the next block while one computes."""
 
 
 def check_offload(offload: str | None, device: str) -> str | None:
@@ -49,6 +52,16 @@ def milder(way: Way) -> Way | None:
     """Return what takes less memory; None after the last."""
     later = OFFLOADS[OFFLOADS.index(way.offload) + 1 :]
     return Way(later[0], way.tiled) if later else None
+
+
+def with_room(way: Way, need: Needs | None, free: int | None) -> Way:
+    """Return a way that says whether a block more has room than the plan counts.
+
+    The next block is no larger than all that groups take, so twice that is enough.
+    """
+    if way.offload != "group" or free is None or need is None or need.group is None:
+        return way
+    return dataclasses.replace(way, ahead=2 * need.group - CONTEXT_BYTES <= free)
 
 
 def chosen_ways(needs: Mapping[str, Needs | None], free: int | None) -> dict[str, Way]:

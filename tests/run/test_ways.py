@@ -3,10 +3,18 @@
 import pytest
 
 from quantolab.errors import ArgumentError
-from quantolab.planning.needs import Needs
+from quantolab.planning.needs import CONTEXT_BYTES, Needs
 from quantolab.run.asked import check_request
 from quantolab.run.session import Session
-from quantolab.run.ways import OFFLOADS, Way, check_offload, chosen_ways, milder, way_words
+from quantolab.run.ways import (
+    OFFLOADS,
+    Way,
+    check_offload,
+    chosen_ways,
+    milder,
+    way_words,
+    with_room,
+)
 
 LARGE = Needs(10, 100, 90, 60, 40, 20)
 SMALL = Needs(10, 50, 40, 35, 30, 20)
@@ -74,3 +82,12 @@ def test_ways_that_there_are_not_are_refused(offload, device, said):
     with pytest.raises(ArgumentError, match=said):
         check_offload(offload, device)
     assert check_offload("none", "cpu") == "none"
+
+
+def test_a_block_is_fetched_ahead_where_twice_the_groups_have_room():
+    need = Needs(None, 900, 900, 800, CONTEXT_BYTES + 100, 10)
+    enough = CONTEXT_BYTES + 200
+    assert with_room(Way("group"), need, enough) == Way("group", ahead=True)
+    assert with_room(Way("group"), need, enough - 1) == Way("group")
+    assert with_room(Way("group"), None, enough) == with_room(Way("group"), need, None)
+    assert with_room(Way("sequential"), need, enough) == Way("sequential")
