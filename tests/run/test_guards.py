@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -57,9 +58,11 @@ def struck(stage):
         end = time.monotonic() + 30
         while time.monotonic() < end:
             for server in psutil.Process().children():
-                for job in server.children():
-                    job.kill()
-                    return
+                for child in server.children():
+                    with suppress(ProcessLookupError):
+                        if os.getsid(child.pid) == child.pid:  # a job, which leads its session
+                            child.kill()
+                            return
             time.sleep(0.002)
 
     threads = []
