@@ -16,6 +16,8 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # reads this when it is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Nor does the compiler start helpers of its own, each of which imports torch first.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import json
 import re

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from .sheet import FIRST, Pictures, Sheet, beside_sheet, make_sheet, map_place, 
 MODES = ("grid", "compare")
 MAPS = ("levels", "flip")
 THUMBNAILS = ("fit", "small", "medium", "large")
+_SLOW = ("pair", "worst")  # questions that take long: others needn't wait behind them
 _WHAT = {
     "levels": "8-bit levels: at each pixel the largest absolute difference of red, green, blue",
     "flip": WHAT,
@@ -171,6 +173,7 @@ class PictureViewer(anywidget.AnyWidget):
         self._running: str | None = None
         self._over = False
         self._errors: dict = {}  # known already, by place
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="quantolab pictures")
         self._offered = ("", "")
         super().__init__(_colours=list(heat_colours()), _what=_WHAT, _no_flip=why_no_flip() or "")
         self.add_class("ql-grid")
@@ -221,10 +224,9 @@ class PictureViewer(anywidget.AnyWidget):
         """Return small copies of the first pictures; the page asks for those that are looked at."""
         cells = (cell for row in self._words.cells for cell in row)
         keys = (key for cell in cells for key in (cell.map or cell.key,) if key is not None)
-        found = {}
-        for key in itertools.islice(dict.fromkeys(keys), FIRST):
-            with suppress(BrokenModelError):  # its run was moved away: whoever looks is told
-                found[key] = self._pictures.small(key)
+        found: dict[str, bytes] = {}
+        with suppress(BrokenModelError):  # its run was moved away: whoever looks is told
+            found.update(self._pictures.smalls(itertools.islice(dict.fromkeys(keys), FIRST)))
         return found
 
     def _sheet_of(self, shown: Comparison | SideBySide, maps: ErrorMaps | None) -> Sheet:
@@ -313,6 +315,12 @@ class PictureViewer(anywidget.AnyWidget):
     # --- what the browser asks for ---
 
     def _hear(self, _: Any, content: dict, buffers: list) -> None:
+        if content.get("ask") in _SLOW:
+            self._apart.submit(self._answer_or_say, content)
+        else:
+            self._answer_or_say(content)
+
+    def _answer_or_say(self, content: dict) -> None:
         try:
             self._answer(content)
         except Exception as error:
@@ -329,11 +337,9 @@ class PictureViewer(anywidget.AnyWidget):
             if picture is not None:  # else it was replaced meanwhile, and the grid with it
                 self.send({"answer": "picture", "to": content}, [png_file(picture)])
         elif content["ask"] == "small":
-            for key in content["keys"]:
-                file = self._pictures.small(key, int(content["side"]))
-                if file is not None:
-                    said = {"answer": "small", "key": key, "side": content["side"]}
-                    self.send(said, [file])
+            for key, file in self._pictures.smalls(content["keys"], int(content["side"])):
+                said = {"answer": "small", "key": key, "side": content["side"]}
+                self.send(said, [file])
         elif content["ask"] == "pair":
             pictures = [self._pictures.get(content[side]) for side in ("left", "right")]
             if None not in pictures:

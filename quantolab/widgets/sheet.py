@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import xxhash
 from PIL import Image
 
+from ..errors import BrokenModelError
 from ..records import Comparison, Trial
 from ..report.beside import SideBySide
 from ..report.error_maps import WHAT, ErrorMaps
@@ -34,6 +37,7 @@ FIRST = 24
 _SIDES = (_LONGEST, 320, 640, 1280)
 """Longer sides that small pictures are made in."""
 _KEPT_BYTES = 32_000_000  # of small pictures, beyond which the oldest are made anew
+_AT_ONCE = min(4, os.cpu_count() or 1)  # small pictures that are made at a time
 _LOSSY = 82  # WebP quality of reduced pictures; those that are small already stay exact
 
 
@@ -115,21 +119,43 @@ class Pictures:
         """Return the picture of a digest; None if it isn't here (any more)."""
         return self._by_key.get(key)
 
-    def small(self, key: str, side: int = _LONGEST) -> bytes | None:
-        """Return a small copy as a WebP file, not much longer than asked for.
+    def smalls(self, keys: Iterable[str], side: int = _LONGEST) -> Iterator[tuple[str, bytes]]:
+        """Yield small copies as WebP files, not much longer than asked for, as they are made.
 
-        None if the picture isn't here any more.
+        Several are made at once: decoding, reducing and writing a picture lets other threads run.
+        What isn't here any more is left out.
+
+        Raises
+        ------
+        BrokenModelError
+            After all others, if a picture's file can't be read any more.
         """
-        picture = self.get(key)
-        if picture is None:
-            return None
+        wanted = {key: self._by_key[key] for key in keys if key in self._by_key}
+        broken: BrokenModelError | None = None
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            made = {key: pool.submit(self._made, key, picture, side)
+                    for key, picture in wanted.items()}  # fmt: skip
+            for key, future in made.items():
+                try:
+                    longest, file = future.result()
+                except BrokenModelError as error:
+                    broken = broken or error
+                    continue
+                self._keep(key, longest, file)
+                yield key, file
+        if broken is not None:
+            raise broken
+
+    def _made(self, key: str, picture: Image.Image, side: int) -> tuple[int, bytes]:
         longest = next((s for s in _SIDES if s >= min(side, max(picture.size))), _SIDES[-1])
-        file = self._small.pop((key, longest), None) or small_picture(picture, longest)
+        return longest, self._small.get((key, longest)) or small_picture(picture, longest)
+
+    def _keep(self, key: str, longest: int, file: bytes) -> None:
+        self._small.pop((key, longest), None)
         self._small[key, longest] = file
         spare = sum(map(len, self._small.values())) - _KEPT_BYTES
         while spare > 0 and len(self._small) > 1:
             spare -= len(self._small.pop(next(iter(self._small))))
-        return file
 
 
 def picture_key(picture: Image.Image) -> str:
@@ -149,7 +175,7 @@ def small_picture(picture: Image.Image, longest: int = _LONGEST) -> bytes:
     if max(picture.size) <= _LONGEST:
         picture.save(buffer, "WEBP", lossless=True, method=1)
     else:
-        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=1.5)
         picture.save(buffer, "WEBP", quality=_LOSSY, method=2)
     return buffer.getvalue()
 

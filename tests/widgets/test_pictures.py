@@ -5,13 +5,14 @@ import dataclasses
 import io
 import re
 import sys
+import threading
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from quantolab.errors import ArgumentError
+from quantolab.errors import ArgumentError, BrokenModelError
 from quantolab.measure.quality import difference_map, flip_map, picture_quality
 from quantolab.recipes import Recipe
 from quantolab.records import Comparison, Trial, Workload
@@ -20,9 +21,10 @@ from quantolab.report.difference_heat import heat_picture, heat_scale
 from quantolab.report.error_maps import error_maps
 from quantolab.report.grid import grid_content
 from quantolab.report.tables import results_table
+from quantolab.widgets import pictures
 from quantolab.widgets import sheet as sheets
 from quantolab.widgets.pictures import PictureViewer
-from quantolab.widgets.sheet import small_size
+from quantolab.widgets.sheet import small_picture, small_size
 from quantolab.widgets.tabling import table_html
 
 RED, YELLOW = "a red circle above a blue square", "two yellow stars on a green field"
@@ -33,8 +35,38 @@ def asked(viewer, **question):
     sent = []
     viewer.send = lambda content, buffers=None: sent.append((content, buffers))
     viewer._handle_custom_msg(question, [])
+    viewer._apart.submit(int).result()  # what is answered apart has been
     del viewer.send
     return sent
+
+
+def test_small_pictures_need_not_wait_for_a_comparison(comparison, monkeypatch):
+    viewer = PictureViewer(comparison)
+    go_on, sent = threading.Event(), []
+    monkeypatch.setattr(pictures, "picture_quality", lambda *two: go_on.wait(60) and (1.0, 1.0))
+    viewer.send = lambda content, buffers=None: sent.append(content["answer"])
+    keys = [cell["key"] for cell in viewer._sheet["cells"][0][:3]]
+    viewer._handle_custom_msg({"ask": "pair", "left": keys[0], "right": keys[1]}, [])
+    viewer._handle_custom_msg({"ask": "small", "keys": [*keys, "gone"], "side": 320}, [])
+    assert sent == ["small"] * 3
+    go_on.set()
+    viewer._apart.submit(int).result()
+    assert sent == ["small"] * 3 + ["pair"]
+
+
+def test_a_picture_that_can_not_be_read_does_not_keep_others_back(comparison, monkeypatch):
+    def breaks(picture, longest):
+        if picture is broken:
+            raise BrokenModelError("gone")
+        return small_picture(picture, longest)
+
+    broken = comparison.images["none", *comparison.workload.pairs[0]]
+    monkeypatch.setattr(sheets, "small_picture", breaks)
+    viewer = PictureViewer(comparison)
+    keys = [cell["key"] for cell in viewer._sheet["cells"][0][:3]]
+    assert set(keys) - {*viewer._small} == {keys[0]}
+    said = [content["answer"] for content, _ in asked(viewer, ask="small", keys=keys, side=160)]
+    assert said == ["small", "small", "error"]
 
 
 def partly(comparison, finished):
