@@ -152,10 +152,11 @@ def prepare(asked: TrialJob, *, encoders_stay: bool = False) -> Prepared:
 def _encoders_leave(asked: TrialJob) -> bool:
     """Return whether text encoders are needed no longer than until prompts are encoded.
 
-    What offloads moves them anyway; a LoRA may change them, and activations are calibrated by
-    whole pictures.
+    Whole models and layers that are offloaded come and go by themselves; in groups only denoisers
+    do. A LoRA may change text encoders, and activations are calibrated by whole pictures.
     """
-    return asked.way.offload == RESIDENT and asked.lora is None and asked.recipe.activations is None
+    stay = asked.way.offload in (RESIDENT, "group")
+    return stay and asked.lora is None and asked.recipe.activations is None
 
 
 def _encoded_first(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -21,17 +24,21 @@ class TestCard:
     __test__ = False
     folder: Path
     environment: dict[str, str]
+    forks: ForkServerContext
 
     def run(self, script: str) -> str:
         """Run a script that finds the card; return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", f"import card_of_tests\n"
-             f"card = card_of_tests.insert()\n{script}"],
-            env={**self.environment, "PYTHONPATH": f"{HOOK}{os.pathsep}{_path()}"},
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        import preloaded  # found there by `forks`
+
+        said = self.folder / "said"
+        job = self.forks.Process(target=preloaded.run, args=(script, self.environment, said))
+        job.start()
+        job.join(240)
+        if job.exitcode is None:
+            job.kill()
+        text = said.read_text()
+        assert job.exitcode == 0, text
+        return text
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run the command line of quantolab; its child processes find the card."""
@@ -52,7 +59,20 @@ def _path() -> str:
 
 
 @pytest.fixture(scope="session")
-def test_card(tmp_path_factory):
+def forks(tmp_path_factory):
+    """Where scripts are forked off a process that has imported torch, Diffusers and quantolab."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HOOK)
+        patch.setenv("PYTHONPATH", f"{HOOK}{os.pathsep}{_path()}")  # of the process itself
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["preloaded"])
+        forkserver.ensure_running()
+        patch.delenv("PYTHONPATH")
+        yield context
+
+
+@pytest.fixture(scope="session")
+def test_card(tmp_path_factory, forks):
     """Return a function that makes a card of so many bytes, one for each device."""
 
     def make(*sizes: int, context: int = 0, **more: int) -> TestCard:
@@ -63,6 +83,6 @@ def test_card(tmp_path_factory):
             "QUANTOLAB_TEST_CARD": json.dumps(said),
             "PYTHONPATH": f"{HOOK}{os.pathsep}{_path()}",
         }
-        return TestCard(folder, environment)
+        return TestCard(folder, environment, forks)
 
     return make

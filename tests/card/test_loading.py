@@ -9,7 +9,7 @@ import pytest
 SETUP = """
 import json, torch, quantolab as ql
 from quantolab.loading import moving
-moving._LEAST, moving._PIECE = 1, 1000  # buffers are used again and again, within tensors too
+moving._LEAST, moving._PIECE = 1, 20_000  # buffers are used again and again, within tensors too
 folder, saved = {folder!r}, {saved!r}
 def bits(module):
     def plain(value):
@@ -53,7 +53,7 @@ print(json.dumps(found))
     )
     assert found == dict.fromkeys(found, True)
     assert len(found) == 6
-    assert pinned(log) == [1000, 1000] * 6  # two buffers a load, and only where they were asked for
+    assert pinned(log) == [20_000, 20_000] * 6  # two buffers a load, and only where they were asked for
 
 
 def test_what_is_reloaded_has_the_same_bits(run):
@@ -67,7 +67,7 @@ print(json.dumps([equal, same(lambda: ql.load_saved(saved, device="cuda"))]))
 """
     )
     assert found == [True, True]
-    assert pinned(log) == [1000, 1000] * 2
+    assert pinned(log) == [20_000, 20_000] * 2
 
 
 def test_a_buffer_that_was_not_read_yet_would_be_seen(run):
