@@ -157,7 +157,8 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
     expect(status(page)).to_contain_text("2 of 2 trials are kept")
 
 
-@pytest.mark.parametrize("app", ["voila", "notebook"])
+# Pictures are shown in both always: tests/browser/test_pictures.py.
+@pytest.mark.parametrize("app", ["voila", pytest.param("notebook", marks=pytest.mark.sweep)])
 def test_in_other_places(notebooks, shoot, app):
     page = notebooks.open([MADE, f"{PANEL}\n{SMALL}".replace("panel\npanel.set", "panel.set"),
                            "panel"], app=app)  # fmt: skip

@@ -53,7 +53,9 @@ print(json.dumps(found))
     )
     assert found == dict.fromkeys(found, True)
     assert len(found) == 6
-    assert pinned(log) == [20_000, 20_000] * 6  # two buffers a load, and only where they were asked for
+    assert (
+        pinned(log) == [20_000, 20_000] * 6
+    )  # two buffers a load, and only where they were asked for
 
 
 def test_what_is_reloaded_has_the_same_bits(run):

@@ -57,6 +57,7 @@ def test_a_lesson_is_never_held_out_and_can_be_long():
     assert told.shape[:2] == (6, 3)
 
 
+@pytest.mark.sweep
 def test_the_encoders_learn_which_colour_belongs_to_what(tmp_path):
     """Captions that differ by an exchange of two words are told apart by every word of them."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from tiny_pipelines import chroma, lumina_2, qwen_image
 
 import quantolab as ql
 from quantolab.backends.quanto.bytes import layer_bytes, quantizing_bytes, scratch_bytes
@@ -92,6 +93,19 @@ def test_a_quantized_model_holds_what_was_planned(pipeline_folder):
     ):
         module = ql.load(pipeline_folder, weights, name, dtype="float32", device="cpu")
         assert held(table, name, weights) == ql.weight_bytes(module)
+
+
+@pytest.mark.parametrize("make", [lumina_2, qwen_image, chroma])  # Gemma 2, Qwen2.5-VL, T5
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_text_encoders_hold_what_was_planned(make, weights, tmp_path):
+    """Some hold numbers that no file does, in torch's own dtype and not the asked one."""
+    make().save_pretrained(tmp_path / "model")
+    recipe = ql.Recipe(weights, components=("text_encoder",))
+    table = ql.plan(tmp_path / "model", [recipe])
+    planned = table[table.component == "text_encoder"].set_index("recipe").weight_bytes
+    for label, asked in (("none", "none"), (str(recipe), recipe)):
+        held = ql.load(tmp_path / "model", asked, component="text_encoder", device="cpu")
+        assert ql.weight_bytes(held) == planned[label]
 
 
 def test_a_pipeline_in_memory_is_planned_by_its_configuration(pipeline_folder):

@@ -13,11 +13,16 @@ from contextlib import suppress
 import numpy as np
 import psutil
 import pytest
+from tiny_pipelines import qwen_image
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, UnsupportedError
+from quantolab.models.source import read_source
+from quantolab.processes.jobs import Desk
 from quantolab.run.asked import check_request
+from quantolab.run.child import encode
 from quantolab.run.engine import run_comparison
+from quantolab.run.jobs import Encoded, EncodeJob
 
 FAST = {"prompts": "a red cat", "steps": 1, "repeats": 1}
 
@@ -155,10 +160,13 @@ def test_other_versions_are_told(run, tmp_path):
     run(["none"])
     path = tmp_path / "run" / "run.json"
     values = json.loads(path.read_text())
-    values["trials"][0]["conditions"]["torch"] = "2.0.0"
+    other = {"torch": "2.0.0", "diffusers": "0.1.0", "transformers": "4.0.0", "quanto": "0.2.0"}
+    values["trials"][0]["conditions"] |= {**other, "device_name": "another"}
     path.write_text(json.dumps(values))
     table = ql.results_table(run(["int2"], resume=True))
-    assert "the reference's 2.0.0: PSNR and SSIM hold that difference too" in table.notes[1]
+    for said in (*other.values(), "another"):
+        assert f"the reference's {said}" in table.notes[1]
+    assert table.notes[1].count(": PSNR and SSIM hold that difference too") == 1
     assert np.isnan(table.speedup[1])
 
 
@@ -173,13 +181,33 @@ def test_other_arguments_are_refused_before_any_process_starts(run, values):
     assert stages == []
 
 
-def test_sizes_are_those_of_the_pictures(pipeline_folder):
-    request = check_request(pipeline_folder, ["int2"], **FAST)
-    workload = dataclasses.replace(request.workload, size=(33, 33))  # FLUX makes 32x32 of it
+@pytest.mark.parametrize("make", [None, qwen_image])
+def test_sizes_are_those_of_the_pictures(pipeline_folder, tmp_path, make):
+    folder = pipeline_folder
+    if make is not None:
+        make().save_pretrained(folder := tmp_path / "other")
+    request = check_request(folder, ["int2"], size=(32, 32), **FAST)
+    workload = dataclasses.replace(request.workload, size=(33, 33))  # they make 32x32 of it
     done = run_comparison(dataclasses.replace(request, workload=workload))
     table = ql.results_table(done)
     assert table["size"][0] == "32x32"
     assert "the pictures are 32x32, though 33x33 was asked for" in table.notes[0]
+
+
+def test_encoding_shows_signs_of_life(pipeline_folder, tmp_path, monkeypatch):
+    """Pipelines call nobody back while they encode, however long a large text encoder takes."""
+
+    def slowly(*args, **kwargs):
+        until = time.monotonic() + 1.6
+        while time.monotonic() < until:
+            pass
+
+    monkeypatch.setattr("quantolab.run.child.encode_ahead", slowly)
+    events = []
+    workload = check_request(pipeline_folder, ["int2"], **FAST).workload
+    asked = EncodeJob(read_source("tiny", pipeline_folder), workload, tmp_path / "encoded")
+    assert encode(asked, Desk(tmp_path, events.append)) == Encoded(False)
+    assert "step" in {event.kind for event in events}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import transformers  # noqa: F401
 
 import quantolab as ql
 
-diffusers.FluxPipeline, ql.load, ql.quantize, ql.compare  # each imports what it needs
+_IMPORTED = (diffusers.FluxPipeline, ql.load, ql.quantize, ql.compare)  # with what each needs
 
 
 def run(script: str, environment: dict[str, str], said: Path) -> None:
