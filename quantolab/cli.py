@@ -782,6 +782,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     _print(text_checkup(checkup))
     table, ok = None, not checkup.broken
     if not arguments.paths:
+        _print("Which documented paths work: quantolab doctor --paths")
         table = speed_table(checkup) if arguments.csv else None
     elif checkup.machine is not None:
         from .doctor.matrix import all_work, path_matrix

@@ -195,7 +195,7 @@ def _hub(hub: Hub) -> str:
 
 def _summary(checkup: Checkup) -> str:
     if not checkup.broken:
-        return "Nothing is broken. Which documented paths work: quantolab doctor --paths"
+        return "Nothing is broken."
     return "\n".join(["Broken:", *(f"  {fault}" for fault in checkup.broken)])
 
 

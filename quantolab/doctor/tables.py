@@ -23,7 +23,8 @@ _LEGEND = (
 )
 _LEGENDS = {
     "quanto": " A plain reload of int8 crashes where its tensors lie off the steps of 16 bytes "
-    "that the CPU's kernel reads; in a file of other layers it may work.",
+    "that the CPU's kernel reads; in a file of other layers, or on a processor without AVX-512, "
+    "it may work.",
     "sdnq": " SDNQ's own lists of layers to keep were off, by its options, on both sides, and so "
     "was its compiling while it is imported.",
 }

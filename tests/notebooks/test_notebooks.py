@@ -58,8 +58,14 @@ def test_every_notebook_is_listed():
     assert sorted(SMALLER) == NAMES
 
 
-# What takes long on the demo runs on the tests' own tiny pipeline, as on a reader's model.
-OF_THEIR_OWN = {"01_skipping": "pipeline_folder", "04_compile": "shallow_pipeline"}
+# What takes long on the demo runs on the tests' own tiny pipelines, as on a reader's model.
+OF_THEIR_OWN = {
+    "00_start_here": "pipeline_folder",
+    "01_skipping": "pipeline_folder",
+    "04_compile": "shallow_pipeline",
+    "05_your_own_model": "pipeline_folder",
+    "08_two_runs": "pipeline_folder",
+}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+import quantolab as ql
+
 VICTIMS = ("parent", "server", "job")
 # What the disk shows when a moment has come, under TMPDIR and the run's folder, and within how
 # many seconds after it the kill comes.
@@ -57,10 +59,14 @@ class Place:
         )
 
     def whole(self, *more: str) -> tuple[list[dict], dict[str, bytes]]:
-        """Run to the end and return the table, timings aside, and the pictures' bytes."""
+        """Run to the end and return what is `found`."""
         run = self.begin(*more)
         _, said = run.communicate(timeout=600)  # patience costs nothing
         assert run.returncode == 0, said
+        return self.found()
+
+    def found(self) -> tuple[list[dict], dict[str, bytes]]:
+        """Return a finished run's table, timings aside, and the pictures' bytes."""
         record = json.loads((self.folder / "run" / "run.json").read_text())
         assert record["finished"]
         pictures = (self.folder / "run" / "images").rglob("*.png")  # plots hold timings
@@ -77,10 +83,15 @@ class Place:
 
 @pytest.fixture(scope="module")
 def undisturbed(pipeline_folder, tmp_path_factory):
+    """What a run gives that nobody kills; in this process, whose server other tests share."""
     place = Place(tmp_path_factory.mktemp("undisturbed"), pipeline_folder)
-    found = place.whole()
+    (place.folder / "tmp").mkdir()
+    ql.compare(
+        pipeline_folder, ["none", "int2"], "a red cat", steps=2, repeats=20,
+        out=place.folder / "run", watch=lambda progress: None,
+    )  # fmt: skip
     assert place.left_over() == []
-    return found
+    return place.found()
 
 
 def find(victim: str, parent: psutil.Process) -> psutil.Process | None:
