@@ -7,6 +7,7 @@ there. In this process they stop where work would begin; real ones are in `test_
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(inside)
     monkeypatch.setattr("quantolab.processes.children.Children.__init__", began)
     monkeypatch.setattr("quantolab.tutorials.serve", began)
+    if importlib.util.find_spec("distributed"):
+        monkeypatch.setattr("quantolab.run.own_cluster.begin", began)
     yield inside
     assert [p.name for p in tmp_path.iterdir()] == ["inside"]
 

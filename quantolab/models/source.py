@@ -150,8 +150,14 @@ class Source:
         return self.components[names.index(name)]
 
     def config(self, name: str) -> dict:
-        """Return the configuration of any part of the pipeline, quantizable or not."""
-        folder = self.folder / name if self.pipeline else self.folder
+        """Return the configuration of any part of the pipeline, quantizable or not.
+
+        Empty if there is no such part: a denoiser by itself has no VAE, and isn't one.
+        """
+        alone = None if self.pipeline else self.components[0]
+        if alone is not None and alone.name != name:
+            return {}
+        folder = self.folder / name if alone is None else self.folder
         for file in ("config.json", "scheduler_config.json"):
             if (folder / file).is_file():
                 return read_object(folder / file)

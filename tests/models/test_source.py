@@ -470,6 +470,20 @@ def test_every_denoiser_of_the_installed_pipelines_is_known():
     assert not unknown
 
 
+def test_a_denoiser_by_itself_is_no_vae(tmp_path, write_pipeline):
+    """What it calls by the same name has another meaning: blocks of a UNet don't scale latents."""
+    config = {"_class_name": "UNet2DConditionModel", "sample_size": 128,
+              "block_out_channels": [320, 640, 1280]}  # fmt: skip
+    folder = write_pipeline("APipeline", {"unet": config}) / "unet"
+    source = find_model(folder)
+    assert source.config("unet")["sample_size"] == 128
+    assert source.config("vae") == source.config("scheduler") == {}
+    assert default_size(source) == (1024, 1024)
+    config["block_out_channels"] = 768  # UVit2DModel's
+    write_pipeline("APipeline", {"unet": config})
+    assert default_size(find_model(folder)) == (1024, 1024)
+
+
 @pytest.mark.parametrize(
     ("name", "cls"),
     [("vqgan", "PaellaVQModel"), ("movq", "VQModel"), ("first_stage", "AutoencoderKLWan")],
