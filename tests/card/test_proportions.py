@@ -88,14 +88,10 @@ def assert_as_predicted(model, table, size="256x256", *, encodes=False):
         assert said == pytest.approx(counted, rel=0.05), (row.recipe, row.offload)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("gigabytes", "offloaded"),
-    [
-        pytest.param(24, {"none"}, marks=pytest.mark.sweep),
-        pytest.param(16, {"none"}, marks=pytest.mark.sweep),
-        (12, {"none", "int8"}),
-        pytest.param(8, {"none", "int8", "int4"}, marks=pytest.mark.sweep),
-    ],
+    [(24, {"none"}), (16, {"none"}), (12, {"none", "int8"}), (8, {"none", "int8", "int4"})],
 )
 def test_every_recipe_has_its_quality(test_card, narrow_flux, tmp_path, gigabytes, offloaded):
     _, there, said, table = compared(
