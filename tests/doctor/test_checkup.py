@@ -56,7 +56,7 @@ def test_text_names_versions_and_devices(found):
     assert "ninja" in text
     # A stale lock's path stands on a line of its own, as long as it is.
     assert max(len(line) for line in text.splitlines() if not line.endswith("lock")) <= 100
-    assert text.endswith("quantolab doctor --paths")
+    assert text.endswith("Nothing is broken.")
 
 
 @pytest.mark.long
@@ -206,7 +206,9 @@ def test_exit_status_of_the_checkup(monkeypatch, capsys, broken, status):
     state = dataclasses.replace(HEALTHY, broken=broken)
     monkeypatch.setattr(checkup, "check_up", lambda: state)
     assert cli.main(["doctor"]) == status
-    assert all(fault in capsys.readouterr().out for fault in broken)
+    said = capsys.readouterr().out
+    assert all(fault in said for fault in broken)
+    assert said.endswith("Which documented paths work: quantolab doctor --paths\n")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,8 @@ def test_exit_status_of_the_matrix(monkeypatch, capsys, tmp_path, outcome, statu
     csv = tmp_path / "paths.csv"
     assert cli.main(["doctor", "--paths", "--csv", str(csv)]) == status
     assert pd.read_csv(csv).loc[0, "outcome"] == outcome
-    assert outcome in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert outcome in said and "quantolab doctor --paths" not in said
 
 
 def test_a_csv_that_cannot_be_written_is_refused_at_once(capsys, tmp_path):
