@@ -101,7 +101,9 @@ def choose(
 
 def _plain_choice(records: list[Record], reference: Record | None) -> Choice:
     if reference is None or not reference["weight_bytes"]:
-        return Choice(None, "Nothing is advised: there is no unquantized reference to judge by.")
+        return Choice(
+            None, "Nothing is advised: no unquantized recipe ran here to weigh others against."
+        )
     judged = [
         r for r in records
         if r is not reference and not r["compiled"] and r["psnr_db"] is not None
@@ -119,7 +121,7 @@ def _plain_choice(records: list[Record], reference: Record | None) -> Choice:
         )
         return Choice(
             None,
-            f"None is advised: no recipe's pictures stay within {within}. Nearest is "
+            f"Nothing is advised: no recipe's pictures stay within {within}. Nearest is "
             f"{_called(best)}: {_facts(best, reference)}.",
         )
     best = min(near, key=lambda record: (record["weight_bytes"], -_nearness(record)))

@@ -31,11 +31,12 @@ def test_the_smallest_whose_pictures_are_near(run):
     chosen = ql.choose(with_floor(run, 38.0))
     assert chosen.recipe == "float8" and "1.2 times the floor" in chosen.sentence
     far = ql.choose(with_floor(run, 70.0))
+    assert far.sentence.startswith("Nothing is advised: no recipe's")  # "none" is one's name
     assert far.recipe is None and "stay within 3.0x the floor. Nearest is int8" in far.sentence
 
 
 def test_nothing_is_advised_where_figures_lack(make, run):
-    assert "no unquantized reference" in str(ql.choose(make(("int8",), compiled=())))
+    assert "no unquantized recipe ran here" in str(ql.choose(make(("int8",), compiled=())))
     only = dataclasses.replace(run, trials=run.trials[:1])
     assert ql.choose(only).recipe is None
     few = make(("none", "int8"), compiled=(), repeats=3, size=(32, 32))
