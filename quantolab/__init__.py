@@ -7,7 +7,10 @@ when it is first used, so importing quantolab loads neither torch nor diffusers 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+# Not from typing: under `python -m quantolab`, whatever this file imports that Python hasn't by
+# itself would come from the current folder, whoever put it there.
+TYPE_CHECKING = False
 
 __version__ = "0.1.0"
 

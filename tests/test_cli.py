@@ -109,7 +109,7 @@ def test_some_failed_is_status_1(pipeline_folder, tmp_path):
         path.write_bytes(whole[: len(whole) // 2])
         done = run(
             "compare", pipeline_folder, "--weights", "int8", "--prompt", "a", "--steps", 1,
-            "--repeats", 1, "--out", tmp_path / "out",
+            "--repeats", 1, "--dtype", "float32", "--out", tmp_path / "out",
         )  # fmt: skip
     finally:
         path.write_bytes(whole)
@@ -141,7 +141,7 @@ def test_version_and_help(capsys):
 def test_a_run_that_is_killed_before_it_writes_anything_is_resumed(pipeline_folder, tmp_path):
     words = (
         "compare", pipeline_folder, "--weights", "none", "--prompt", "a", "--steps", 1,
-        "--repeats", 1, "--out", tmp_path / "run",
+        "--repeats", 1, "--dtype", "float32", "--out", tmp_path / "run",
     )  # fmt: skip
     command = [sys.executable, "-m", "quantolab", *map(str, words)]
     begun = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -159,3 +159,30 @@ def test_a_run_that_is_killed_before_it_writes_anything_is_resumed(pipeline_fold
     assert refused.returncode == 2
     assert refused.stderr.endswith("begins there; did you mean 'run'?\n")
     assert not (tmp_path / "rnu").exists()
+
+
+def test_nothing_of_the_current_folder_is_imported(tmp_path):
+    """A model's folder may hold a torch.py of a stranger's; ``python -m`` looks there first."""
+    for name in ("torch", "json", "typing", "argparse", "dataclasses", "numpy", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit(3)\n")
+    done = run("plan", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "int8" in done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_text_encoder_alone_and_another_recipe_added(pipeline_folder, tmp_path):
+    """What the command line offers as `compare` does, in this process."""
+    asked = [
+        "compare", str(pipeline_folder), "--component", "text_encoder", "--prompt", "a red cat",
+        "--steps", "1", "--repeats", "1", "--dtype", "float32", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert cli.main([*asked, "--weights", "none,int8"]) == 0
+    before = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    assert cli.main([*asked, "--weights", "none,int2", "--resume"]) == 0
+    after = pd.read_csv(tmp_path / "run" / "results.csv", keep_default_na=False)
+    assert list(before.weights) == ["none", "int8"]
+    assert list(after.weights) == ["none", "int8", "int2"]
+    assert list(after.status) == ["ok"] * 3
+    assert list(after.components) == ["", "text_encoder", "text_encoder"]
+    assert list(after.psnr_db[:2]) == list(before.psnr_db)
