@@ -128,6 +128,22 @@ def test_a_part_of_an_unknown_class_is_named(write_pipeline, flux_dev):
     assert held(table, PIPELINE, "int8") == TRANSFORMER[2]
 
 
+def test_a_part_of_a_module_that_a_model_names_is_not_imported(
+    write_pipeline, flux_dev, monkeypatch, tmp_path
+):
+    import json
+
+    (tmp_path / "evilmodule.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = json.loads((flux_dev / "config.json").read_text())
+    folder = write_pipeline("FluxPipeline", {"transformer": config, "vae": {}})
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = ["evilmodule", "Evil"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert plan(folder, ["int8"]).attrs["not_counted"] == ("vae",)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

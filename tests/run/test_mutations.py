@@ -204,3 +204,12 @@ def test_figures_that_make_no_sense_are_refused_at_every_door(small_run, tmp_pat
     for opens in (ql.load_comparison, journal.read_asked, lambda run: explorer(run=run)):
         with pytest.raises(ql.QuantolabError, match=said):
             opens(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"trials":' * 100_000, "", "null", "\0"])
+def test_a_record_that_is_no_record_gets_a_sentence(small_run, tmp_path, text):
+    folder = shutil.copytree(small_run, tmp_path / "run")
+    (folder / "run.json").write_text(text)
+    for opens in (ql.load_comparison, journal.read_asked, lambda run: explorer(run=run)):
+        with pytest.raises(ql.QuantolabError, match=r"run\.json"):
+            opens(folder)
