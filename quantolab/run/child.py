@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..backends import check_supported, import_layers, package_versions, quantized_inputs
-from ..devices import free_bytes, give_back, held_bytes, resolve_device
+from ..devices import (
+    free_bytes,
+    give_back,
+    held_bytes,
+    processor_computes,
+    resolve_device,
+)
 from ..errors import UnsupportedError, is_out_of_memory
 from ..loading.lora import lora_bytes
 from ..measure.conditions import describe_conditions
@@ -80,7 +86,8 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
         added = {} if asked.lora is None else lora_bytes(asked.source, asked.lora, asked.dtype)
         plans = tuple(_plan(asked, device, recipe, parts, added) for recipe in asked.recipes)
         if asked.size is None or device.partition(":")[0] not in ("cuda", "xpu"):
-            return Planned(device, plans, lora_bytes=added)
+            emulated = device == "cpu" and not processor_computes(asked.dtype)
+            return Planned(device, plans, lora_bytes=added, emulated=emulated)
         needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype)
         more = sum(added.values())
         needs = {label: need and need.beside(more) for label, need in needs.items()}

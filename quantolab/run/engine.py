@@ -182,7 +182,8 @@ def _run(
             borrowed=borrowed,
         )
         try:
-            said = (session.request.source.variant_sentence, session.way_note, unchecked)
+            source = session.request.source
+            said = (source.variant_sentence, session.way_note, session.dtype_note, unchecked)
             journal.notes = tuple(dict.fromkeys((*journal.notes, *filter(None, said))))
             journal.write(session.elapsed)
             if problem is None:

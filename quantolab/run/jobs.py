@@ -73,6 +73,8 @@ class Planned:
     """What is free there."""
     lora_bytes: dict[str, int] = field(default_factory=dict)
     """What a LoRA adds to each component that it changes; empty without one."""
+    emulated: bool = False
+    """Whether the processor that computes doesn't do so in the compute dtype by itself."""
 
 
 @dataclass(frozen=True)

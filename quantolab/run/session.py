@@ -149,6 +149,8 @@ class Session:
         self.ways: dict[str, Way] = {}
         self.way_note: str | None = None
         """How recipes run that don't fit as they are, in one line."""
+        self.dtype_note: str | None = None
+        """That the compute dtype is a slow one here."""
         self.needs: dict[str, Needs | None] = {}
         self.free_bytes: int | None = None
         self._lora_bytes: dict[str, int] = {}
@@ -257,6 +259,13 @@ class Session:
         with scratch_folder("plan") as folder:
             planned = self.job(PLAN, asked, folder)
         self._choose_ways(planned)
+        if planned.emulated:
+            dtype = request.workload.dtype
+            self.dtype_note = (
+                f"this processor doesn't compute in {dtype} by itself: pictures take many times "
+                "as long as with --dtype float32"
+            )
+            self.enter_stage(self.dtype_note)
         self._lora_bytes = planned.lora_bytes
         workload = dataclasses.replace(request.workload, device=planned.device)
         self.request = dataclasses.replace(request, workload=workload)

@@ -11,9 +11,9 @@ import time
 from contextlib import suppress
 
 import numpy as np
-import psutil
 import pytest
 from tiny_pipelines import qwen_image
+from zygote import servers
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, UnsupportedError
@@ -24,7 +24,7 @@ from quantolab.run.child import encode
 from quantolab.run.engine import run_comparison
 from quantolab.run.jobs import Encoded, EncodeJob
 
-FAST = {"prompts": "a red cat", "steps": 1, "repeats": 1}
+FAST = {"prompts": "a red cat", "steps": 1, "repeats": 1, "dtype": "float32"}
 
 
 def quietly(progress):
@@ -62,7 +62,7 @@ def struck(stage):
     def kill():
         end = time.monotonic() + 30
         while time.monotonic() < end:
-            for server in psutil.Process().children():
+            for server in servers():
                 for child in server.children():
                     with suppress(ProcessLookupError):
                         if os.getsid(child.pid) == child.pid:  # a job, which leads its session
@@ -243,7 +243,7 @@ def test_a_stalled_trial_is_a_row(run):
 
     def freeze(progress):
         if (progress.label, progress.stage) == ("int8", "making the pictures"):
-            for server in psutil.Process().children():
+            for server in servers():
                 for job in server.children():
                     job.send_signal(signal.SIGSTOP)
 
@@ -252,3 +252,13 @@ def test_a_stalled_trial_is_a_row(run):
     assert "without a sign of life" in done.trials[0].reason
     with pytest.raises(ArgumentError, match="stall must be seconds above 0"):
         run(["int8"], stall=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_compute_dtype_that_the_processor_lacks_is_told(run, dtype):
+    from quantolab.devices import processor_computes
+
+    done = run(["int8"], dtype=dtype, device="cpu")
+    told = [note for note in done.notes if "--dtype float32" in note]
+    assert bool(told) == (not processor_computes(dtype))
+    assert all(f"doesn't compute in {dtype} by itself" in note for note in told)
