@@ -12,15 +12,12 @@ os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
 # What the processor is told to have, the compiler is believed to know: every process that compiles
 # would build seven little libraries first to find out.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
-# Workers of pytest-xdist share the machine: one thread for each and for what each starts. Torch
-# reads this when it is imported.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Nor does the compiler start helpers of its own, each of which imports torch first.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import json
 import re
+import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,6 +77,7 @@ SLOW = (
 )
 
 
+@cache
 def rank(path: Path) -> int:
     """Return the place of a test's file in `SLOW`, or that after the last."""
     inside = path.relative_to(HERE)
@@ -104,6 +102,37 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr == "quick" and rank(collection_path) < len(SLOW):
         return True
     return None
+
+
+def pytest_configure(config):
+    """Tell workers how many they are, and begin what all servers fork off; see ``zygote``."""
+    if hasattr(config, "workerinput"):
+        return
+    if config.option.numprocesses:
+        # Workers of pytest-xdist share the machine: one thread for each and for what each starts,
+        # and no helpers of the compiler, each of which imports torch first.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    quick = config.option.markexpr == "quick"
+    if quick or config.option.collectonly or sys.platform != "linux":
+        return
+    import zygote
+
+    paths = (str(HERE / "hook"), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    config.add_cleanup(zygote.start(Path(tempfile.mkdtemp(prefix="zygote"))))
+
+    # This process is no worker's parent then, and started before the hook could be there.
+    if not config.option.numprocesses:
+        from quantolab.processes import children
+
+        zygote.insert(children)
+
+
+@pytest.fixture
+def real_servers(monkeypatch):
+    """Have servers of jobs started in earnest, for tests of their start and their family."""
+    monkeypatch.delenv("QUANTOLAB_TESTS_ZYGOTE", raising=False)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -25,7 +25,7 @@ import numpy as np, torch
 import quantolab as ql
 pictures = []
 for folder in sys.argv[2:]:
-    pipe = ql.load_saved(folder, device="cpu")
+    pipe = ql.load_saved(folder, device="cpu", dtype="float32")
     pipe.set_progress_bar_config(disable=True)
     made = pipe({PROMPT!r}, num_inference_steps={STEPS}, width=128, height=128, output_type="np",
                 generator=torch.Generator("cpu").manual_seed({SEED}), max_sequence_length=24)
@@ -50,7 +50,7 @@ def by_command(tmp_path_factory):
     command = [
         sys.executable, "-m", "quantolab", "compare", "--weights", "none", "--recipe", TEXT,
         "--prompt", PROMPT, "--steps", str(STEPS), "--seed", str(SEED), "--repeats", "1",
-        "--device", "cpu", "--out", str(out),
+        "--device", "cpu", "--dtype", "float32", "--out", str(out),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -65,7 +65,7 @@ def test_the_command_line_python_and_the_panel_give_the_same_pictures(by_command
     row = ql.load_comparison(by_command).table.set_index("recipe").loc[TEXT]
     assert row.weight_bytes == row.predicted_weight_bytes
 
-    pipe = ql.load_pipeline("demo", TEXT, device="cpu")
+    pipe = ql.load_pipeline("demo", TEXT, device="cpu", dtype="float32")
     for name, word in (("transformer", "int8"), ("text_encoder_2", "int4")):
         assert set(getattr(pipe, name).quantize_report.words) == {word}
     by_python = ql.save(pipe, tmp_path / "python")
@@ -76,6 +76,7 @@ def test_the_command_line_python_and_the_panel_give_the_same_pictures(by_command
     panel.recipe_field.words.parts["transformer"].value = "int8"
     panel.recipe_field.words.parts["text_encoder_2"].value = "int4"
     panel.recipe_field.device.value = "cpu"
+    panel.recipe_field.dtype.value = "float32"
     panel.folder.value = str(tmp_path / "panel")
     assert panel.recipe == ql.Recipe.parse(TEXT) and panel.is_whole
     panel.run(wait=True)

@@ -40,12 +40,16 @@ VOILAS_OWN = ("fontawesome", "font-awesome", "mathjax")  # Voila's page asks for
 ERROR = "[data-mime-type='application/vnd.jupyter.stderr'] .ansi-red-fg"  # of a cell that raised
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # An error where jobs are at work: a kernel that is at something is no empty one.
+SHARED = str(Path(__file__).parents[1] / "shared")
 EMPTY = """
-import os, psutil, ipywidgets
+import os, sys, ipywidgets
+sys.path.append({shared!r})
+from zygote import servers
+sys.path.pop()
 ipywidgets.Widget.close_all()
 os.chdir({folder!r})
 os.environ.pop("XDG_CACHE_HOME", None)  # which tests set
-assert not [job for server in psutil.Process().children() for job in server.children()]
+assert not [job for server in servers() for job in server.children()]
 get_ipython().run_line_magic("reset", "-f")
 """
 FLAGS = (
@@ -171,7 +175,7 @@ class Server:
         client.load_connection_file(str(self._config / f"run/kernel-{kernel}.json"))
         client.start_channels()
         try:
-            code = EMPTY.format(folder=str(self.root))
+            code = EMPTY.format(folder=str(self.root), shared=SHARED)
             answer = client.execute_interactive(code, timeout=10, output_hook=lambda _: None)
         except (TimeoutError, RuntimeError):  # it is busy, or was killed
             return False
@@ -349,6 +353,20 @@ def run_all(page: Page, ends: str = "false") -> None:
         const done = cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent));
         return done || document.querySelector(`{ERROR}`) || {ends} }}""")
     wait_for_kernel(page)
+
+
+@pytest.fixture
+def press():
+    """Return a function that presses a key on an element once it is enabled.
+
+    Of a button that the kernel hasn't enabled yet, a browser drops the key.
+    """
+
+    def strike(what, key: str = "Enter") -> None:
+        expect(what).to_be_enabled()
+        what.press(key)
+
+    return strike
 
 
 @pytest.fixture

@@ -15,8 +15,11 @@ expect = pytest.importorskip("playwright.sync_api").expect
 # The user's own list of recent runs is left alone.
 MADE = "import os\nos.environ['XDG_CACHE_HOME'] = os.path.abspath('cache')"
 PANEL = "from quantolab import widgets\npanel = widgets.explorer('demo')\npanel"
-SMALL = "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=2, repeats=1)"
 # In float32: processors without bfloat16 of their own would take minutes for a trial.
+SMALL = (
+    "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=2, repeats=1, "
+    "dtype='float32')"
+)
 LONG = (
     "panel.set(recipes=['none', 'int8'], prompts='a white house', steps=6, repeats=60, "
     "dtype='float32')"
@@ -48,7 +51,7 @@ def status(page):
     return page.locator(".ql-status")
 
 
-def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
+def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path, press):
     page = notebooks.open([MADE, PANEL, "panel.table.recipe.tolist()"], run=False)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     run_cells(page, 2)
@@ -59,7 +62,7 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     expect(page.locator(".ql-estimate")).to_contain_text("fits;")
     shoot(panel, "explorer-form-light")
     for word in ("float8", "int4", "int2"):
-        panel.get_by_label(word, exact=True).press("Space")
+        press(panel.get_by_label(word, exact=True), "Space")
     fill(page, "Prompts", "a white house with a red roof")
     fill(page, "Size", "127x128")
     expect(page.locator(".ql-problem")).to_contain_text("did you mean 128x128?")
@@ -68,11 +71,12 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     expect(page.locator(".ql-problem")).to_have_text("")
     fill(page, "Steps", "2")
     fill(page, "Rounds", "1")
+    page.get_by_label("Compute in", exact=True).select_option("float32")
     expect(page.locator(".ql-estimate")).to_contain_text("2 trials: 2 pictures to compare and 2")
 
     # Run by keyboard; results stand beside those that are still to come.
     page.evaluate(WATCH_GRID)
-    page.locator(".ql-run").press("Enter")
+    press(page.locator(".ql-run"))
     expect(page.locator(".ql-grid .ql-cell img")).to_have_count(2)
     expect(status(page)).to_contain_text("Done: 2 trials")
     states = page.evaluate("window.gridStates")
@@ -100,7 +104,7 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
 
     # What is taken along is read back.
     panel.get_by_role("tab", name="Take away").click()
-    panel.locator(".ql-export").get_by_role("button", name="CSV").press("Enter")
+    press(panel.locator(".ql-export").get_by_role("button", name="CSV"))
     link = panel.locator(".ql-download")
     with page.expect_download() as got:
         link.click()
@@ -134,7 +138,7 @@ def test_chosen_run_and_taken_along(notebooks, shoot, tmp_path):
     expect(page.locator(".ql-table tbody th")).to_have_text(["none", "int8"])
 
 
-def test_cancelled_and_resumed_while_other_cells_run(notebooks):
+def test_cancelled_and_resumed_while_other_cells_run(notebooks, press):
     page = notebooks.open([MADE, PANEL, LONG, "6 * 7"], run=False)
     run_cells(page, 3)
     page.locator(".ql-run").click()
@@ -146,7 +150,7 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
     expect(page.locator(".jp-CodeCell").nth(3)).to_contain_text("42")
     expect(status(page)).to_contain_text("int8: timing")  # it ran meanwhile
 
-    page.locator(".ql-cancel").press("Enter")
+    press(page.locator(".ql-cancel"))
     expect(status(page)).to_contain_text("2 of 2 trials are kept")
     expect(page.locator(".ql-cancel")).to_be_disabled()
     expect(page.locator(".ql-run")).to_be_enabled()
@@ -158,7 +162,8 @@ def test_cancelled_and_resumed_while_other_cells_run(notebooks):
 
 
 # Pictures are shown in both always: tests/browser/test_pictures.py.
-@pytest.mark.parametrize("app", ["voila", pytest.param("notebook", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("app", ["voila", "notebook"])
 def test_in_other_places(notebooks, shoot, app):
     page = notebooks.open([MADE, f"{PANEL}\n{SMALL}".replace("panel\npanel.set", "panel.set"),
                            "panel"], app=app)  # fmt: skip
@@ -190,7 +195,7 @@ def test_an_earlier_run_in_the_dark(notebooks, shoot):
     expect(panel.locator(".ql-resume")).to_be_visible()
 
 
-def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot):
+def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot, press):
     page = notebooks.open([MADE, _TWO_SAVED, PANEL], width=1280)
     panel = page.locator(".ql-panel")
     panel.get_by_role("tab", name="Runs").focus()
@@ -205,9 +210,7 @@ def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot):
     page.keyboard.press("Space")
     for name in ("dog", "fox"):
         expect(panel.get_by_role("checkbox", name=f"Choose runs/{name}")).to_be_checked()
-    button = panel.get_by_role("button", name="Side by side")
-    expect(button).to_be_enabled()
-    button.press("Enter")
+    press(panel.get_by_role("button", name="Side by side"))
     beside = panel.locator(".ql-beside")
     expect(beside.locator(".ql-cell img")).to_have_count(14)
     expect(beside).to_contain_text("Seeds: 2 in")
@@ -215,16 +218,16 @@ def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot):
     shoot(page, "explorer-runs-light")
 
     # What is renamed stays ticked; what is opened fills the other tabs.
-    boxes.nth(1).press("Space")
+    press(boxes.nth(1), "Space")
     field = panel.get_by_placeholder("new name")
     field.fill("wolf")
     field.press("Tab")
-    panel.get_by_role("button", name="Rename").press("Enter")
+    press(panel.get_by_role("button", name="Rename"))
     expect(panel.locator(".ql-runs-list .ql-open")).to_have_text(
         [re.compile("runs/(wolf|fox|dog)")] * 2
     )
     expect(panel.get_by_role("checkbox", name="Choose runs/wolf")).to_be_checked()
-    panel.get_by_role("button", name="runs/wolf").press("Enter")
+    press(panel.get_by_role("button", name="runs/wolf"))
     expect(panel.locator(".ql-results")).to_contain_text("Results in runs/wolf")
     expect(panel.get_by_role("tab", name="Pictures")).to_have_attribute("aria-selected", "true")
 

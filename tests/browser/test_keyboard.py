@@ -8,7 +8,8 @@ expect = pytest.importorskip("playwright.sync_api").expect
 MADE = "import os\nos.environ['XDG_CACHE_HOME'] = os.path.abspath('cache')\n"
 PANELS = (
     MADE + "from quantolab import widgets\nexplorer = widgets.explorer('demo')\n"
-    "explorer.set(recipes=['none', 'int8'], prompts='a white dog', steps=1, repeats=1)\n"
+    "explorer.set(recipes=['none', 'int8'], prompts='a white dog', steps=1, repeats=1, "
+    "dtype='float32')\n"
     "explorer.form.mixed.value = explorer.form.skips.value = True\nexplorer",
     "widgets.skip_explorer('demo')",
     "widgets.single_file_loader()",

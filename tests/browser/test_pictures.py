@@ -316,7 +316,7 @@ W.VBox([test, sides])
 """
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.sweep)])
 def test_the_blind_test(notebooks, shoot, theme):
     page = notebooks.open([MADE, BLIND], theme=theme)
     blind = page.locator(".ql-blind")

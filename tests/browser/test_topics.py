@@ -14,11 +14,8 @@ HERE = "os.chdir(tempfile.mkdtemp())\n"
 WITHOUT_KERNEL = ".ql-static"
 
 
-def press(page, name):
-    """Press a button by the keyboard."""
-    button = page.get_by_role("button", name=name, exact=True)
-    button.focus()
-    page.keyboard.press("Enter")
+def button(page, name):
+    return page.get_by_role("button", name=name, exact=True)
 
 
 def test_skips_by_keyboard_and_by_mouse(notebooks, shoot):
@@ -57,7 +54,7 @@ def test_skips_by_keyboard_and_by_mouse(notebooks, shoot):
     expect(panel.locator(".ql-code pre")).to_contain_text('ql.skip_report("demo", [')
 
 
-def test_a_single_file(notebooks, shoot):
+def test_a_single_file(notebooks, shoot, press):
     cell = START + DEMO + "os.chdir(folder)\npanel = widgets.single_file_loader()"
     page = notebooks.open([cell, "panel"], height=1100)
     panel = page.locator(".ql-single-file")
@@ -65,7 +62,7 @@ def test_a_single_file(notebooks, shoot):
     choose.select_option(label=choose.locator("option", has_text=FILE).inner_text())
     expect(panel.locator(".ql-about")).to_contain_text("Diffusers' own")
     expect(panel.locator(".ql-about [role=alert]")).to_have_count(0)
-    press(page, "Load")
+    press(button(page, "Load"))
     expect(panel.locator(".ql-status")).to_contain_text("Loaded in")
     expect(panel.get_by_text("weights in memory")).to_be_visible()
     shoot(panel, "single-file-light")
@@ -75,11 +72,11 @@ def test_a_single_file(notebooks, shoot):
     expect(panel.locator(".ql-error", has_text="isn't there")).to_be_visible()
 
 
-def test_save_verify_and_load(notebooks, shoot):
+def test_save_verify_and_load(notebooks, shoot, press):
     page = notebooks.open([START + HERE + "panel = widgets.save_panel('demo')", "panel"])
     panel = page.locator(".ql-save")
     expect(page.get_by_label("Folder", exact=True)).to_have_value("demo-transformer-int8")
-    press(page, "Save")
+    press(button(page, "Save"))
     expect(panel.locator(".ql-status")).to_contain_text("Saved in")
     page.get_by_role("button", name="Verify").click()
     expect(panel.locator(".ql-cancel")).to_be_enabled()
@@ -94,7 +91,8 @@ def test_save_verify_and_load(notebooks, shoot):
     shoot(panel, "save-light")
 
 
-def test_compiling_in_the_dark(notebooks, shoot, shallow_pipeline):
+@pytest.mark.sweep  # a row arrives in tests/widgets/test_compiling.py always
+def test_compiling_in_the_dark(notebooks, shoot, shallow_pipeline, press):
     cells = [START + f"panel = widgets.compile_explorer({str(shallow_pipeline)!r})", "panel"]
     page = notebooks.open(cells, theme="dark", height=1300)
     panel = page.locator(".ql-compile")
@@ -103,19 +101,20 @@ def test_compiling_in_the_dark(notebooks, shoot, shallow_pipeline):
         page.keyboard.press("Tab")
     page.get_by_label("none", exact=True).uncheck()
     expect(panel).to_contain_text("1 to compile")
-    press(page, "Run")
+    press(button(page, "Run"))
     expect(panel.locator(".ql-table tbody tr")).to_have_count(1)
     expect(panel.locator(".ql-status")).to_contain_text("Finished: 1 of 1 compiled")
     expect(panel.locator("img.ql-on-dark")).to_be_visible()
     expect(panel.locator("img.ql-on-light")).to_be_hidden()
     shoot(panel, "compile-dark")
-    press(page, "Run")
+    press(button(page, "Run"))
     expect(panel.locator(".ql-table")).to_contain_text("running")
     page.get_by_role("button", name="Cancel").click()
     expect(panel.locator(".ql-status")).to_have_text("Cancelled.")
     expect(page.get_by_role("button", name="Run", exact=True)).to_be_enabled()
 
 
+@pytest.mark.sweep  # the colours are one file's, and the explorer's are looked at always
 def test_the_others_in_the_dark(notebooks, shoot):
     cells = [
         START + DEMO + HERE,

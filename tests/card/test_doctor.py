@@ -81,6 +81,7 @@ def test_nothing_says_whose_it_is(sent):
     assert os.sep not in written
 
 
+@pytest.mark.sweep  # how it is told, always: test_what_fits_and_fails_is_a_broken_promise
 def test_a_promise_that_does_not_hold_is_told(test_card, tmp_path):
     """A context larger than the plan takes it to be: the recipe fits, and runs out of memory."""
     done = test_card(520_000_000, context=515_000_000).command(

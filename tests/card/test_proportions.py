@@ -107,6 +107,7 @@ def test_every_recipe_has_its_quality(test_card, narrow_flux, tmp_path, gigabyte
     assert_as_predicted(narrow_flux, table)
 
 
+@pytest.mark.sweep
 def test_text_encoder_and_denoiser_in_int4_run_on_12_gb(test_card, narrow_flux, tmp_path):
     asked = "int4 text_encoder_2=int4"
     _, there, _, table = compared(test_card, narrow_flux, tmp_path / "run", 12, "--recipe", asked)
@@ -131,6 +132,7 @@ def test_every_way_takes_what_is_planned(test_card, narrow_flux, tmp_path, way):
     assert_as_predicted(narrow_flux, table, "64x64")
 
 
+@pytest.mark.sweep  # of smaller encoders: tests/card/test_encoding.py, always
 def test_encoding_takes_what_is_planned(test_card, narrow_flux, tmp_path):
     card, _, _, _ = compared(
         test_card, narrow_flux, tmp_path / "run", 80, "--weights", "int4", size="64x64"

@@ -50,6 +50,7 @@ def test_an_interrupted_training_goes_on(tmp_path, capfd):
     assert image.size == (32, 32)
 
 
+@pytest.mark.sweep
 def test_text_encoders_of_an_earlier_pipeline_stay_as_they_are(tmp_path):
     _train(tmp_path / "first", 1, 1)
     start = ["--start", str(tmp_path / "first" / "out"), "--reader-steps", "0"]

@@ -6,8 +6,8 @@ import shutil
 import signal
 
 import pandas as pd
-import psutil
 import pytest
+from zygote import servers
 
 from quantolab.cli import main
 from quantolab.doctor import cells, path_matrix
@@ -146,7 +146,7 @@ class Striking(Children):
             watch(event)
             if event.kind == "stage" and self.signal:
                 # One that another test left waiting has no job.
-                for server in psutil.Process().children():
+                for server in servers():
                     for job in server.children():
                         job.send_signal(self.signal)
 

@@ -17,12 +17,13 @@ sys.path.append(str(Path(__file__).parent))
 from execute import NOTEBOOKS, WIDGET_VIEW, Kernel, run
 
 # For each notebook: smaller values of its first code cell, to run the tests with.
+SMALL = {"width": 32, "height": 32, "max_sequence_length": 24}
 ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
 SMALLER = {
     "00_start_here": {"WEIGHTS": ["none", "int4"], "SEEDS": [0], **ONE_PROMPT},
     "01_skipping": {"WEIGHTS": ["int2"], "PICTURES": 1, **ONE_PROMPT},
-    "02_single_file": {"WEIGHTS": ["int4"], "STEPS": 1},
-    "03_saving": {"WEIGHTS": ["int4"], "STEPS": 1},
+    "02_single_file": {"WEIGHTS": ["int4"], "STEPS": 1, "CALL": SMALL},
+    "03_saving": {"WEIGHTS": ["int4"], "STEPS": 1, "CALL": SMALL},
     # The report compiles the quantized one, `compare` the reference: each is compiled once.
     "04_compile": {
         "WEIGHTS": ["int8"],

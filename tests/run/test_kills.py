@@ -1,7 +1,7 @@
 """Whatever is killed, and whenever: `--resume` gives the table and pictures of an undisturbed run.
 
-One kill always, of the server: of the parent's and a job's, tests/run/test_engine.py has one each.
-25, over every victim and moment, with ``-m kills``.
+25 kills, over every victim and moment, with ``-m kills``. One of each victim is tried always: the
+parent and a job in tests/run/test_engine.py, the server in tests/processes/test_children.py.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Place:
         (self.folder / "tmp").mkdir(exist_ok=True)
         command = [
             sys.executable, "-m", "quantolab", "compare", str(self.model), "--weights",
-            "none,int2", "--prompt", "a red cat", "--steps", "2", "--repeats", "20",
-            "--out", str(self.folder / "run"), *more,
+            "none,int2", "--prompt", "a red cat", "--steps", "2", "--repeats", "8", "--dtype",
+            "float32", "--out", str(self.folder / "run"), *more,
         ]  # fmt: skip
         return subprocess.Popen(
             command,
@@ -87,7 +87,7 @@ def undisturbed(pipeline_folder, tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("undisturbed"), pipeline_folder)
     (place.folder / "tmp").mkdir()
     ql.compare(
-        pipeline_folder, ["none", "int2"], "a red cat", steps=2, repeats=20,
+        pipeline_folder, ["none", "int2"], "a red cat", steps=2, repeats=8, dtype="float32",
         out=place.folder / "run", watch=lambda progress: None,
     )  # fmt: skip
     assert place.left_over() == []
@@ -158,15 +158,9 @@ def tried(undisturbed, model: Path, folder: Path, number: int) -> None:
     assert place.left_over() == [], (victim, moment)
 
 
-ALWAYS = (10,)  # the server while writing
-
-
-@pytest.mark.parametrize("number", ALWAYS)
-def test_a_killed_process_changes_nothing(undisturbed, pipeline_folder, tmp_path, number):
-    tried(undisturbed, pipeline_folder, tmp_path, number)
-
-
 @pytest.mark.kills
-@pytest.mark.parametrize("number", sorted({*range(25)} - {*ALWAYS}))
-def test_kills_at_every_moment_change_nothing(undisturbed, pipeline_folder, tmp_path, number):
+@pytest.mark.parametrize("number", range(25))
+def test_kills_at_every_moment_change_nothing(
+    undisturbed, pipeline_folder, tmp_path, number, real_servers
+):
     tried(undisturbed, pipeline_folder, tmp_path, number)

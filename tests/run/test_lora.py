@@ -20,7 +20,7 @@ from quantolab.run.carrying import file_and_weight, find_lora
 
 peft = pytest.importorskip("peft")
 
-FAST = {"prompts": "a red cat", "steps": 1, "repeats": 1, "size": (64, 64)}
+FAST = {"prompts": "a red cat", "steps": 1, "repeats": 1, "size": (64, 64), "dtype": "float32"}
 NAME = "style.safetensors"
 
 
@@ -51,7 +51,7 @@ def lora(pipeline_folder, tmp_path_factory):
 
 def with_plain_diffusers(folder, recipe, lora, weight):
     """Return the picture that Diffusers makes with the same LoRA, and nothing of `compare`."""
-    pipe = ql.load_pipeline(folder, recipe, device="cpu")
+    pipe = ql.load_pipeline(folder, recipe, device="cpu", dtype="float32")
     pipe.load_lora_weights(str(lora.parent), weight_name=lora.name, adapter_name="style")
     pipe.set_adapters("style", weight)
     made = pipe(
@@ -82,7 +82,7 @@ def test_pictures_are_those_of_plain_diffusers_and_a_run_is_only_gone_on_with_th
         assert (ours == with_plain_diffusers(pipeline_folder, trial.recipe, lora, 0.5)).all()
         assert trial.weight_bytes == trial.predicted_weight_bytes
     tensors = load_file(lora).values()
-    extra = 2 * sum(t.numel() for t in tensors)
+    extra = 4 * sum(t.numel() for t in tensors)  # bytes in float32
     assert done.trials[0].weight_bytes - plain.trials[0].weight_bytes == extra
     assert done.trials[0].file_bytes == plain.trials[0].file_bytes
     assert done.images["none", "a red cat", 0] != plain.images["none", "a red cat", 0]

@@ -9,8 +9,13 @@ from tiny_pipelines import SIZE, pixart_sigma, stable_diffusion_3, stable_diffus
 
 import quantolab as ql
 
+# More classes, of prompts alone: tests/run/test_encoding.py.
+MAKERS = [stable_diffusion_3, *(
+    pytest.param(make, marks=pytest.mark.sweep) for make in (pixart_sigma, stable_diffusion_xl)
+)]  # fmt: skip
 
-@pytest.mark.parametrize("make", [stable_diffusion_3, pixart_sigma, stable_diffusion_xl])
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_reference_pictures_are_plain_diffusers(make, tmp_path):
     from diffusers import DiffusionPipeline
 
@@ -23,8 +28,8 @@ def test_reference_pictures_are_plain_diffusers(make, tmp_path):
         seeds=(3,),
         steps=3,
         repeats=1,
-        guidance=4.0,
         dtype="float32",
+        guidance=4.0,
         watch=lambda progress: None,
     )
     assert [t.status for t in result.trials] == ["ok", "ok"], result.trials

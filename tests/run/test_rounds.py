@@ -17,7 +17,7 @@ from quantolab.run.rounds import bytes_of_others, is_open, way_of_timing
 from quantolab.run.session import Session
 
 CONDITIONS = Conditions("a processor", 2, "Linux", "3", "2", "0", "5", "0")
-FAST = {"steps": 2, "watch": lambda progress: None}
+FAST = {"steps": 2, "dtype": "float32", "watch": lambda progress: None}
 
 
 def found(room, *, private=150, peak=1000):
@@ -183,7 +183,7 @@ def test_resume_adds_rounds_and_recipes_are_timed_with_the_reference(folder, pip
     told = []
     run = ql.compare(
         pipeline_folder, recipes, "a fox", repeats=7, out=folder, resume=True, steps=2,
-        watch=told.append,
+        dtype="float32", watch=told.append,
     )  # fmt: skip
     none, int8, int4 = (trial.timing for trial in run.trials)
     assert none.samples[:6] == before[0].timing.samples

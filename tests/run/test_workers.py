@@ -19,7 +19,7 @@ from quantolab.run import crew, spread
 from quantolab.run.crew import check_workers, least_taken
 from quantolab.run.spread import slices
 
-FAST = {"steps": 2, "repeats": 2, "device": "cpu"}
+FAST = {"steps": 2, "repeats": 2, "device": "cpu", "dtype": "float32"}
 PROMPTS = ("a red cat", "a blue dog")
 RECIPES = ("none", "int8", "int4")
 SAME = (
@@ -175,7 +175,7 @@ def test_a_trial_that_two_workers_die_with_is_a_failed_row(pipeline_folder, one_
     assert (ql.results_table(result).repeats.dropna() == 2).all()
 
 
-def test_cancel_answers_within_a_second_and_leaves_nothing(pipeline_folder, tmp_path):
+def test_cancel_answers_within_a_second_and_leaves_nothing(pipeline_folder, tmp_path, real_servers):
     before, cancel, asked = below(), threading.Event(), []
 
     def stop(progress):

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
+import zygote
 from PIL import Image
 
 import quantolab as ql
@@ -275,7 +275,10 @@ def test_what_is_typed_is_read():
 
 
 def test_a_run_gives_the_table_of_compare(tmp_path):
-    arguments = {"recipes": ["none", "int8"], "prompts": "a white house", "steps": 2, "repeats": 1}
+    arguments = {
+        "recipes": ["none", "int8"], "prompts": "a white house", "steps": 2, "repeats": 1,
+        "dtype": "float32",
+    }  # fmt: skip
     panel = explorer("demo")
     panel.set(**arguments)
     panel.run(wait=True)
@@ -300,24 +303,17 @@ def test_a_run_gives_the_table_of_compare(tmp_path):
 @pytest.fixture
 def servers():
     """Return what lists the servers started since; earlier panels keep theirs for a minute."""
-
-    def running():
-        own = psutil.Process().children()
-        return {
-            process for process in own if "quantolab.processes.server" in str(process.cmdline())
-        }
-
     SPARE.close()  # one that an earlier run left would be taken over, and not be seen
-    before = running()
-    return lambda: running() - before
+    before = {*zygote.servers()}
+    return lambda: {*zygote.servers()} - before
 
 
 def test_killed_cancelled_and_resumed(pipeline_folder, servers):
     panel = explorer(pipeline_folder)
-    panel.set(recipes=["none", "int8"], prompts="a red cat", steps=2, repeats=60)
+    panel.set(recipes=["none", "int8"], prompts="a red cat", steps=2, repeats=20, dtype="float32")
     assert panel.wait_for_estimate(PATIENCE)
-    assert "60 more" not in panel.estimate.value
-    assert "2 pictures to compare and 120 more" in panel.estimate.value
+    assert "20 more" not in panel.estimate.value
+    assert "2 pictures to compare and 40 more" in panel.estimate.value
     allowed = []  # whether the button can be clicked, and whether nothing is in its way
     panel.run_button.observe(
         lambda change: allowed.append((not change["new"], not panel.work.running)), "disabled"
@@ -339,12 +335,12 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
 
     assert [trial.status for trial in panel.comparison.trials] == ["ok", "ok"]
     first = panel.comparison.trials[0].timing.samples
-    assert len(first) < 60
+    assert len(first) < 20
     assert panel.resume_button.layout.display is None
     panel.resume(wait=True)
     assert [trial.status for trial in panel.comparison.trials] == ["ok", "ok"]
     assert panel.comparison.trials[0].timing.samples[: len(first)] == first
-    assert {len(trial.timing.samples) for trial in panel.comparison.trials} == {60}
+    assert {len(trial.timing.samples) for trial in panel.comparison.trials} == {20}
     assert panel.resume_button.layout.display == "none"
     panel.resume_button.click()
     assert "there is no run to resume" in panel.error.value
@@ -354,7 +350,13 @@ def test_killed_cancelled_and_resumed(pipeline_folder, servers):
 def test_pictures_show_as_they_are_made_and_stay_when_cancelled(pipeline_folder, monkeypatch):
     monkeypatch.setattr(exploring, "_LIVE_SECONDS", 0)
     panel = explorer(pipeline_folder)
-    panel.set(recipes=["none", "int8"], prompts=[f"cat {i}" for i in range(8)], steps=20, repeats=1)
+    panel.set(
+        recipes=["none", "int8"],
+        prompts=[f"cat {i}" for i in range(8)],
+        steps=20,
+        repeats=1,
+        dtype="float32",
+    )
     seen = []  # of each state of the grid: notes of the cells, column by column
 
     def look(change):

@@ -1,0 +1,267 @@
+"""One process that has imported what servers import, from which the servers of all tests fork.
+
+Importing torch and Diffusers costs seconds of a processor, and a server of jobs is started by
+most tests that run something. What a server does afterwards is its own, in a process of its own:
+only its start differs. Tests of the start itself, in ``tests/processes``, have it done for real,
+and so does a server whose environment holds anything that libraries read while they are imported.
+
+It is begun by pytest's own process (`start`), used through `insert` by each process that the
+tests consist of or start, and ends with the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+import psutil
+
+PLACE = "QUANTOLAB_TESTS_ZYGOTE"
+"""Environment variable with the folder of its socket and of what it was started under."""
+
+# Names that libraries read while they are imported begin so; but for those of which one is heeded
+# here, and the other the compiler's own, which it reads when it compiles.
+_READ_BY_IMPORTS = (
+    "ACCELERATE", "BITSANDBYTES", "CUDA", "DIFFUSERS", "HF_", "HUGGINGFACE", "KMP", "LD_", "MKL",
+    "OMP", "PEFT", "PYTHON", "PYTORCH", "QUANTOLAB_TEST_CARD", "SDNQ", "TORCH", "TRANSFORMERS",
+)  # fmt: skip
+
+
+def _circumstances(environment) -> str:
+    """Return what a fork of the zygote has in common with a process that is started in earnest."""
+    import resource
+
+    names = {name for name in dir(resource) if name.startswith("RLIMIT_")}
+    names -= {"RLIMIT_NOFILE"}  # Jupyter raises that one for its kernels
+    limits = [getattr(resource, name) for name in sorted(names)]
+    return json.dumps(
+        [
+            {k: environment[k] for k in sorted(environment) if _is_read_by_imports(k)},
+            [resource.getrlimit(limit) for limit in limits],
+            sorted(os.sched_getaffinity(0)),
+            os.getpriority(os.PRIO_PROCESS, 0),
+        ]
+    )
+
+
+def _is_read_by_imports(name: str) -> bool:
+    return name.startswith(_READ_BY_IMPORTS) and name not in (
+        "PYTHONWARNINGS",
+        "TORCHINDUCTOR_CACHE_DIR",
+    )
+
+
+def start(folder: Path) -> Callable[[], None]:
+    """Start it, and have all processes that are started from now on know of it.
+
+    It imports once the first of them asks for a fork. Returned is what ends it and removes the
+    folder.
+    """
+    os.environ[PLACE] = str(folder)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(folder / "socket"))
+    listening.listen(32)
+    (folder / "circumstances").write_text(_circumstances(os.environ))
+    here = str(Path(__file__).parent)
+    home = str(Path(__file__).parents[2])
+    code = "import sys; sys.path += sys.argv[1:3]; import zygote; zygote.serve(int(sys.argv[3]))"
+    with listening:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code, here, home, str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,  # Ctrl-C is for pytest
+        )
+
+    def end() -> None:
+        process.communicate()
+        shutil.rmtree(folder)
+
+    return end
+
+
+FORKS: list[Fork] = []
+"""Those that this process has started."""
+
+
+# --- in the processes that want a server ----------------------------------------------------
+
+
+def insert(children: ModuleType) -> None:
+    """Have `quantolab.processes.children` fork its servers off it, where a fork is as good.
+
+    Where it isn't, they are started in earnest.
+    """
+    real = children._start
+
+    def start(arguments, extra):
+        environment = {**os.environ, **extra, "TQDM_DISABLE": "1"}
+        place = Path(environment.get(PLACE, ""))
+        if arguments[0] == "--once" or PLACE not in environment or not place.is_dir():
+            return real(arguments, extra)
+        if _circumstances(environment) != (place / "circumstances").read_text():
+            return real(arguments, extra)
+        FORKS.append(Fork(place / "socket", arguments, environment))
+        return FORKS[-1]
+
+    children._start = start
+
+
+def servers() -> list[psutil.Process]:
+    """Return the servers of jobs that this process has started, one way or the other."""
+    FORKS[:] = [fork for fork in FORKS if fork.poll() is None]
+    own = psutil.Process().children()
+    started = [p for p in own if "quantolab.processes.server" in " ".join(p.cmdline())]
+    return started + [psutil.Process(fork.pid) for fork in FORKS]
+
+
+class Fork:
+    """A server that was forked off, with those parts of `subprocess.Popen` that are used."""
+
+    def __init__(self, place: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        from quantolab.processes.spare import current_folder
+
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._line.connect(str(place))
+        socket.send_fds(self._line, [b"."], [theirs_in, theirs_out])
+        os.close(theirs_in)
+        os.close(theirs_out)
+        current = str(current_folder() or "")
+        asked = {"arguments": arguments, "environment": environment, "current": current}
+        self._line.sendall(json.dumps(asked).encode() + b"\n")
+        self._told = self._line.makefile()
+        self.stdin = os.fdopen(ours_in, "w")
+        self.stdout = os.fdopen(ours_out)
+        self.pid = int(self._told.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._line, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired("a server", timeout or 0)
+            said = self._told.readline()  # nothing, if the zygote itself was killed
+            self.returncode = int(said) if said else -signal.SIGKILL
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+# --- in the zygote --------------------------------------------------------------------------
+
+
+def serve(listening: int) -> NoReturn:
+    """Fork a server for each connection until standard input ends."""
+    door = socket.socket(fileno=listening)
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_read, False)
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    selector = selectors.DefaultSelector()
+    for source in (0, door, wake_read):
+        selector.register(source, selectors.EVENT_READ)
+    lines: dict[int, socket.socket] = {}
+    imported = False
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj == 0:
+                os._exit(0)
+            if key.fileobj is wake_read or key.fileobj == wake_read:
+                os.read(wake_read, 4096)
+                _tell_ends(lines)
+                continue
+            line, _ = door.accept()
+            _, fds, _, _ = socket.recv_fds(line, 1, 2)
+            with line.makefile() as told:
+                asked = json.loads(told.readline())
+            if not imported:
+                _import()
+                imported = True
+            pid = os.fork()
+            if not pid:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for other in (door, line, *lines.values()):
+                    other.close()
+                os.close(wake_read)
+                os.close(wake_write)
+                _become_server(fds, asked)
+            for fd in fds:
+                os.close(fd)
+            lines[pid] = line
+            line.sendall(f"{pid}\n".encode())
+
+
+def _import() -> None:
+    import gc
+
+    from quantolab.processes.jobs import Preload
+    from quantolab.processes.server import preload
+
+    names = ("FluxPipeline", "FluxTransformer2DModel", "AutoencoderKL")
+    classes = [("diffusers", name) for name in names]
+    classes += [("transformers", name) for name in ("CLIPTextModel", "T5EncoderModel")]
+    modules = ("quantolab.run.child", "quantolab.backends.quanto.layers")
+    preload(Preload(tuple(classes), modules))
+    gc.freeze()
+
+
+def _tell_ends(lines: dict[int, socket.socket]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        with lines.pop(pid) as line:
+            try:
+                line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            except OSError:
+                pass  # who had asked for it is gone
+
+
+def _become_server(fds, asked) -> NoReturn:
+    try:
+        os.setsid()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        if asked["current"]:  # it may have been removed
+            os.chdir(asked["current"])
+        for said in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
+            warnings.simplefilter(said)
+        sys.argv = ["-c", *asked["arguments"]]
+        from quantolab.processes.server import main
+
+        main()
+    finally:
+        os._exit(70)
