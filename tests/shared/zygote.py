@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,10 @@ def insert(children: ModuleType) -> None:
             return real(arguments, extra)
         if _circumstances(environment) != (place / "circumstances").read_text():
             return real(arguments, extra)
-        FORKS.append(Fork(place / "socket", arguments, environment))
+        try:
+            FORKS.append(Fork(place / "socket", arguments, environment))
+        except (OSError, ValueError):  # it was killed
+            return real(arguments, extra)
         return FORKS[-1]
 
     children._start = start
@@ -143,6 +147,7 @@ class Fork:
         asked = {"arguments": arguments, "environment": environment, "current": current}
         self._line.sendall(json.dumps(asked).encode() + b"\n")
         self._told = self._line.makefile()
+        self._reading = threading.Lock()
         self.stdin = os.fdopen(ours_in, "w")
         self.stdout = os.fdopen(ours_out)
         self.pid = int(self._told.readline())
@@ -157,13 +162,14 @@ class Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it has ended."""
-        if self.returncode is None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._line, selectors.EVENT_READ)
-                if not selector.select(timeout):
-                    raise subprocess.TimeoutExpired("a server", timeout or 0)
-            said = self._told.readline()  # nothing, if the zygote itself was killed
-            self.returncode = int(said) if said else -signal.SIGKILL
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._line, selectors.EVENT_READ)
+            if not selector.select(timeout):
+                raise subprocess.TimeoutExpired("a server", timeout or 0)
+        with self._reading:  # two threads may wait
+            if self.returncode is None:
+                said = self._told.readline()  # nothing, if the zygote itself was killed
+                self.returncode = int(said) if said else -signal.SIGKILL
         return self.returncode
 
     def kill(self) -> None:
