@@ -153,7 +153,7 @@ def _facts(record: Record, reference: Record) -> str:
     if multiple is None:
         parts.append(units.format_decibels(record["psnr_db"]))
     else:
-        parts.append(f"{units.format_digits(multiple, 2)} times the floor")
+        parts.append(f"{units.format_multiple(multiple).removesuffix('x')} times the floor")
     parts.append(_speed(record))
     return ", ".join(parts)
 
