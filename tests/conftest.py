@@ -110,9 +110,10 @@ def pytest_configure(config):
         return
     if config.option.numprocesses:
         # Workers of pytest-xdist share the machine: one thread for each and for what each starts,
-        # and no helpers of the compiler, each of which imports torch first.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+        # by both names, as the distributed engine has it, and no helpers of the compiler, each of
+        # which imports torch first.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+            os.environ.setdefault(name, "1")
     quick = config.option.markexpr == "quick"
     if quick or config.option.collectonly or sys.platform != "linux":
         return

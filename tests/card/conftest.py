@@ -1,20 +1,16 @@
-"""A card for machines without one; what it is, and isn't, ``hook/card_of_tests.py`` says."""
+"""A card for machines without one; what it is, and isn't, ``card_of_tests.py`` says."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-
-HOOK = Path(__file__).parent / "hook"
+import zygote
 
 
 @dataclass(frozen=True)
@@ -24,20 +20,13 @@ class TestCard:
     __test__ = False
     folder: Path
     environment: dict[str, str]
-    forks: ForkServerContext
 
     def run(self, script: str) -> str:
-        """Run a script that finds the card; return what it prints."""
-        import preloaded  # found there by `forks`
-
+        """Run a script that finds the card, under the name ``card`` too; return what it prints."""
         said = self.folder / "said"
-        job = self.forks.Process(target=preloaded.run, args=(script, self.environment, said))
-        job.start()
-        job.join(240)
-        if job.exitcode is None:
-            job.kill()
+        code = zygote.run_script(script, self.environment, said, seconds=240)
         text = said.read_text()
-        assert job.exitcode == 0, text
+        assert code == 0, text
         return text
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -54,35 +43,13 @@ class TestCard:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _path() -> str:
-    return os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-
-
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory):
-    """Where scripts are forked off a process that has imported torch, Diffusers and quantolab."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(HOOK)
-        patch.setenv("PYTHONPATH", f"{HOOK}{os.pathsep}{_path()}")  # of the process itself
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["preloaded"])
-        forkserver.ensure_running()
-        patch.delenv("PYTHONPATH")
-        yield context
-
-
-@pytest.fixture(scope="session")
-def test_card(tmp_path_factory, forks):
+def test_card(tmp_path_factory):
     """Return a function that makes a card of so many bytes, one for each device."""
 
     def make(*sizes: int, context: int = 0, **more: int) -> TestCard:
         folder = tmp_path_factory.mktemp("card")
         said = {"bytes": sizes, "context": context, "folder": str(folder), **more}
-        environment = {
-            **os.environ,
-            "QUANTOLAB_TEST_CARD": json.dumps(said),
-            "PYTHONPATH": f"{HOOK}{os.pathsep}{_path()}",
-        }
-        return TestCard(folder, environment, forks)
+        return TestCard(folder, {**os.environ, "QUANTOLAB_TEST_CARD": json.dumps(said)})
 
     return make

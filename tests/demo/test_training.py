@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -29,8 +30,16 @@ def _train(folder, vae_steps, steps):
     train.main([*places, *TINY, "--vae-steps", str(vae_steps), "--steps", str(steps)])
 
 
-def test_an_interrupted_training_goes_on(tmp_path, capfd):
-    _train(tmp_path, 2, 2)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A folder with a training that was made for two steps."""
+    folder = tmp_path_factory.mktemp("training")
+    _train(folder, 2, 2)
+    return folder
+
+
+def test_an_interrupted_training_goes_on(begun, tmp_path, capfd):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     first = torch.load(tmp_path / "work" / "denoiser.pt")["step"]
     _train(tmp_path, 2, 3)
     kept = torch.load(tmp_path / "work" / "denoiser.pt")
@@ -109,8 +118,8 @@ def test_the_model_starts_still():
     assert not velocity.any()
 
 
-def test_the_card_tells_all(tmp_path):
-    _train(tmp_path, 1, 1)
+def test_the_card_tells_all(begun, tmp_path):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     record = json.loads((tmp_path / "work" / "record.json").read_text())
     scores = {
         "prompts": 60,

@@ -1,4 +1,7 @@
-"""Has processes that tests start begin sooner, and fork their servers off ``zygote``."""
+"""Has processes that tests start begin sooner, and fork their servers off ``zygote``.
+
+Those that do jobs find the test card, where one is said to be; see ``tests/card``.
+"""
 
 import importlib.abc
 import importlib.machinery
@@ -7,6 +10,15 @@ import sys
 from pathlib import Path
 
 _WANTED = "quantolab.processes.children"
+
+
+def _zygote():
+    sys.path.append(str(Path(__file__).parents[1] / "shared"))
+    try:
+        import zygote
+    finally:
+        sys.path.pop()
+    return zygote
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -21,12 +33,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def run_and_change(module):
             run(module)
-            sys.path.append(str(Path(__file__).parents[1] / "shared"))
-            try:
-                import zygote
-            finally:
-                sys.path.pop()
-            zygote.insert(module)
+            _zygote().insert(module)
 
         spec.loader.exec_module = run_and_change
         return spec
@@ -38,3 +45,5 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 if "QUANTOLAB_TESTS_ZYGOTE" in os.environ:
     sys.meta_path.insert(0, _Finder())
+if "QUANTOLAB_TEST_CARD" in os.environ and any("quantolab.processes" in a for a in sys.orig_argv):
+    _zygote().insert_card()

@@ -18,7 +18,10 @@ from execute import NOTEBOOKS, WIDGET_VIEW, Kernel, run
 
 # For each notebook: smaller values of its first code cell, to run the tests with.
 SMALL = {"width": 32, "height": 32, "max_sequence_length": 24}
-ONE_PROMPT = {"PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1}
+# In the compute dtype in which every processor is quick.
+ONE_PROMPT = {
+    "PROMPTS": ["a white house with a red roof"], "STEPS": 1, "REPEATS": 1, "DTYPE": "float32"
+}  # fmt: skip
 SMALLER = {
     "00_start_here": {"WEIGHTS": ["none", "int4"], "SEEDS": [0], **ONE_PROMPT},
     "01_skipping": {"WEIGHTS": ["int2"], "PICTURES": 1, **ONE_PROMPT},
@@ -41,7 +44,7 @@ SMALLER = {
         "LORA_PICTURES": 8,
     },
     "07_leaving_quanto": {"QUANTIZED": "int8", "TRIED": ["none", "sdnq:int8"], **ONE_PROMPT},
-    "08_two_runs": {"SEEDS": [0], "STEPS": 2, "FEWER_STEPS": 1, "REPEATS": 1},
+    "08_two_runs": {"SEEDS": [0], "REPEATS": 1, "DTYPE": "float32", "STEPS": 2, "FEWER_STEPS": 1},
 }
 # Extras, by the library that each is there for.
 NEEDED = {

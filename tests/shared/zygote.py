@@ -1,5 +1,7 @@
 """One process that has imported what servers import, from which the servers of all tests fork.
 
+Scripts of tests on a test card fork off it too.
+
 Importing torch and Diffusers costs seconds of a processor, and a server of jobs is started by
 most tests that run something. What a server does afterwards is its own, in a process of its own:
 only its start differs. Tests of the start itself, in ``tests/processes``, have it done for real,
@@ -12,6 +14,7 @@ tests consist of or start, and ends with the first.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import shutil
@@ -20,6 +23,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +35,12 @@ import psutil
 PLACE = "QUANTOLAB_TESTS_ZYGOTE"
 """Environment variable with the folder of its socket and of what it was started under."""
 
-# Names that libraries read while they are imported begin so; but for those of which one is heeded
-# here, and the other the compiler's own, which it reads when it compiles.
+# Names that libraries read while they are imported begin so. But for some: what a fork can still
+# heed is heeded, the compiler reads its cache's when it compiles, and which seed Python hashes with,
+# which the distributed engine sets, no job may depend on.
 _READ_BY_IMPORTS = (
     "ACCELERATE", "BITSANDBYTES", "CUDA", "DIFFUSERS", "HF_", "HUGGINGFACE", "KMP", "LD_", "MKL",
-    "OMP", "PEFT", "PYTHON", "PYTORCH", "QUANTOLAB_TEST_CARD", "SDNQ", "TORCH", "TRANSFORMERS",
+    "OMP", "PEFT", "PYTHON", "PYTORCH", "SDNQ", "TORCH", "TRANSFORMERS",
 )  # fmt: skip
 
 
@@ -58,8 +63,11 @@ def _circumstances(environment) -> str:
 
 def _is_read_by_imports(name: str) -> bool:
     return name.startswith(_READ_BY_IMPORTS) and name not in (
+        "DIFFUSERS_VERBOSITY",
+        "PYTHONHASHSEED",
         "PYTHONWARNINGS",
         "TORCHINDUCTOR_CACHE_DIR",
+        "TRANSFORMERS_VERBOSITY",
     )
 
 
@@ -109,12 +117,12 @@ def insert(children: ModuleType) -> None:
     def start(arguments, extra):
         environment = {**os.environ, **extra, "TQDM_DISABLE": "1"}
         place = Path(environment.get(PLACE, ""))
-        if arguments[0] == "--once" or PLACE not in environment or not place.is_dir():
+        if PLACE not in environment or not place.is_dir():
             return real(arguments, extra)
         if _circumstances(environment) != (place / "circumstances").read_text():
             return real(arguments, extra)
         try:
-            FORKS.append(Fork(place / "socket", arguments, environment))
+            FORKS.append(Fork(place / "socket", environment, arguments=arguments))
         except (OSError, ValueError):  # it was killed
             return real(arguments, extra)
         return FORKS[-1]
@@ -130,10 +138,23 @@ def servers() -> list[psutil.Process]:
     return started + [psutil.Process(fork.pid) for fork in FORKS]
 
 
-class Fork:
-    """A server that was forked off, with those parts of `subprocess.Popen` that are used."""
+def run_script(script: str, environment: dict[str, str], said: Path, seconds: float) -> int:
+    """Run a script in a process that finds the test card; what it prints goes into a file.
 
-    def __init__(self, place: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    Returned is its exit code. It is killed if it takes longer than so many seconds.
+    """
+    process = Fork(Path(environment[PLACE]) / "socket", environment, script=script, said=str(said))
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+class Fork:
+    """A process that was forked off, with those parts of `subprocess.Popen` that are used."""
+
+    def __init__(self, place: Path, environment: dict[str, str], **what: object) -> None:
         from quantolab.processes.spare import current_folder
 
         theirs_in, ours_in = os.pipe()
@@ -144,7 +165,7 @@ class Fork:
         os.close(theirs_in)
         os.close(theirs_out)
         current = str(current_folder() or "")
-        asked = {"arguments": arguments, "environment": environment, "current": current}
+        asked = {**what, "environment": environment, "current": current}
         self._line.sendall(json.dumps(asked).encode() + b"\n")
         self._told = self._line.makefile()
         self._reading = threading.Lock()
@@ -217,7 +238,7 @@ def serve(listening: int) -> NoReturn:
                     other.close()
                 os.close(wake_read)
                 os.close(wake_write)
-                _become_server(fds, asked)
+                _become(fds, asked)
             for fd in fds:
                 os.close(fd)
             lines[pid] = line
@@ -253,7 +274,8 @@ def _tell_ends(lines: dict[int, socket.socket]) -> None:
                 pass  # who had asked for it is gone
 
 
-def _become_server(fds, asked) -> NoReturn:
+def _become(fds, asked) -> NoReturn:
+    """Be a server, or run a script, in circumstances that the asker has."""
     try:
         os.setsid()
         for number, fd in enumerate(fds):
@@ -265,9 +287,42 @@ def _become_server(fds, asked) -> NoReturn:
             os.chdir(asked["current"])
         for said in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
             warnings.simplefilter(said)
+        for library in ("diffusers", "transformers"):
+            level = os.environ.get(f"{library.upper()}_VERBOSITY")
+            if level:
+                logging.getLogger(library).setLevel(level.upper())
+        card = insert_card() if "QUANTOLAB_TEST_CARD" in os.environ else None
+        if "script" in asked:
+            _run_script(asked, card)
         sys.argv = ["-c", *asked["arguments"]]
         from quantolab.processes.server import main
 
         main()
     finally:
         os._exit(70)
+
+
+def _run_script(asked, card) -> NoReturn:
+    with open(asked["said"], "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 0
+    try:
+        exec(compile(asked["script"], "<script>", "exec"), {"card": card})
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def insert_card():
+    """Put the card of ``tests/card`` into this process, and return it."""
+    sys.path.append(str(Path(__file__).parents[1] / "card"))
+    try:
+        import card_of_tests
+    finally:
+        sys.path.pop()
+    return card_of_tests.insert()
