@@ -295,6 +295,12 @@ def _add_compare(commands) -> None:
         help="width and height in pixels (default: what the model was made for)",
     )
     p.add_argument(
+        "--frames",
+        type=whole,
+        metavar="N",
+        help="frames of each video, for models that make videos (default: none, for pictures)",
+    )
+    p.add_argument(
         "--seed",
         action="extend",
         type=wholes,
@@ -426,6 +432,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             trust_workers=arguments.trust_workers,
             lora=arguments.lora,
+            frames=arguments.frames,
         )
     except KeyboardInterrupt as interrupt:
         if not (Path(out).expanduser() / "run.json").is_file():

@@ -127,6 +127,8 @@ class Workload:
     variant: str | None = None
     """Variant of the weights that was asked for; None leaves it to what is there."""
     lora: Lora | None = field(default=None, metadata=LATER)
+    frames: int | None = field(default=None, metadata=LATER)
+    """Of each video; None for pictures."""
 
     @property
     def pairs(self) -> tuple[tuple[str, int], ...]:

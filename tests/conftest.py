@@ -13,6 +13,7 @@ os.environ.setdefault("SDNQ_USE_TORCH_COMPILE", "0")
 # would build seven little libraries first to find out.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
+import gc
 import json
 import re
 import sys
@@ -38,6 +39,7 @@ SLOW = (
     "run/test_workers.py",
     "run/test_borrowing.py",
     "run/test_lora.py",
+    "run/test_videos.py",
     "run/test_kills.py",
     "run/test_mutations.py",
     "experiments",
@@ -134,6 +136,17 @@ def pytest_configure(config):
 def real_servers(monkeypatch):
     """Have servers of jobs started in earnest, for tests of their start and their family."""
     monkeypatch.delenv("QUANTOLAB_TESTS_ZYGOTE", raising=False)
+
+
+def pytest_collection():
+    """Collect no garbage while all is imported: there is none, and it takes a quarter more."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Collect garbage again, but never look through what is imported, which stays."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -57,6 +57,7 @@ def compare(
     workers: int | str | Client | None = None,
     trust_workers: bool = False,
     lora: str | os.PathLike | tuple[str | os.PathLike, float] | None = None,
+    frames: int | None = None,
 ) -> Comparison:
     """Quantize one model by several recipes and measure bytes, seconds and pictures of each.
 
@@ -136,6 +137,10 @@ def compare(
         whose name ends so, ``"style.safetensors"``, or with the scale of what it adds,
         ``"style.safetensors=0.8"``. Loaded by Diffusers over the quantized weights, never fused
         into them; its bytes count as weights in memory. Needs the extra ``quantolab[lora]``.
+    frames : int, optional
+        How many frames each video has, where the model makes videos: then it must be given. A
+        video is one picture of the comparison, with all its frames on one sheet. Its PSNR is that
+        of the mean squared error over all of them, its SSIM and FLIP their mean.
 
     Returns
     -------
@@ -176,6 +181,7 @@ def compare(
                 offload=offload,
                 reference=reference,
                 lora=lora,
+                frames=frames,
             )
         # A run that is gone on with was asked for before; who watches tells of doubts itself.
         said = () if watch is not None or resume else doubts(request)

@@ -71,6 +71,7 @@ def compile_report(
     stall_seconds: Seconds = STALL_SECONDS,
     variant: str | None = None,
     revision: str | None = None,
+    frames: int | None = None,
 ) -> pandas.DataFrame:
     """Return one row a recipe and way of compiling: whether it compiles, its cost and its gain.
 
@@ -98,6 +99,8 @@ def compile_report(
         there are none the only variant.
     revision : str, optional
         Branch, tag or commit of a Hub model.
+    frames : int, optional
+        Of each video, as for `compare`.
 
     Returns
     -------
@@ -144,6 +147,7 @@ def compile_report(
             repeats=repeats,
             variant=variant,
             revision=revision,
+            frames=frames,
         )
     weights_only(request.recipes, "compile_report")
     if other_size is None:

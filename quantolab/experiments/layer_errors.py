@@ -214,6 +214,8 @@ class LayerErrors:
         workload = dataclasses.asdict(self.request.workload)
         names = ("prompts", "seeds", "steps", "guidance", "size", "dtype", "device", "revision")
         chosen = {name: workload[name] for name in names}
+        if self.request.workload.frames is not None:
+            chosen["frames"] = self.request.workload.frames
         parts = [self.request.source.component(n) for n in (self.component, *self.others)]
         paths = [
             p

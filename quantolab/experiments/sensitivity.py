@@ -82,6 +82,7 @@ def sensitivity(
     stall_seconds: Seconds = STALL_SECONDS,
     variant: str | None = None,
     revision: str | None = None,
+    frames: int | None = None,
 ) -> pandas.DataFrame:
     """Return what quantizing each layer of a component saves, and the error that it causes.
 
@@ -113,6 +114,8 @@ def sensitivity(
         there are none the only variant.
     revision : str, optional
         Branch, tag or commit of a Hub model.
+    frames : int, optional
+        Of each video, as for `compare`.
     out : path, optional
         File to which each result is added as soon as it is there. The same call with the same
         file goes on where an earlier one was ended.
@@ -161,6 +164,7 @@ def sensitivity(
             repeats=1,
             variant=variant,
             revision=revision,
+            frames=frames,
         )
     looked_at = whole_number("inputs", inputs)
     options = {"watch": watch, "cancel": cancel, "stall_seconds": stall_seconds}

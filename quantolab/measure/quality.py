@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ArgumentError, BadPictureError
+from .frames import frames_of
 from .statistics import LEAST_SAMPLES
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ def picture_quality(picture: Image.Image, reference: Image.Image) -> tuple[float
     PSNR is 10 log10(255**2 / mean squared error) over all pixels and channels, infinite for
     identical pictures. SSIM is that of Wang, Bovik, Sheikh and Simoncelli (2004): the mean over
     channels and positions of their Gaussian window of 11x11 pixels (sigma 1.5), shrunk to what
-    fits in smaller pictures; it is 1 for identical pictures.
+    fits in smaller pictures; it is 1 for identical pictures. Two videos, each on one sheet, are
+    compared frame by frame: PSNR is then that of the mean squared error over all frames, and SSIM
+    their mean.
 
     Parameters
     ----------
@@ -50,15 +54,33 @@ def picture_quality(picture: Image.Image, reference: Image.Image) -> tuple[float
     >>> picture_quality(Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "red"))
     (inf, 1.0)
     """
+    _check_same_size(picture, reference)
+    found = [_still_quality(*pair) for pair in _frame_pairs(picture, reference)]
+    return _of_all([psnr_db for psnr_db, _ in found]), statistics.fmean(ssim for _, ssim in found)
+
+
+def _frame_pairs(
+    picture: Image.Image, reference: Image.Image
+) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """Yield what is compared: two videos frame by frame, pictures as they are."""
+    ours, theirs = frames_of(picture), frames_of(reference)
+    if len(ours) != len(theirs):
+        raise ArgumentError(
+            "two videos can be compared only with as many frames, but one has "
+            f"{len(ours)} and the reference {len(theirs)}"
+        )
+    return zip(ours, theirs, strict=True)
+
+
+def _still_quality(picture: Image.Image, reference: Image.Image) -> tuple[float, float]:
     import numpy as np
 
-    _check_same_size(picture, reference)
     if min(reference.size) < _LEAST_SIDE:
         raise ArgumentError(
             f"pictures to compare need {_LEAST_SIDE}x{_LEAST_SIDE} pixels or more, "
             f"not {_size(reference)}"
         )
-    ratio = picture_psnr(picture, reference)
+    ratio = _still_psnr(picture, reference)
     if math.isinf(ratio):
         return ratio, 1.0
 
@@ -85,9 +107,18 @@ def picture_psnr(picture: Image.Image, reference: Image.Image) -> float:
     ArgumentError
         If the sizes differ.
     """
+    _check_same_size(picture, reference)
+    return _of_all([_still_psnr(*pair) for pair in _frame_pairs(picture, reference)])
+
+
+def _of_all(psnr_db: list[float]) -> float:
+    """Return the decibels of a video's mean squared error; of a picture its own, to the bit."""
+    return psnr_db[0] if len(psnr_db) == 1 else mean_decibels(psnr_db)
+
+
+def _still_psnr(picture: Image.Image, reference: Image.Image) -> float:
     import numpy as np
 
-    _check_same_size(picture, reference)
     found = np.asarray(picture.convert("RGB"))  # (height, width, 3)
     wanted = np.asarray(reference.convert("RGB"))  # (height, width, 3)
     if np.array_equal(found, wanted):
@@ -137,9 +168,13 @@ def flip_map(picture: Image.Image, reference: Image.Image) -> np.ndarray | None:
 
 
 def picture_flip(picture: Image.Image, reference: Image.Image) -> float | None:
-    """Return the mean of `flip_map`: 0 for equal pictures; None where it can't be computed."""
-    errors = flip_map(picture, reference)
-    return None if errors is None else float(errors.mean())
+    """Return the mean of `flip_map`: 0 for equal pictures; None where it can't be computed.
+
+    Of two videos the mean over their frames.
+    """
+    found = [flip_map(*pair) for pair in _frame_pairs(picture, reference)]
+    errors = [float(errors.mean()) for errors in found if errors is not None]
+    return statistics.fmean(errors) if len(errors) == len(found) else None
 
 
 def mean_decibels(psnr_db: Sequence[float]) -> float:

@@ -39,6 +39,7 @@ _WORDS = {
     "steps": "Steps",
     "guidance": "Guidance",
     "size": "Size",
+    "frames": "Frames",
     "dtype": "Compute dtype",
     "device": "Device",
     "repeats": "Rounds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from ..arguments import public
 from ..backends import package_of, script_form
 from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
+from ..measure.frames import MOST_FRAMES
 from ..models.source import DEMO, Component, Source, check_size, find_model
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug, weights_only
 from ..run.carrying import file_and_weight
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from ..models.resolving import Resolved
 
 _WIDTH = 100  # of a line, so that the script reads well where it is pasted
-
-_VIDEO = ("Wan", "LTX", "CogVideoX", "HunyuanVideo", "Mochi")
-"""How classes of pipelines that make videos begin."""
 
 _NOT_CONTIGUOUS = ("SanaTransformer2DModel",)
 """Classes that feed their layers transposed tensors, which the CPU's kernels refuse."""
@@ -93,6 +92,7 @@ def diffusers_code(
     variant: str | None = None,
     revision: str | None = None,
     lora: str | os.PathLike | tuple[str | os.PathLike, float] | None = None,
+    frames: int | None = None,
 ) -> str:
     """Return the plain Diffusers script that does what a recipe does here.
 
@@ -131,6 +131,8 @@ def diffusers_code(
         Branch, tag or commit of a Hub model.
     lora : str, path or (path, float), optional
         A LoRA as `compare` takes it; the file isn't looked for.
+    frames : int, optional
+        Frames of the video, for models that make videos; by default the pipeline's own.
 
     Returns
     -------
@@ -165,7 +167,11 @@ def diffusers_code(
         size = check_size(source, size)
     parts = _resolved(source, recipe, component, dtype, device)
     words = {word for part in parts if part.is_plain_quanto for word in part.words}
-    call = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if frames is not None:
+        whole_number("frames", frames, most=MOST_FRAMES)
+        if not _makes_video(source):
+            raise ArgumentError(f"{source.model!r} makes pictures, which have no frames")
+    call = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames}
     if size is not None:
         call |= {"width": size[0], "height": size[1]}
     blocks = [
@@ -550,7 +556,10 @@ def _stores_nan(word: str) -> bool:
 
 
 def _makes_video(source: Source) -> bool:
-    return (source.pipeline or "").startswith(_VIDEO)
+    import diffusers
+
+    cls = getattr(diffusers, source.pipeline or "", None)
+    return cls is not None and "num_frames" in inspect.signature(cls.__call__).parameters
 
 
 def _listed(name: str, values: tuple[str, ...]) -> list[str]:

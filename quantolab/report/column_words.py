@@ -44,6 +44,7 @@ COLUMN_WORDS = {
     "prompts": "The prompts.",
     "revision": "Commit of a Hub model.",
     "lora": "File of the LoRA that every pipeline carried, with its weight; absent without one.",
+    "frames": "How many frames each video has; absent for pictures.",
     "other_load": "Share of the processors' time that other programs took while it was timed.",
     "device_name": "Name of the processor or accelerator.",
     "threads": "Threads that torch uses inside one operation on a CPU.",

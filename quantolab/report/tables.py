@@ -20,6 +20,7 @@ import pandas as pd
 from .. import units
 from ..arguments import public
 from ..errors import ArgumentError, ModelNotFoundError
+from ..measure.frames import frame_size
 from ..measure.other_load import BUSY
 from ..measure.quality import decibel_interval, error_multiple, mean_decibels
 from ..measure.ratios import (
@@ -63,14 +64,14 @@ EXTRA_COLUMNS = (
     "private_bytes",
     "reserved_bytes", "load_peak_bytes", "free_before_bytes", "encoded",
     "other_bytes", "backend", "backend_version", "kernel",
-    "offload", "reference", "lora", "timed_by",
+    "offload", "reference", "lora", "timed_by", "frames",
 )  # fmt: skip
 """What follows them: verdicts, intervals, worst pictures, and the rest of the circumstances."""
 
 _WHOLE = {
     "weight_bytes", "predicted_weight_bytes", "file_bytes", "peak_bytes", "repeats", "steps",
     "kept_layers", "threads", "more_rounds", "identical_pictures", "pictures", "private_bytes",
-    "reserved_bytes", "load_peak_bytes", "free_before_bytes", "other_bytes",
+    "reserved_bytes", "load_peak_bytes", "free_before_bytes", "other_bytes", "frames",
 }  # fmt: skip
 _REAL = {
     "load_seconds", "latency_seconds", "latency_low_seconds", "latency_high_seconds", "speedup",
@@ -297,12 +298,20 @@ def _workload_cells(workload: Workload, trial: Trial) -> dict[str, Any]:
         "compute_dtype": workload.dtype,
         "steps": workload.steps,
         "seeds": ", ".join(str(seed) for seed in workload.seeds),
-        "size": "{}x{}".format(*(trial.picture_size or workload.size)),
+        "size": "{}x{}".format(*_size(trial, workload)),
         "guidance": workload.guidance,
         "prompts": " | ".join(workload.prompts),
         "revision": workload.revision,
         "lora": None if workload.lora is None else workload.lora.text,
+        "frames": workload.frames,
     }
+
+
+def _size(trial: Trial, workload: Workload) -> tuple[int, int]:
+    """Return width and height of a trial's pictures, or of a frame of its videos."""
+    if trial.picture_size is None:
+        return workload.size
+    return frame_size(trial.picture_size, workload.frames)
 
 
 def _condition_cells(trial: Trial) -> dict[str, Any]:

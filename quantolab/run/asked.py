@@ -11,6 +11,7 @@ from typing import Any
 from ..backends import check_installed
 from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
+from ..measure.frames import MOST_FRAMES
 from ..models.resolving import components_of
 from ..models.source import Source, check_size, default_size, find_model
 from ..models.unquantized import check_unquantized
@@ -87,6 +88,7 @@ def check_request(
     variant: str | None = None,
     revision: str | None = None,
     lora: AskedLora | None = None,
+    frames: int | None = None,
 ) -> Request:
     """Return the request that these arguments make; see `compare` for each.
 
@@ -134,6 +136,7 @@ def check_request(
         revision=source.revision,
         variant=source.asked_variant,
         lora=carried,
+        frames=None if frames is None else whole_number("frames", frames, most=MOST_FRAMES),
     )
     check_device(device)
     offload = check_offload(offload, device)

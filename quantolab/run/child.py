@@ -18,6 +18,7 @@ from ..devices import (
 from ..errors import UnsupportedError, is_out_of_memory
 from ..loading.lora import lora_bytes
 from ..measure.conditions import describe_conditions
+from ..measure.frames import frame_size
 from ..measure.memory import PeakMemory, private_bytes
 from ..measure.other_load import OtherLoad
 from ..measure.quality import picture_flip, picture_quality
@@ -77,7 +78,7 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
     """
     device = resolve_device(asked.device)
     if asked.source.pipeline is not None:
-        studio.check_pipeline(asked.source.pipeline)
+        studio.check_pipeline(asked.source.pipeline, asked.frames)
     with desk.signs_of_life():
         parts = {
             name: build_skeleton(asked.source.component(name), dtype=asked.dtype)
@@ -88,6 +89,8 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
         if asked.size is None or device.partition(":")[0] not in ("cuda", "xpu"):
             emulated = device == "cpu" and not processor_computes(asked.dtype)
             return Planned(device, plans, lora_bytes=added, emulated=emulated)
+        if asked.frames is not None:  # what several frames take isn't known
+            return Planned(device, plans, {}, free_bytes(device), added)
         needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype)
         more = sum(added.values())
         needs = {label: need and need.beside(more) for label, need in needs.items()}
@@ -262,15 +265,15 @@ class _Repeating:
         if not layers:
             return None
         theirs = Image.frombytes("RGB", picture.size, self._seen[number])
+        theirs.info = dict(picture.info)
         psnr_db, ssim = picture_quality(picture, theirs)
         return PictureQuality(*place, psnr_db, ssim, picture_flip(picture, theirs))
 
     def notes(self) -> list[str]:
         notes = [] if self._same else [NOT_REPEATABLE]
-        if set(self.sizes) != {self._workload.size}:
-            said = "{}x{}, though {}x{} was asked for".format(
-                *max(self.sizes), *self._workload.size
-            )
+        made = {frame_size(size, self._workload.frames) for size in self.sizes}
+        if made != {self._workload.size}:
+            said = "{}x{}, though {}x{} was asked for".format(*max(made), *self._workload.size)
             notes.append(f"the pictures are {said}: this pipeline changes sizes")
         return notes
 

@@ -141,11 +141,11 @@ def call_arguments(pipe: Any, workload: Workload) -> dict[str, Any]:
         "height": height,
         "output_type": "np",
         "guidance_scale": workload.guidance,
+        "num_frames": workload.frames,
         **text_length(pipe, accepted),
     }
-    if workload.guidance is None:
-        del arguments["guidance_scale"]
-    return {name: value for name, value in arguments.items() if name in accepted}
+    left_to_it = {n for n in ("guidance_scale", "num_frames") if arguments[n] is None}
+    return {n: value for n, value in arguments.items() if n in accepted and n not in left_to_it}
 
 
 def text_length(pipe: Any, accepted: Mapping[str, inspect.Parameter]) -> dict[str, int]:

@@ -44,6 +44,8 @@ class PlanJob:
     """Of the pictures, where what they take of an accelerator is to be told."""
     lora: Path | None = None
     """File of what every pipeline carries beside."""
+    frames: int | None = None
+    """Of each video; None for pictures."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..files.json_objects import read_object
 from ..files.whole import clear_leftovers, usable_folder, workplace, write_whole
+from ..measure.frames import save_png
 from ..plain_values import from_dict, to_dict
 from ..recipes import Recipe, slug
 from ..records import (
@@ -196,7 +197,7 @@ def keep_borrowed(folder: Path, workload: Workload, images: Mapping[Place, Image
         staged = made / "named"
         staged.mkdir()
         for key, path in places.items():
-            images[key].save(staged / path.name, "PNG")
+            save_png(images[key], staged / path.name)
         target = folder / IMAGES / BORROWED
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():

@@ -20,6 +20,7 @@ from .. import __version__
 from ..arguments import public
 from ..errors import ArgumentError
 from ..hub.names import read_hub_name
+from ..measure.frames import frame_count, frame_size, save_png
 from ..models.source import DEMO
 from ..plain_values import LATER, from_dict, to_dict
 from ..recipes import Recipe
@@ -50,6 +51,8 @@ class Origin:
     versions: dict[str, str] = field(default_factory=dict)
     lora: str | None = field(default=None, metadata=LATER)
     """Name of the file of its LoRA, with its weight."""
+    frames: int | None = field(default=None, metadata=LATER)
+    """How many a video has that was made, all of them on one sheet; None for a picture."""
 
 
 def origin_of(
@@ -78,6 +81,7 @@ def origin_of(
         compiled,
         versions,
         None if workload.lora is None else Path(workload.lora.text).name,
+        workload.frames,
     )
 
 
@@ -90,13 +94,10 @@ def _public_name(model: str) -> str:
 
 def write_picture(picture: Any, path: Path, origin: Origin) -> None:
     """Write a picture as PNG, with its origin."""
-    from PIL.PngImagePlugin import PngInfo
-
-    origin = dataclasses.replace(origin, size=picture.size)  # some pipelines change what was asked
-    words = PngInfo()
-    words.add_itxt(_COMMON, common_text(origin))
-    words.add_itxt(_OWN, json.dumps(to_dict(origin), ensure_ascii=False))
-    picture.save(path, pnginfo=words)
+    size = frame_size(picture.size, frame_count(picture))
+    origin = dataclasses.replace(origin, size=size)  # some pipelines change what was asked
+    own = json.dumps(to_dict(origin), ensure_ascii=False)
+    save_png(picture, path, {_COMMON: common_text(origin), _OWN: own})
 
 
 def common_text(origin: Origin) -> str:
@@ -115,6 +116,7 @@ def common_text(origin: Origin) -> str:
         "CFG scale": origin.guidance,
         "Seed": origin.seed,
         "Size": size,
+        "Frames": origin.frames,
         "Model": origin.model,
         "Weights": origin.recipe,
         "LoRA": origin.lora,

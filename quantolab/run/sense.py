@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from ..measure.frames import MOST_FRAMES
 from ..records import PictureQuality, Trial, Workload
 
 _LARGEST_SIDE = 1 << 17  # pixels; no picture file that we write has more
@@ -48,6 +49,8 @@ def _check_workload(workload: Workload) -> None:
     for name, value in (*counts.items(), *(("size", side) for side in workload.size)):
         if not 1 <= value <= _LARGEST_SIDE:
             raise ValueError(f"workload.{name} must be from 1 to {_LARGEST_SIDE}, not {value}")
+    if workload.frames is not None and not 1 <= workload.frames <= MOST_FRAMES:
+        raise ValueError(f"workload.frames must be from 1 to {MOST_FRAMES}, not {workload.frames}")
     if any(seed < 0 for seed in workload.seeds):
         raise ValueError(f"workload.seeds must be 0 or more, not {min(workload.seeds)}")
     for name, values in (("prompts", workload.prompts), ("seeds", workload.seeds)):

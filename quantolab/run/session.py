@@ -255,6 +255,7 @@ class Session:
             request.recipes,
             request.workload.size,
             request.lora,
+            request.workload.frames,
         )
         with scratch_folder("plan") as folder:
             planned = self.job(PLAN, asked, folder)

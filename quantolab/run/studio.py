@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..backends import kernels
@@ -21,6 +22,7 @@ from ..loading.component import load_component
 from ..loading.lora import add_lora
 from ..loading.pipelines import assemble
 from ..loading.report import WAIT
+from ..measure.frames import sheet_of
 from ..measure.held_bytes import weight_bytes
 from ..measure.quality import check_pixels
 from ..models.resolving import reference_share, shares_in
@@ -43,7 +45,6 @@ from .offloading import decode_in_tiles, offload
 from .ways import RESIDENT
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 _EVENT_SECONDS = 0.2  # at most so many progress events a second: each costs a system call
@@ -212,13 +213,22 @@ _OTHER_INPUTS = {"image", "images", "video", "control_image", "mask_image", "aud
 _FRAMES = {"num_frames", "video_length", "frames"}
 
 
-def check_pipeline(name: str) -> None:
-    """Make sure, before anything is loaded, that a pipeline makes pictures from text alone.
+def check_pipeline(name: str, frames: int | None = None) -> None:
+    """Make sure, before anything is loaded, that a pipeline makes what is asked from text alone.
+
+    Parameters
+    ----------
+    name : str
+        Its class.
+    frames : int, optional
+        Of each video; None for pictures.
 
     Raises
     ------
     UnsupportedError
-        If it makes something else or needs more.
+        If it makes something else than pictures or videos, or needs more.
+    ArgumentError
+        If frames are asked of what makes pictures, or not asked of what makes videos.
     """
     import diffusers
 
@@ -229,26 +239,38 @@ def check_pipeline(name: str) -> None:
     names = {parameter.name for parameter in accepted}
     needed = {p.name for p in accepted if p.default is p.empty} | {accepted[0].name}
     if "prompt" in names and not names & {*_OTHER_INPUTS, *_FRAMES} and not _audio_in(names):
+        _check_no_frames(name, frames)
         return  # as nearly always, and Diffusers' own lists take a second to be imported
 
     from diffusers.pipelines import auto_pipeline
 
     if cls in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values():
+        _check_no_frames(name, frames)
         return
     from_pictures = (
         *auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.values(),
         *auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING.values(),
     )
-    if names & _FRAMES:
-        raise UnsupportedError(f"{name} makes videos; compared are pictures made from text")
+    compared = "compared are pictures and videos made from text"
     if _audio_in(names):
-        raise UnsupportedError(f"{name} makes sound; compared are pictures made from text")
+        raise UnsupportedError(f"{name} makes sound; {compared}")
     if cls in from_pictures or needed & _OTHER_INPUTS:
-        raise UnsupportedError(
-            f"{name} needs a picture to begin with; compared are pictures made from text"
-        )
+        raise UnsupportedError(f"{name} needs a picture to begin with; {compared}")
     if "prompt" not in names:
-        raise UnsupportedError(f"{name} takes no prompt; compared are pictures made from text")
+        raise UnsupportedError(f"{name} takes no prompt; {compared}")
+    if not names & _FRAMES:
+        _check_no_frames(name, frames)
+    elif "num_frames" not in names:
+        raise UnsupportedError(f"{name} makes videos in a way of its own: it takes no num_frames")
+    elif frames is None:
+        own = inspect.signature(cls.__call__).parameters["num_frames"].default
+        said = f"; its own number is {own}" if isinstance(own, int) else ""
+        raise ArgumentError(f"{name} makes videos: say how many frames each has (frames){said}")
+
+
+def _check_no_frames(name: str, frames: int | None) -> None:
+    if frames is not None:
+        raise ArgumentError(f"{name} makes pictures, which have no frames; {frames} were asked for")
 
 
 def _audio_in(names: set[str]) -> bool:
@@ -320,10 +342,16 @@ class Studio:
         check_pixels(pixels)
         if counted:
             self._desk.picture()
-        return Image.fromarray((pixels * 255).round().astype("uint8")), seconds
+        levels = (pixels * 255).round().astype("uint8")
+        if self._workload.frames is None:
+            return Image.fromarray(levels), seconds
+        frames = levels.reshape(self._workload.frames, -1, *levels.shape[1:])
+        return sheet_of(frames), seconds
 
     def pixels(self, prompt: str, seed: int) -> np.ndarray:
         """Return one picture's values from 0 to 1, whatever they are, rows by columns by colours.
+
+        Of a video the frames are one below the other.
 
         Raises
         ------
@@ -335,7 +363,9 @@ class Studio:
     @property
     def makes_several(self) -> bool:
         """Whether several pictures can be made in one go: their prompts are encoded alike."""
-        return self._encoded is not None and joined(list(self._encoded.values())) is not None
+        if self._encoded is None or self._workload.frames is not None:
+            return False
+        return joined(list(self._encoded.values())) is not None
 
     def several(self, pairs: Sequence[tuple[str, int]]) -> list[np.ndarray]:
         """Return the values of several pictures that are made in one go."""
@@ -356,11 +386,24 @@ class Studio:
                 generator=noise[0] if one else noise,
                 **self._arguments,
             )
+        if self._workload.frames is not None and hasattr(made, "frames"):
+            return self._one_below_the_other(np.asarray(made.frames))
         if not hasattr(made, "images"):
             raise UnsupportedError(
                 f"{type(self._pipe).__name__} makes no pictures but {type(made).__name__}"
             )
         return made.images
+
+    def _one_below_the_other(self, videos: np.ndarray) -> np.ndarray:
+        """Return videos, (videos, frames, height, width, 3), as pictures of all their frames."""
+        name, asked = type(self._pipe).__name__, self._workload.frames
+        if videos.ndim != 5:
+            raise UnsupportedError(f"{name} returns videos of shape {videos.shape}")
+        if videos.shape[1] != asked:
+            raise UnsupportedError(
+                f"{name} makes {videos.shape[1]} frames where {asked} were asked for: ask for those"
+            )
+        return videos.reshape(len(videos), -1, *videos.shape[3:])
 
     @contextmanager
     def encoding(self, prompt: str) -> Iterator[None]:

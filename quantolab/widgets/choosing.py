@@ -42,6 +42,7 @@ class Choice:
     revision: str | None = None
     workers: Any = None
     lora: str | None = None
+    frames: Any = None
 
     def arguments(self) -> dict[str, Any]:
         """Return what differs from the defaults of `compare`, as its keyword arguments."""
@@ -139,6 +140,7 @@ def choice_of(comparison: Comparison, asked: Sequence[Trial] = ()) -> Choice:
         reference=_borrowed_from(comparison),
         variant=workload.variant,
         lora=_carried(workload),
+        frames=workload.frames,
     )
 
 

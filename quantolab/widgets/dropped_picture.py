@@ -43,7 +43,7 @@ def settings_of(picture: bytes) -> tuple[Origin, dict[str, Any]]:
     origin = picture_origin(picture)
     prompt = " ".join(origin.prompt.splitlines())  # the form has one a line
     taken: dict[str, Any] = {"prompts": (prompt,), "seeds": (origin.seed,)}
-    for name in ("steps", "guidance", "size", "dtype"):
+    for name in ("steps", "guidance", "size", "frames", "dtype"):
         value = getattr(origin, name)
         if value is not None:
             taken[name] = value

@@ -85,8 +85,8 @@ def judged_seconds(
 ) -> tuple[float, str | None] | None:
     """Return about how long a request will take, and the folder of the run that says so.
 
-    Judged by the first of the earlier runs of the same model on the same machine, at the same
-    size, guidance and compute dtype: its seconds a picture, in proportion to the steps, and the
+    Judged by the first of the earlier runs of the same model on the same machine, at the same size,
+    frames, guidance and compute dtype: its seconds a picture, in proportion to the steps, and the
     time that it spent on everything else. None if there is no such run. A recipe that it doesn't
     have is taken for as slow as its slowest one; a compiled one without a compiled twin can't be
     judged.
@@ -109,7 +109,7 @@ def judged_seconds(
 
 def _judged_by(request: Request, machine: str, run: Comparison) -> float | None:
     ours, theirs = request.workload, run.workload
-    same = ("model", "size", "dtype", "device", "guidance")
+    same = ("model", "size", "frames", "dtype", "device", "guidance")
     measured = [
         t for t in run.trials
         if t.timing and t.timing.samples and t.conditions and t.conditions.device_name == machine

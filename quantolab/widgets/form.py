@@ -103,6 +103,8 @@ class Form(W.VBox):
         self.steps = _text("Steps", "", "model's own")
         self.guidance = _text("Guidance", "", "model's own")
         self.size = _text("Size", "", "512x512")
+        self.frames = _text("Frames", "", "pictures")
+        self.frames.tooltip = "Frames of each video, for models that make videos"
         self.repeats = _text("Rounds", str(REPEATS), str(REPEATS))
         self.repeats.tooltip = (
             "Rounds of one picture a recipe; from 6 on there are intervals and verdicts"
@@ -140,7 +142,8 @@ class Form(W.VBox):
             self.prompts,
             self.hints,
             W.HBox((
-                self.seeds, self.steps, self.guidance, self.size, self.repeats, self.recipe.dtype,
+                self.seeds, self.steps, self.guidance, self.size, self.frames, self.repeats,
+                self.recipe.dtype,
             ), layout=WRAP),
             W.HBox((
                 self.recipe.device, self.variant, self.workers, self.out, self.reference,
@@ -150,7 +153,7 @@ class Form(W.VBox):
 
     def _listen(self) -> None:
         controls = [
-            self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size,
+            self.more, self.prompts, self.seeds, self.steps, self.guidance, self.size, self.frames,
             self.repeats, self.workers, self.out, self.reference, self.lora, self.compile,
             self.both,
             *self.weights.values(),
@@ -227,6 +230,7 @@ class Form(W.VBox):
             revision=self.model.revision,
             workers=read_number(self.workers.value, int),
             lora=self.lora.value.strip() or None,
+            frames=read_number(self.frames.value, int),
         )
 
     def show(self, choice: Choice) -> None:
@@ -257,6 +261,7 @@ class Form(W.VBox):
             self.out.value = choice.out or ""
             self.reference.value = choice.reference or ""
             self.lora.value = choice.lora or ""
+            self.frames.value = "" if choice.frames is None else str(choice.frames)
 
     def add(self, recipe: Recipe | None) -> None:
         """Compare one more recipe, whatever words it has for components and layers."""

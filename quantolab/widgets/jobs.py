@@ -66,6 +66,7 @@ class ScriptJob:
     size: tuple[int, int]
     guidance: float | None
     lora: str | None = None
+    frames: int | None = None
 
 
 @dataclass(frozen=True)

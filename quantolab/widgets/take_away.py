@@ -124,6 +124,7 @@ def script_job(comparison: Comparison, label: str) -> ScriptJob:
         size=workload.size,
         guidance=workload.guidance,
         lora=None if workload.lora is None else workload.lora.text,
+        frames=workload.frames,
     )
 
 

@@ -69,7 +69,7 @@ def cells(comparison, position):
 SHARED = {
     "other_load": None, "private_bytes": None, "flip": None, "floor_multiple": None, "name": None,
     "encoded": None, "psnr_low_db": None, "psnr_high_db": None, "more_rounds": None,
-    "offload": None, "reference": None, "lora": None,
+    "offload": None, "reference": None, "lora": None, "frames": None,
     "reserved_bytes": None, "load_peak_bytes": None, "free_before_bytes": None, "other_bytes": None,
     "kernel": None,
     "model": "demo", "device": "cpu", "compute_dtype": "float32", "steps": 20, "seeds": "0, 1",

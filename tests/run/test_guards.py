@@ -213,20 +213,29 @@ def test_encoding_shows_signs_of_life(pipeline_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("WanPipeline", "makes videos"),
-        ("LTXPipeline", "makes videos"),
+        ("WanPipeline", "makes videos: say how many frames .*; its own number is 81"),
+        ("LTXPipeline", "makes videos: say how many frames .*; its own number is 161"),
+        ("LattePipeline", "makes videos in a way of its own"),
         ("StableAudioPipeline", "makes sound"),
         ("StableDiffusionImg2ImgPipeline", "needs a picture"),
         ("FluxInpaintPipeline", "needs a picture"),
-        ("StableVideoDiffusionPipeline", "makes videos"),
+        ("StableVideoDiffusionPipeline", "needs a picture"),
         ("DDPMPipeline", "takes no prompt"),
     ],
 )
 def test_what_makes_no_pictures_from_text_is_told_before_anything_is_loaded(name, what):
     from quantolab.run.studio import check_pipeline
 
-    with pytest.raises(UnsupportedError, match=f"{name} {what}"):
+    with pytest.raises((UnsupportedError, ArgumentError), match=f"{name} {what}"):
         check_pipeline(name)
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "StableDiffusionPipeline", "SanaPipeline"])
+def test_frames_of_what_makes_pictures_are_refused(name):
+    from quantolab.run.studio import check_pipeline
+
+    with pytest.raises(ArgumentError, match="makes pictures, which have no frames; 5 were asked"):
+        check_pipeline(name, 5)
 
 
 def test_what_makes_pictures_from_text_is_not_refused():

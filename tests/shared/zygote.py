@@ -36,11 +36,17 @@ PLACE = "QUANTOLAB_TESTS_ZYGOTE"
 """Environment variable with the folder of its socket and of what it was started under."""
 
 # Names that libraries read while they are imported begin so. But for some: what a fork can still
-# heed is heeded, the compiler reads its cache's when it compiles, and which seed Python hashes with,
-# which the distributed engine sets, no job may depend on.
+# heed is heeded, the compiler reads where its cache is when it compiles, and on the seed that
+# Python hashes with, which the distributed engine sets, no job may depend. Nor may one on the Hub:
+# it is given files, and a fork that asked all the same would ask what isn't there.
 _READ_BY_IMPORTS = (
     "ACCELERATE", "BITSANDBYTES", "CUDA", "DIFFUSERS", "HF_", "HUGGINGFACE", "KMP", "LD_", "MKL",
     "OMP", "PEFT", "PYTHON", "PYTORCH", "SDNQ", "TORCH", "TRANSFORMERS",
+)  # fmt: skip
+
+_OF_NO_ACCOUNT = (
+    "DIFFUSERS_VERBOSITY", "HF_ENDPOINT", "HF_HUB_", "HF_TOKEN", "PYTHONHASHSEED",
+    "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_VERBOSITY",
 )  # fmt: skip
 
 
@@ -62,13 +68,7 @@ def _circumstances(environment) -> str:
 
 
 def _is_read_by_imports(name: str) -> bool:
-    return name.startswith(_READ_BY_IMPORTS) and name not in (
-        "DIFFUSERS_VERBOSITY",
-        "PYTHONHASHSEED",
-        "PYTHONWARNINGS",
-        "TORCHINDUCTOR_CACHE_DIR",
-        "TRANSFORMERS_VERBOSITY",
-    )
+    return name.startswith(_READ_BY_IMPORTS) and not name.startswith(_OF_NO_ACCOUNT)
 
 
 def start(folder: Path) -> Callable[[], None]:
@@ -298,12 +298,13 @@ def _become(fds, asked) -> NoReturn:
         from quantolab.processes.server import main
 
         main()
+        os._exit(0)
     finally:
         os._exit(70)
 
 
 def _run_script(asked, card) -> NoReturn:
-    with open(asked["said"], "w") as file:
+    with Path(asked["said"]).open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     code = 0
