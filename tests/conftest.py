@@ -138,9 +138,11 @@ def real_servers(monkeypatch):
     monkeypatch.delenv("QUANTOLAB_TESTS_ZYGOTE", raising=False)
 
 
-def pytest_collection():
+def pytest_collection(session):
     """Collect no garbage while all is imported: there is none, and it takes a quarter more."""
-    gc.disable()
+    config = session.config
+    if hasattr(config, "workerinput") or not config.option.numprocesses:  # who collects tests
+        gc.disable()
 
 
 def pytest_collection_finish():

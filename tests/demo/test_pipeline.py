@@ -108,7 +108,7 @@ def test_the_default_prompts_are_drawn_right(drawing):
 
 def test_the_card_states_what_the_model_does(drawing):
     assert f"| bfloat16 | {STATED:.1%} |" in (FOLDER / "README.md").read_text()
-    prompts = held_out_prompts(60, seed=5)
+    prompts = held_out_prompts(40, seed=5)
     share, _ = score(generate(drawing, prompts), prompts)
     # Three standard deviations of the difference between these and the card's 400.
     assert share >= STATED - 3 * (STATED * (1 - STATED) * (1 / len(prompts) + 1 / 400)) ** 0.5
