@@ -501,6 +501,12 @@ def _add_plan(commands) -> None:
         help="width and height of pictures in pixels (default: what the model was made for)",
     )
     p.add_argument(
+        "--frames",
+        type=whole,
+        metavar="N",
+        help="frames of videos, for models that make them (default: the pipeline's own number)",
+    )
+    p.add_argument(
         "--vram", metavar="SIZE", help="say what fits a card of 16GB, 24GB, ... (default: nothing)"
     )
     p.add_argument(
@@ -523,6 +529,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         components=components,
         vram=arguments.vram,
         size=arguments.size,
+        frames=arguments.frames,
         variant=arguments.variant,
         revision=arguments.revision,
     )

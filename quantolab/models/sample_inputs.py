@@ -12,6 +12,9 @@ TOKENS = 16  # of text; over 8, so that kernels for many rows run
 SIDE = 8  # places (or latents) along one side of a picture
 
 
+_LATENT_FRAMES = 2
+
+
 def sample_inputs(
     module: torch.nn.Module,
     dtype: torch.dtype,
@@ -20,6 +23,7 @@ def sample_inputs(
     *,
     side: int = SIDE,
     tokens: int = TOKENS,
+    frames: int = _LATENT_FRAMES,
 ) -> dict[str, Any] | None:
     """Return keyword arguments for a component's forward, or None for a class that isn't known.
 
@@ -39,11 +43,14 @@ def sample_inputs(
         PixArt and UNets take what their configuration says.
     tokens : int
         Length of the text.
+    frames : int
+        Latents of a video along its time; of no account for pictures.
     """
     make = _MAKERS.get(type(module).__name__)
     if make is None:
         return None
-    inputs = make(module.config, _Drawer(dtype, torch.Generator().manual_seed(seed), side, tokens))
+    drawer = _Drawer(dtype, torch.Generator().manual_seed(seed), side, tokens, frames)
+    inputs = make(module.config, drawer)
     return {name: v.to(device) if torch.is_tensor(v) else v for name, v in inputs.items()}
 
 
@@ -55,6 +62,7 @@ class _Drawer:
     generator: torch.Generator
     side: int
     tokens: int
+    frames: int
 
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.dtype)
@@ -135,7 +143,7 @@ def _qwen_image(config, draw: _Drawer) -> dict:
 
 def _wan(config, draw: _Drawer) -> dict:
     return {
-        "hidden_states": draw.normal(1, config.in_channels, 2, draw.side, draw.side),
+        "hidden_states": draw.normal(1, config.in_channels, draw.frames, draw.side, draw.side),
         "encoder_hidden_states": draw.normal(1, draw.tokens, config.text_dim),
         "timestep": torch.tensor([500]),
     }
@@ -143,11 +151,11 @@ def _wan(config, draw: _Drawer) -> dict:
 
 def _ltx(config, draw: _Drawer) -> dict:
     return {
-        "hidden_states": draw.normal(1, 2 * draw.side * draw.side, config.in_channels),
+        "hidden_states": draw.normal(1, draw.frames * draw.side * draw.side, config.in_channels),
         "encoder_hidden_states": draw.normal(1, draw.tokens, config.caption_channels),
         "timestep": torch.tensor([500.0], dtype=draw.dtype),
         "encoder_attention_mask": torch.ones(1, draw.tokens, dtype=torch.bool),
-        "num_frames": 2,
+        "num_frames": draw.frames,
         "height": draw.side,
         "width": draw.side,
     }

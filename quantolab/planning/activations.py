@@ -7,6 +7,7 @@ take it, without a matrix of all tokens by all tokens.
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..errors import ArgumentError
 from ..files.json_objects import read_object
 from ..models.layers import kept_in_float32
 from ..models.sample_inputs import sample_inputs
@@ -40,9 +42,15 @@ _TILE = 512  # pixels: what Diffusers' tiled VAEs decode at a time, unless told 
 
 
 def activations(
-    source: Source, modules: Mapping[str, torch.nn.Module], size: tuple[int, int], dtype: str
+    source: Source,
+    modules: Mapping[str, torch.nn.Module],
+    size: tuple[int, int],
+    dtype: str,
+    frames: int | None = None,
 ) -> Activations:
-    """Return what the parts of a pipeline take for one picture; asked again, the same at once.
+    """Return what the parts of a pipeline take for one picture, or one video of so many frames.
+
+    Asked again, the same comes at once.
 
     Parameters
     ----------
@@ -54,33 +62,72 @@ def activations(
         Width and height in pixels.
     dtype : str
         Compute dtype.
+    frames : int, optional
+        Of a video; by default the pipeline's own number, if it makes videos.
     """
+    frames = video_frames(source, frames)
     configs = [(name, str(getattr(module, "config", ""))) for name, module in modules.items()]
-    key = repr((source.pipeline, configs, size, dtype, _text_tokens(source)))
+    key = repr((source.pipeline, configs, size, dtype, frames, _text_tokens(source)))
     if key not in _KNOWN:
-        _KNOWN[key] = _activations(source, modules, size, dtype)
+        _KNOWN[key] = _activations(source, modules, size, dtype, frames)
     return _KNOWN[key]
 
 
 _KNOWN: dict[str, Activations] = {}
 
 
+def video_frames(source: Source, frames: int | None = None) -> int | None:
+    """Return how many frames a pipeline's videos have: those asked for, or else its own number.
+
+    None for pictures, and where neither is known.
+
+    Raises
+    ------
+    ArgumentError
+        If frames are asked of what makes pictures.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, source.pipeline or "", None)
+    parameter = (
+        None if cls is None else inspect.signature(cls.__call__).parameters.get("num_frames")
+    )
+    if parameter is None:
+        if frames is not None:
+            raise ArgumentError(f"{source.model!r} makes pictures, which have no frames")
+        return None
+    return parameter.default if frames is None and isinstance(parameter.default, int) else frames
+
+
 def _activations(
-    source: Source, modules: Mapping[str, torch.nn.Module], size: tuple[int, int], dtype: str
+    source: Source,
+    modules: Mapping[str, torch.nn.Module],
+    size: tuple[int, int],
+    dtype: str,
+    frames: int | None,
 ) -> Activations:
+    vae = modules.get("vae")
+    latents = None if frames is None or vae is None else _latent_frames(vae, frames)
     tile = (min(size[0], _TILE), min(size[1], _TILE))
     profiles = {
-        name: _denoiser(modules[name], source, size, dtype)
+        name: _denoiser(modules[name], source, size, dtype, latents)
         for name in source.denoisers
         if name in modules
     }
     encoders = [module for name, module in modules.items() if name.startswith("text_encoder")]
     return Activations(
         {name: profile for name, profile in profiles.items() if profile is not None},
-        _decode(modules.get("vae"), source, size, dtype),
-        _decode(modules.get("vae"), source, tile, dtype),
+        _decode(vae, source, size, dtype, latents),
+        _decode(vae, source, tile, dtype, latents),
         _most(_encoder(module, dtype, _text_tokens(source)) for module in encoders),
     )
+
+
+def _latent_frames(vae: torch.nn.Module, frames: int) -> int | None:
+    """Return how many latents along time a video becomes; None where its VAE doesn't say."""
+    ratio = getattr(vae.config, "scale_factor_temporal", None)
+    ratio = ratio or getattr(vae, "temporal_compression_ratio", None)
+    return (frames - 1) // ratio + 1 if ratio else None
 
 
 def _text_tokens(source: Source) -> int:
@@ -98,7 +145,11 @@ def _most(found: Iterable[int | None]) -> int | None:
 
 
 def _denoiser(
-    module: torch.nn.Module, source: Source, size: tuple[int, int], dtype: str
+    module: torch.nn.Module,
+    source: Source,
+    size: tuple[int, int],
+    dtype: str,
+    latents: int | None,
 ) -> Profile | None:
     name = type(module).__name__
     pixels = vae_scale(source) * (_PACKED if name in _PACKED_TOKENS else 1)
@@ -110,7 +161,11 @@ def _denoiser(
             inputs["sample"] = inputs["sample"].to(getattr(torch, dtype))
     else:
         inputs = sample_inputs(
-            module, getattr(torch, dtype), side=side, tokens=_text_tokens(source)
+            module,
+            getattr(torch, dtype),
+            side=side,
+            tokens=_text_tokens(source),
+            frames=latents or 1,
         )
     if inputs is None:
         return None
@@ -119,7 +174,11 @@ def _denoiser(
 
 
 def _decode(
-    module: torch.nn.Module | None, source: Source, size: tuple[int, int], dtype: str
+    module: torch.nn.Module | None,
+    source: Source,
+    size: tuple[int, int],
+    dtype: str,
+    latents: int | None,
 ) -> int | None:
     if module is None or not hasattr(module, "decode"):
         return None
@@ -127,7 +186,7 @@ def _decode(
     channels = getattr(config, "latent_channels", None) or getattr(config, "z_dim", None)
     if not channels:
         return None
-    frames = (1,) if hasattr(config, "z_dim") else ()  # those of videos
+    frames = (latents or 1,) if latents or hasattr(config, "z_dim") else ()  # those of videos
     latent = torch.empty(1, channels, *frames, size[1] // scale, size[0] // scale)
     wide = bool(getattr(config, "force_upcast", False)) and dtype == "float16"
     kind = "float32" if wide else dtype

@@ -16,9 +16,11 @@ from ..errors import (
     QuantolabError,
     UnsupportedError,
     one_of,
+    whole_number,
 )
 from ..files.json_objects import read_object
 from ..files.whole import scratch_folder
+from ..measure.frames import MOST_FRAMES
 from ..models.layers import linear_layers
 from ..models.resolving import (
     Resolved,
@@ -49,7 +51,7 @@ _COLUMNS = (
     "model", "component", "recipe", "weights", "quantized", "quantized_layers", "parameters",
     "weight_bytes", "load_peak_bytes", "fits", "compute_dtype",
     "size", "encode_bytes", "resident_bytes", "tiled_bytes", "model_offload_bytes",
-    "group_offload_bytes", "sequential_offload_bytes", "compare_bytes", "compare_fits",
+    "group_offload_bytes", "sequential_offload_bytes", "compare_bytes", "compare_fits", "frames",
 )  # fmt: skip
 
 _READING = 1 << 21  # bytes of names, headers and modules while files are read
@@ -68,6 +70,7 @@ def plan(
     size: tuple[int, int] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    frames: int | None = None,
 ) -> pandas.DataFrame:
     """Return predicted bytes of each component and recipe of a model that needn't be downloaded.
 
@@ -98,6 +101,8 @@ def plan(
         there are none the only variant.
     revision : str, optional
         Branch, tag or commit of a Hub model.
+    frames : int, optional
+        Frames of the videos that a comparison makes; by default the pipeline's own number.
 
     Returns
     -------
@@ -106,7 +111,8 @@ def plan(
         and a row for each recipe whose `component` is ``"pipeline"``: the recipe's parts
         quantized (column `quantized`), all others in the compute dtype. ``weight_bytes``;
         ``load_peak_bytes``, see Notes; ``fits``, whether `weight_bytes` are within `vram` (None
-        without one); ``parameters, quantized_layers, weights, compute_dtype``.
+        without one); ``parameters, quantized_layers, weights, compute_dtype``; ``size``, and of
+        videos ``frames``.
         Rows of the pipeline say what a comparison takes of an accelerator, see Notes:
         ``encode_bytes``, ``resident_bytes``, ``tiled_bytes``, and with Diffusers' and accelerate's
         offload ``model_offload_bytes``, ``group_offload_bytes``, ``sequential_offload_bytes``;
@@ -124,9 +130,9 @@ def plan(
     -----
     A comparison encodes prompts first, with the text encoders alone on the accelerator, then runs
     each recipe with its denoiser and the VAE. Counted are weights, 0.5 GB of the accelerator's own
-    context, and activations for one picture of that size, from fake tensors: the forward of each
-    part on shapes alone. All of it is arithmetic; nothing else that is on a card is counted.
-    Offloaded ways decode in tiles.
+    context, and activations for one picture (or video) of that size, from fake tensors: the
+    forward of each part on shapes alone. All of it is arithmetic; nothing else that is on a card
+    is counted. Offloaded ways decode in tiles.
 
     ``load_peak_bytes`` is the most that tensors take on a CPU while `load` reads and quantizes
     the component: an upper bound, whatever the order of the file. A layer is quantized some rows
@@ -157,13 +163,16 @@ def plan(
 
         with scratch_folder("plan") as folder:
             place = write_configs(model, folder)
-            table = plan(place, recipes, components=components, dtype=dtype, vram=vram, size=size)
+            asked = {"components": components, "dtype": dtype, "vram": vram, "size": size}
+            table = plan(place, recipes, frames=frames, **asked)
         table["model"] = type(model).__name__  # the folder is gone
         return table
     one_of("compute dtype", dtype, COMPUTE_DTYPES)
     budget = None if vram is None else _memory(vram)
     source = find_model(model, weights=False, variant=variant, revision=revision)
     picture = _picture_size(source, size)
+    if frames is not None:
+        whole_number("frames", frames, most=MOST_FRAMES)
     chosen = _with_reference(WORDS if recipes is None else recipes)
     meant = _names(components)
     for name in meant:
@@ -180,11 +189,15 @@ def plan(
     for entry in asked:
         _check(entry, parts, dtype)
     if source.pipeline is not None:
-        from .activations import activations
+        from .activations import activations, video_frames
 
-        found = activations(source, {part.name: part.module for part in parts}, picture, dtype)
+        modules = {part.name: part.module for part in parts}
+        found = activations(source, modules, picture, dtype, frames)
+        made = {"frames": video_frames(source, frames)}
         rows += [
-            _sum(source, rows, entry) | _needed(source, parts, entry, found, dtype, picture, budget)
+            _sum(source, rows, entry)
+            | _needed(source, parts, entry, found, dtype, picture, budget)
+            | made
             for entry in asked
         ]
     for row in rows:
@@ -335,7 +348,11 @@ def _needs(
 
 
 def recipe_needs(
-    source: Source, recipes: Iterable[Recipe], size: tuple[int, int], dtype: str
+    source: Source,
+    recipes: Iterable[Recipe],
+    size: tuple[int, int],
+    dtype: str,
+    frames: int | None = None,
 ) -> dict[str, Needs | None]:
     """Return what each recipe takes of an accelerator, by label; None where that can't be told.
 
@@ -349,12 +366,15 @@ def recipe_needs(
         Width and height of the pictures.
     dtype : str
         Compute dtype.
+    frames : int, optional
+        Of the videos, where it makes some.
     """
     from .activations import activations
 
     needed: dict[str, Needs | None] = {recipe.label: None for recipe in recipes}
     parts, missing = _build_parts(source, set(source.denoisers), dtype)
-    found = activations(source, {part.name: part.module for part in parts}, size, dtype)
+    modules = {part.name: part.module for part in parts}
+    found = activations(source, modules, size, dtype, frames)
     for recipe in recipes if not missing else ():
         try:
             needed[recipe.label] = _needs(source, parts, _asked(recipe, source, ()), found, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def plan_text(table: pandas.DataFrame, *, width: int = 100) -> str:
     last = whole if len(whole) else table
     rows.append(("while loading, on a CPU", *_cells(last, recipes, "load_peak_bytes")))
     if _is_counted(whole):
-        size = whole["size"].iloc[0]
+        size = _made(whole)
         for title, column in (
             ("encoding prompts, on a card", "encode_bytes"),
             (f"making {size}, on a card", "resident_bytes"),
@@ -91,9 +92,15 @@ def _is_counted(whole: pandas.DataFrame) -> bool:
     return len(whole) > 0 and bool(whole["compare_bytes"].notna().all())
 
 
+def _made(whole: pandas.DataFrame) -> str:
+    """Return the size of what a comparison makes, in words."""
+    size, frames = whole["size"].iloc[0], whole["frames"].iloc[0]
+    return size if frames is None or math.isnan(frames) else f"{size}, {frames:.0f} frames"
+
+
 def _on_a_card(whole: pandas.DataFrame, budget: int) -> list[str]:
     """Say what a comparison can do on a card of that size, and how the rest of it can be had."""
-    size, encode = whole["size"].iloc[0], whole["encode_bytes"].iloc[0]
+    size, encode = _made(whole), whole["encode_bytes"].iloc[0]
     fits = [_with_bytes(row, "resident_bytes") for row in _fitting(whole, "resident_bytes", budget)]
     said = format_bytes(budget)
     sentences = [

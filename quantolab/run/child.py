@@ -89,9 +89,7 @@ def plan(asked: PlanJob, desk: Desk) -> Planned:
         if asked.size is None or device.partition(":")[0] not in ("cuda", "xpu"):
             emulated = device == "cpu" and not processor_computes(asked.dtype)
             return Planned(device, plans, lora_bytes=added, emulated=emulated)
-        if asked.frames is not None:  # what several frames take isn't known
-            return Planned(device, plans, {}, free_bytes(device), added)
-        needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype)
+        needs = recipe_needs(asked.source, asked.recipes, asked.size, asked.dtype, asked.frames)
         more = sum(added.values())
         needs = {label: need and need.beside(more) for label, need in needs.items()}
         return Planned(device, plans, needs, free_bytes(device), added)

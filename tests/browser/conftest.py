@@ -298,7 +298,9 @@ class Notebooks:
 
     def _window(self, width: int, height: int, touch: bool, app: str) -> Page:
         context = self._browser.new_context(
-            viewport={"width": width, "height": height}, has_touch=touch
+            viewport={"width": width, "height": height},
+            has_touch=touch,
+            reduced_motion="reduce",  # nobody waits for what moves, and drawing takes a processor
         )
         context.set_default_timeout(PATIENCE)
         self._contexts.append(context)
