@@ -176,6 +176,7 @@ def test_in_other_places(notebooks, shoot, app):
     shoot(page, f"explorer-{app}")
 
 
+@pytest.mark.sweep
 def test_an_earlier_run_in_the_dark(notebooks, shoot):
     page = notebooks.open(
         [MADE, _SAVED, "from quantolab import widgets\nwidgets.explorer(run='saved')"],

@@ -175,7 +175,7 @@ def test_a_trial_that_two_workers_die_with_is_a_failed_row(pipeline_folder, one_
     assert (ql.results_table(result).repeats.dropna() == 2).all()
 
 
-def test_cancel_answers_within_a_second_and_leaves_nothing(pipeline_folder, tmp_path, real_servers):
+def test_cancel_answers_within_a_second_and_leaves_nothing(pipeline_folder, tmp_path):
     before, cancel, asked = below(), threading.Event(), []
 
     def stop(progress):

@@ -37,16 +37,15 @@ PLACE = "QUANTOLAB_TESTS_ZYGOTE"
 
 # Names that libraries read while they are imported begin so. But for some: what a fork can still
 # heed is heeded, the compiler reads where its cache is when it compiles, and on the seed that
-# Python hashes with, which the distributed engine sets, no job may depend. Nor may one on the Hub:
-# it is given files, and a fork that asked all the same would ask what isn't there.
+# Python hashes with, which the distributed engine sets, no job may depend.
 _READ_BY_IMPORTS = (
     "ACCELERATE", "BITSANDBYTES", "CUDA", "DIFFUSERS", "HF_", "HUGGINGFACE", "KMP", "LD_", "MKL",
     "OMP", "PEFT", "PYTHON", "PYTORCH", "SDNQ", "TORCH", "TRANSFORMERS",
 )  # fmt: skip
 
 _OF_NO_ACCOUNT = (
-    "DIFFUSERS_VERBOSITY", "HF_ENDPOINT", "HF_HUB_", "HF_TOKEN", "PYTHONHASHSEED",
-    "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_VERBOSITY",
+    "DIFFUSERS_VERBOSITY", "PYTHONHASHSEED", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR",
+    "TRANSFORMERS_VERBOSITY",
 )  # fmt: skip
 
 
