@@ -7,7 +7,6 @@ take it, without a matrix of all tokens by all tokens.
 
 from __future__ import annotations
 
-import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from ..errors import ArgumentError
 from ..files.json_objects import read_object
 from ..models.layers import kept_in_float32
 from ..models.sample_inputs import sample_inputs
 from ..models.source import Source, vae_scale
+from ..models.videos import video_frames
 from .needs import Activations, Profile
 
 _BLOCK = 512  # bytes: what accelerators' allocators round up to
@@ -65,7 +64,7 @@ def activations(
     frames : int, optional
         Of a video; by default the pipeline's own number, if it makes videos.
     """
-    frames = video_frames(source, frames)
+    frames = frames_made(source, modules, frames)
     configs = [(name, str(getattr(module, "config", ""))) for name, module in modules.items()]
     key = repr((source.pipeline, configs, size, dtype, frames, _text_tokens(source)))
     if key not in _KNOWN:
@@ -76,27 +75,18 @@ def activations(
 _KNOWN: dict[str, Activations] = {}
 
 
-def video_frames(source: Source, frames: int | None = None) -> int | None:
-    """Return how many frames a pipeline's videos have: those asked for, or else its own number.
+def frames_made(
+    source: Source, modules: Mapping[str, torch.nn.Module], frames: int | None
+) -> int | None:
+    """Return how many frames are planned for; None for pictures.
 
-    None for pictures, and where neither is known.
-
-    Raises
-    ------
-    ArgumentError
-        If frames are asked of what makes pictures.
+    A pipeline's class, which takes a second to be imported, is asked only where its VAE knows time,
+    or frames are asked for.
     """
-    import diffusers
-
-    cls = getattr(diffusers, source.pipeline or "", None)
-    parameter = (
-        None if cls is None else inspect.signature(cls.__call__).parameters.get("num_frames")
-    )
-    if parameter is None:
-        if frames is not None:
-            raise ArgumentError(f"{source.model!r} makes pictures, which have no frames")
+    vae = modules.get("vae")
+    if frames is None and (vae is None or _latent_frames(vae, 1) is None):
         return None
-    return parameter.default if frames is None and isinstance(parameter.default, int) else frames
+    return video_frames(source, frames)
 
 
 def _activations(

@@ -189,11 +189,11 @@ def plan(
     for entry in asked:
         _check(entry, parts, dtype)
     if source.pipeline is not None:
-        from .activations import activations, video_frames
+        from .activations import activations, frames_made
 
         modules = {part.name: part.module for part in parts}
         found = activations(source, modules, picture, dtype, frames)
-        made = {"frames": video_frames(source, frames)}
+        made = {"frames": frames_made(source, modules, frames)}
         rows += [
             _sum(source, rows, entry)
             | _needed(source, parts, entry, found, dtype, picture, budget)

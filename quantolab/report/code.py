@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from ..devices import check_device
 from ..errors import ArgumentError, one_of, whole_number
 from ..measure.frames import MOST_FRAMES
 from ..models.source import DEMO, Component, Source, check_size, find_model
+from ..models.videos import makes_videos
 from ..recipes import COMPUTE_DTYPES, Recipe, as_recipe, slug, weights_only
 from ..run.carrying import file_and_weight
 from ..weights import BACKENDS, HOME, backends_of, weights_of
@@ -169,7 +169,7 @@ def diffusers_code(
     words = {word for part in parts if part.is_plain_quanto for word in part.words}
     if frames is not None:
         whole_number("frames", frames, most=MOST_FRAMES)
-        if not _makes_video(source):
+        if not makes_videos(source):
             raise ArgumentError(f"{source.model!r} makes pictures, which have no frames")
     call = {"num_inference_steps": steps, "guidance_scale": guidance, "num_frames": frames}
     if size is not None:
@@ -338,7 +338,7 @@ def _imports(source: Source, words: set[str], parts: tuple[_Part, ...]) -> str:
             )
         at = 1 + next(i for i, line in enumerate(lines) if line.startswith("from diffusers"))
         lines[at:at] = quanto
-    if _makes_video(source):
+    if makes_videos(source):
         at = 1 + next(i for i, line in enumerate(lines) if line.startswith("from diffusers"))
         lines.insert(at, "from diffusers.utils import export_to_video")
     return "\n".join(lines) + "\n"
@@ -516,7 +516,7 @@ def _pipeline_code(
         ")",
     ]
     file = slug(recipe.shown)
-    if _makes_video(source):
+    if makes_videos(source):
         lines.append(f'export_to_video(result.frames[0], "{file}.mp4")')
     else:
         lines.append(f'result.images[0].save("{file}.png")')
@@ -553,13 +553,6 @@ def _chosen_files(source: Source, variant: str | None) -> list[str]:
 def _stores_nan(word: str) -> bool:
     """Whether a row of zeros becomes NaN: 0/0 does, and floating-point weights keep it."""
     return weights_of(word).floating
-
-
-def _makes_video(source: Source) -> bool:
-    import diffusers
-
-    cls = getattr(diffusers, source.pipeline or "", None)
-    return cls is not None and "num_frames" in inspect.signature(cls.__call__).parameters
 
 
 def _listed(name: str, values: tuple[str, ...]) -> list[str]:

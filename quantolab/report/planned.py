@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..planning.needs import CONTEXT_BYTES
 from ..planning.plan import PIPELINE
 from ..text_tables import text_columns
-from ..units import ABSENT, format_bytes, format_list
+from ..units import ABSENT, format_bytes, format_count, format_list
 from ..weights import REFERENCE
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ def _is_counted(whole: pandas.DataFrame) -> bool:
 def _made(whole: pandas.DataFrame) -> str:
     """Return the size of what a comparison makes, in words."""
     size, frames = whole["size"].iloc[0], whole["frames"].iloc[0]
-    return size if frames is None or math.isnan(frames) else f"{size}, {frames:.0f} frames"
+    return (
+        size
+        if frames is None or math.isnan(frames)
+        else f"{size}, {format_count(int(frames), 'frame')}"
+    )
 
 
 def _on_a_card(whole: pandas.DataFrame, budget: int) -> list[str]:
