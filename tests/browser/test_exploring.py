@@ -253,6 +253,7 @@ def picture_file(folder):
     return base64.b64encode((folder / "fox.png").read_bytes()).decode()
 
 
+@pytest.mark.sweep
 def test_two_panels_do_not_disturb_each_other(notebooks, tmp_path):
     other = "other = widgets.explorer('demo')\nother"
     page = notebooks.open([MADE, PANEL, other])

@@ -106,6 +106,7 @@ def test_the_default_prompts_are_drawn_right(drawing):
     assert share == 1.0, verdicts
 
 
+@pytest.mark.sweep
 def test_the_card_states_what_the_model_does(drawing):
     assert f"| bfloat16 | {STATED:.1%} |" in (FOLDER / "README.md").read_text()
     prompts = held_out_prompts(40, seed=5)

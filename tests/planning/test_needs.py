@@ -58,7 +58,9 @@ def test_smaller_pictures_take_less():
     "model", ["SD3.5-large", "Qwen-Image", "Wan2.1-14B", "PixArt-Sigma", "Sana-1.6B", "SDXL"]
 )
 def test_pictures_of_other_models_are_counted(model):
-    table = plan(model, ["int8"], size=(1024, 1024)).query("component == 'pipeline'")
+    frames = 9 if model.startswith("Wan") else None  # the more, the longer its VAE takes
+    table = plan(model, ["int8"], size=(1024, 1024), frames=frames)
+    table = table.query("component == 'pipeline'")
     assert table.resident_bytes.notna().all()
     assert (table.resident_bytes > table.weight_bytes - table.encode_bytes.fillna(1e12)).all()
 

@@ -222,6 +222,7 @@ def wide(tmp_path_factory):
     shutil.rmtree(folder)  # a gigabyte
 
 
+@pytest.mark.sweep
 def test_published_flux_of_true_width(wide):
     folder, published, state = wide
     ours = load_single_file(published, "int8", config=folder, device="cpu")

@@ -124,6 +124,7 @@ def ran(shallow_pipeline):
     return panel, arrived
 
 
+@pytest.mark.sweep
 def test_rows_arrive_as_they_are_finished(ran):
     panel, arrived = ran
     assert panel.error.value == ""
@@ -136,6 +137,7 @@ def test_rows_arrive_as_they_are_finished(ran):
     assert "Too few repeats" in panel.static_html()
 
 
+@pytest.mark.sweep
 def test_the_report_of_the_hardest_dtype(ran):
     """int4 with bfloat16 is the one that plain Quanto can't compile."""
     report = ran[0].report
