@@ -143,12 +143,9 @@ class Form(W.VBox):
             self.hints,
             W.HBox((
                 self.seeds, self.steps, self.guidance, self.size, self.frames, self.repeats,
-                self.recipe.dtype,
+                self.recipe.dtype, self.recipe.device, self.variant, self.workers,
             ), layout=WRAP),
-            W.HBox((
-                self.recipe.device, self.variant, self.workers, self.out, self.reference,
-                self.lora,
-            ), layout=WRAP),
+            W.HBox((self.out, self.reference, self.lora), layout=WRAP),
         )  # fmt: skip
 
     def _listen(self) -> None:

@@ -7,6 +7,7 @@ const SIDES = { small: 160, medium: 256, large: 512 }; // CSS pixels, where they
 const ROW_HEAD = 146; // CSS pixels of the column of prompts, with what is around it
 const CELL_PADDING = 14;
 const LEAST = 60; // CSS pixels of a picture that is to fit: five columns on a page of 700
+const NARROW = 80; // CSS pixels of a column below which its longest words need smaller letters
 
 /** Pictures by digest: small ones at hand, whole ones and differences on demand. */
 class Store {
@@ -137,10 +138,15 @@ function placeName(row) {
 }
 
 /** Name, what else tells the recipe from others, and its figures: a line each. */
+/** A name that breaks after its signs where it has to, before it breaks inside a word. */
+function breakable(name) {
+  return name.split(/(?<=[=._,/])/).flatMap((part) => [part, make("wbr")]);
+}
+
 function headingLines(column) {
   return [
     make("div", { class: "ql-name" }, column.name),
-    column.rest ? make("div", { class: "ql-rest" }, column.rest) : null,
+    column.rest ? make("div", { class: "ql-rest" }, ...breakable(column.rest)) : null,
     ...column.facts.map((fact) => make("div", { class: "ql-fact" }, fact)),
   ];
 }
@@ -210,6 +216,7 @@ class Grid {
     const shown = fittedWidth(width, height, room, down);
     this.shown = [Math.max(1, Math.round(shown)), Math.max(1, Math.round(shown * height / width))];
     this.scroller.classList.toggle("ql-crisp", shown >= width); // pixels of their own, not blurred
+    this.scroller.classList.toggle("ql-narrow", shown < NARROW);
     this.scroller.style.setProperty("--ql-across", `${this.shown[0]}px`);
     this.scroller.style.setProperty("--ql-down", `${this.shown[1]}px`);
     this.want();

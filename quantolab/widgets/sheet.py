@@ -99,6 +99,7 @@ class Pictures:
         self._keys: dict[tuple[str, str, int], tuple[Image.Image, str]] = {}
         self._by_key: dict[str, Image.Image] = {}
         self._small: dict[tuple[str, int], bytes] = {}  # WebP files, the latest asked for last
+        self._asked = _SIDES[1]  # the side that was last asked for: likely asked for next
 
     def take(self, images: dict[tuple[str, str, int], Image.Image]) -> None:
         """Hold these pictures and no others; what is known already isn't read again."""
@@ -122,37 +123,50 @@ class Pictures:
     def smalls(self, keys: Iterable[str], side: int = _LONGEST) -> Iterator[tuple[str, bytes]]:
         """Yield small copies as WebP files, not much longer than asked for, as they are made.
 
-        Several are made at once: decoding, reducing and writing a picture lets other threads run.
-        What isn't here any more is left out.
+        Those at hand come first. Several are made at once: decoding, reducing and writing a
+        picture lets other threads run. What isn't here any more is left out.
 
         Raises
         ------
         BrokenModelError
             After all others, if a picture's file can't be read any more.
         """
-        wanted = {key: self._by_key[key] for key in keys if key in self._by_key}
+        if side > _LONGEST:
+            self._asked = side
+        wanted = {(key, self._side(self._by_key[key], side)): self._by_key[key]
+                  for key in keys if key in self._by_key}  # fmt: skip
+        for at in [at for at in wanted if at in self._small]:
+            del wanted[at]
+            self._keep(at, self._small[at])
+            yield at[0], self._small[at]
+        yield from self._fresh(wanted)
+
+    def _fresh(self, wanted: dict[tuple[str, int], Image.Image]) -> Iterator[tuple[str, bytes]]:
+        """Decode; from each picture comes also the copy that is likely asked for next."""
         broken: BrokenModelError | None = None
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            made = {key: pool.submit(self._made, key, picture, side)
-                    for key, picture in wanted.items()}  # fmt: skip
-            for key, future in made.items():
+            made = {(key, side): pool.submit(
+                        small_pictures, picture, {side, self._side(picture, self._asked)})
+                    for (key, side), picture in wanted.items()}  # fmt: skip
+            for (key, side), future in made.items():
                 try:
-                    longest, file = future.result()
+                    files = future.result()
                 except BrokenModelError as error:
                     broken = broken or error
                     continue
-                self._keep(key, longest, file)
-                yield key, file
+                for longest, file in files.items():
+                    self._keep((key, longest), file)
+                yield key, files[side]
         if broken is not None:
             raise broken
 
-    def _made(self, key: str, picture: Image.Image, side: int) -> tuple[int, bytes]:
-        longest = next((s for s in _SIDES if s >= min(side, max(picture.size))), _SIDES[-1])
-        return longest, self._small.get((key, longest)) or small_picture(picture, longest)
+    @staticmethod
+    def _side(picture: Image.Image, wanted: int) -> int:
+        return next((s for s in _SIDES if s >= min(wanted, max(picture.size))), _SIDES[-1])
 
-    def _keep(self, key: str, longest: int, file: bytes) -> None:
-        self._small.pop((key, longest), None)
-        self._small[key, longest] = file
+    def _keep(self, at: tuple[str, int], file: bytes) -> None:
+        self._small.pop(at, None)
+        self._small[at] = file
         spare = sum(map(len, self._small.values())) - _KEPT_BYTES
         while spare > 0 and len(self._small) > 1:
             spare -= len(self._small.pop(next(iter(self._small))))
@@ -168,16 +182,19 @@ def picture_key(picture: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def small_picture(picture: Image.Image, longest: int = _LONGEST) -> bytes:
-    """Return a picture as a WebP file, at most so many pixels long; exact if it is small itself."""
-    picture = picture.convert("RGB")
-    buffer = io.BytesIO()
-    if max(picture.size) <= _LONGEST:
-        picture.save(buffer, "WEBP", lossless=True, method=1)
-    else:
-        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=1.5)
-        picture.save(buffer, "WEBP", quality=_LOSSY, method=2)
-    return buffer.getvalue()
+def small_pictures(picture: Image.Image, sides: Iterable[int] = (_LONGEST,)) -> dict[int, bytes]:
+    """Return copies as WebP files by their longer side at most; exact if the picture is small."""
+    picture, files = picture.convert("RGB"), {}
+    exact = max(picture.size) <= _LONGEST
+    for longest in sorted(sides, reverse=True):  # each smaller one from the one before
+        buffer = io.BytesIO()
+        if exact:
+            picture.save(buffer, "WEBP", lossless=True, method=1)
+        else:
+            picture.thumbnail((longest, longest), Image.Resampling.LANCZOS, reducing_gap=1.5)
+            picture.save(buffer, "WEBP", quality=_LOSSY, method=2)
+        files[longest] = buffer.getvalue()
+    return files
 
 
 def png_file(picture: Image.Image, *, level: int = 1) -> bytes:

@@ -24,7 +24,7 @@ from quantolab.report.tables import results_table
 from quantolab.widgets import pictures
 from quantolab.widgets import sheet as sheets
 from quantolab.widgets.pictures import PictureViewer
-from quantolab.widgets.sheet import small_picture, small_size
+from quantolab.widgets.sheet import small_pictures, small_size
 from quantolab.widgets.tabling import table_html
 
 RED, YELLOW = "a red circle above a blue square", "two yellow stars on a green field"
@@ -55,13 +55,13 @@ def test_small_pictures_need_not_wait_for_a_comparison(comparison, monkeypatch):
 
 
 def test_a_picture_that_can_not_be_read_does_not_keep_others_back(comparison, monkeypatch):
-    def breaks(picture, longest):
+    def breaks(picture, sides):
         if picture is broken:
             raise BrokenModelError("gone")
-        return small_picture(picture, longest)
+        return small_pictures(picture, sides)
 
     broken = comparison.images["none", *comparison.workload.pairs[0]]
-    monkeypatch.setattr(sheets, "small_picture", breaks)
+    monkeypatch.setattr(sheets, "small_pictures", breaks)
     viewer = PictureViewer(comparison)
     keys = [cell["key"] for cell in viewer._sheet["cells"][0][:3]]
     assert set(keys) - {*viewer._small} == {keys[0]}
@@ -114,6 +114,29 @@ def test_small_pictures_are_exact_and_big_ones_are_reduced(make):
         else:
             assert len(viewer._small[key]) < 10_000
     assert viewer._sheet["size"] == [640, 320]
+
+
+def test_the_size_that_a_page_asks_for_is_made_when_a_picture_is_decoded(make, monkeypatch):
+    found = make(["none", "int4"], compiled=(), size=(1024, 512))
+    viewer = PictureViewer(found)
+    keys = [cell["key"] for row in viewer._sheet["cells"] for cell in row]
+    decoded = []
+    monkeypatch.setattr(sheets, "small_pictures",
+                        lambda *given: decoded.append(1) or small_pictures(*given))  # fmt: skip
+
+    def sizes(side):
+        return {Image.open(io.BytesIO(file)).size
+                for _, (file,) in asked(viewer, ask="small", keys=keys, side=side)}  # fmt: skip
+
+    assert sizes(320) == {(320, 160)}
+    assert decoded == []
+    assert sizes(640) == {(640, 320)}
+    assert len(decoded) == 8
+    viewer.update(make(["none", "int4"], compiled=(), size=(1024, 512), prompts=("another",)))
+    keys = [cell["key"] for row in viewer._sheet["cells"] for cell in row]
+    decoded.clear()
+    assert sizes(640) == {(640, 320)}
+    assert decoded == []
 
 
 def test_equal_pictures_are_sent_once(make):
@@ -209,7 +232,7 @@ def test_without_a_choice_the_ends_of_the_range_are_compared(comparison, make):
 
 def test_a_picture_is_read_and_reduced_once(comparison, monkeypatch):
     done = []
-    for name in ("picture_key", "small_picture"):
+    for name in ("picture_key", "small_pictures"):
         was = getattr(sheets, name)
         monkeypatch.setattr(
             sheets, name, lambda *p, was=was, name=name: done.append(name) or was(*p)
@@ -217,7 +240,7 @@ def test_a_picture_is_read_and_reduced_once(comparison, monkeypatch):
     viewer = PictureViewer(partly(comparison, 2))
     viewer.update(partly(comparison, 3))
     viewer.update(comparison)
-    assert done.count("picture_key") == done.count("small_picture") == 20
+    assert done.count("picture_key") == done.count("small_pictures") == 20
 
 
 # --- choices ------------------------------------------------------------------------------------
