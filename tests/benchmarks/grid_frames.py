@@ -22,7 +22,7 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
-from conftest import FLAGS, PATIENCE, Notebooks, Server
+from conftest import PATIENCE, Notebooks, Server, start_browser
 
 CELL = """
 import pathlib, tempfile
@@ -120,10 +120,11 @@ def main() -> None:
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     asked = parser.parse_args()
     expect.set_options(timeout=PATIENCE)
-    server = Server(Path(tempfile.mkdtemp()))
+    folder = Path(tempfile.mkdtemp())
+    server = Server(folder)
     try:
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=asked.chromium, args=list(FLAGS))
+            browser = start_browser(playwright, asked.chromium, folder / "profile")
             notebooks = Notebooks(server, browser)
             page = notebooks.open([CELL.replace("SIZE", str(asked.size))], width=asked.width)
             if not asked.at_once:

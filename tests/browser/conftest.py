@@ -33,7 +33,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from jupyter_client import BlockingKernelClient
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, Playwright, Route, expect, sync_playwright
 
 PATIENCE = 240_000  # milliseconds: machines under load are slow, and patience costs nothing
 VOILAS_OWN = ("fontawesome", "font-awesome", "mathjax")  # Voila's page asks for these itself
@@ -52,6 +52,7 @@ os.environ.pop("XDG_CACHE_HOME", None)  # which tests set
 assert not [job for server in servers() for job in server.children()]
 get_ipython().run_line_magic("reset", "-f")
 """
+LOOK = {"reduced_motion": "reduce"}  # nobody waits for what moves, and drawing takes a processor
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
@@ -202,17 +203,27 @@ def server(chromium, tmp_path_factory):
     running.stop()
 
 
+def start_browser(playwright: Playwright, path: str, profile: Path) -> BrowserContext:
+    """Start Chromium with a profile, which holds JupyterLab's scripts compiled.
+
+    So it opens notebooks in two thirds of the time, from the second on: a browser's windows
+    without a profile compile every script anew.
+    """
+    return playwright.chromium.launch_persistent_context(
+        profile, executable_path=path, headless=True, args=list(FLAGS), **LOOK
+    )
+
+
 # Not for the whole session: as long as Playwright runs, its event loop runs in this thread, and
 # tests elsewhere that start one of their own (notebooks through nbclient) could not.
 @pytest.fixture(scope="module")
-def browser(chromium, server):
+def browser(chromium, server, tmp_path_factory):
     """One Chromium, and one kernel, for the tests of a file."""
+    profile = tmp_path_factory.getbasetemp() / "profile"  # one file's tests after the other's
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=chromium, headless=True, args=list(FLAGS)
-        )
-        yield launched
-        launched.close()
+        started = start_browser(playwright, chromium, profile)
+        yield started
+        started.close()
     server.tidy(keep=False)  # tests elsewhere look for processes of their own
 
 
@@ -222,11 +233,11 @@ def browser(chromium, server):
 class Notebooks:
     """Opens notebooks in new windows and remembers what went wrong in them."""
 
-    def __init__(self, server: Server, browser: Browser) -> None:
+    def __init__(self, server: Server, browser: BrowserContext) -> None:
         self.server = server
         self.troubles: list[str] = []
         self._browser = browser
-        self._contexts = []
+        self._pages: list[Page] = []
 
     def open(
         self,
@@ -289,22 +300,23 @@ class Notebooks:
 
     def close(self) -> None:
         """Close all windows and empty the kernel."""
-        for context in self._contexts:
-            context.close()
+        for page in self._pages:
+            page.close()
         self.server.tidy()
 
     def _address(self, place: str, name: str, query: str) -> str:
         return f"{self.server.url}/{place}/{name}?token={self.server.token}&{query}"
 
     def _window(self, width: int, height: int, touch: bool, app: str) -> Page:
-        context = self._browser.new_context(
-            viewport={"width": width, "height": height},
-            has_touch=touch,
-            reduced_motion="reduce",  # nobody waits for what moves, and drawing takes a processor
-        )
-        context.set_default_timeout(PATIENCE)
-        self._contexts.append(context)
-        page = context.new_page()
+        size = {"width": width, "height": height}
+        if touch:  # only a window without the profile can be a touch screen
+            browser = self._browser.browser
+            page = browser.new_page(viewport=size, has_touch=True, **LOOK)
+        else:
+            page = self._browser.new_page()
+            page.set_viewport_size(size)
+        page.set_default_timeout(PATIENCE)
+        self._pages.append(page)
         page.on("pageerror", lambda error: self._note_error(error, app))
         here = (self.server.url, "data:", "blob:")
         page.route(lambda url: not url.startswith(here), lambda route: self._refuse(route, app))

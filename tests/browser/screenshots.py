@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
 from compiled_rows import ROW
-from conftest import FLAGS, PATIENCE, Notebooks, Server
+from conftest import PATIENCE, Notebooks, Server, start_browser
 
 WIDTHS = (700, 1280, 1800)
 HEIGHT = 3000  # JupyterLab scrolls inside the page, and what is scrolled away is in no picture
@@ -200,7 +200,7 @@ def main() -> int:
     runs = chosen.runs or chosen.folder / "runs"
     make_runs(runs)
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chosen.chromium, args=list(FLAGS))
+        browser = start_browser(playwright, chosen.chromium, Path(place) / "profile")
         server = Server(Path(place))
         shutil.copytree(runs, server.root / "runs")
         try:
