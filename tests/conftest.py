@@ -23,6 +23,10 @@ from pathlib import Path
 
 import pytest
 
+# What Jupyter's libraries check addresses in schemas by takes seconds to be imported, and may be
+# missing; see also ``hook``, which is for processes that tests start.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 HERE = Path(__file__).parent
 
 # Folders and files that take long: more than ten seconds of a processor, measured, for they start

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 LINES = [
-    ("plan demo --csv /dev/full", 2, "can't be written: No space left on device"),
+    ("runs --csv /dev/full", 2, "can't be written: No space left on device"),
     ("compare --size 128x999999999", 2, "multiples of 16 up to"),
     ("compare --prompt $'\\xff\\xfe'", 2, "isn't text in UTF-8"),
     ("compare --prompts - <&-", 2, "the standard input is closed"),
@@ -18,6 +18,7 @@ LINES = [
     ("lab file", 2, "can't be copied"),
     ("runs | head -c 1", 0, ""),
     ("compare --help | head -n 1", 0, ""),
+    ("plan demo --csv /dev/full", 2, "can't be written: No space left on device"),
     ("plan demo > /dev/full", 2, "can't be written: No space left on device"),
     ("plan demo --csv pipe", 2, "can't be written"),
     ("plan $'\\xff'", 2, "isn't text in UTF-8"),

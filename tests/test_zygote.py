@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 import zygote
@@ -33,6 +34,29 @@ def test_a_server_is_a_fork():
 def test_what_imports_read_has_it_started_in_earnest(name, monkeypatch):
     monkeypatch.setenv(name, "3")
     assert isinstance(process_of_a_server(), subprocess.Popen)
+
+
+SAYS = """
+import diffusers.utils.hub_utils as theirs, torch._functorch.config, torch._inductor.config
+from huggingface_hub import constants, hf_hub_url
+print(hf_hub_url("a/b", "c"), constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE)
+print(theirs.HUGGINGFACE_CO_RESOLVE_ENDPOINT, theirs.HF_HUB_OFFLINE)
+print(torch._inductor.config.fx_graph_cache, torch._functorch.config.enable_autograd_cache)
+"""
+
+
+def test_a_fork_heeds_what_is_said_of_the_hub_and_the_compiler(tmp_path):
+    """The same script says the same in a process that is started in earnest."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0",
+                   "HF_HUB_CACHE": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0",
+                   "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}  # fmt: skip
+    assert zygote.run_script(SAYS, environment, tmp_path / "said", 100) == 0
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS], env=environment, capture_output=True, text=True, check=True
+    )
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said == done.stdout.splitlines()
+    assert said[0].startswith("http://127.0.0.1:1/a/b") and said[2] == "False False"
 
 
 def test_so_it_is_where_that_is_asked_for(real_servers):

@@ -13,6 +13,7 @@ tests consist of or start, and ends with the first.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -36,16 +37,22 @@ PLACE = "QUANTOLAB_TESTS_ZYGOTE"
 """Environment variable with the folder of its socket and of what it was started under."""
 
 # Names that libraries read while they are imported begin so. But for some: what a fork can still
-# heed is heeded, the compiler reads where its cache is when it compiles, and on the seed that
-# Python hashes with, which the distributed engine sets, no job may depend.
+# heed is heeded (see `_heed`), the compiler reads where its cache is when it compiles, and on the
+# seed that Python hashes with, which the distributed engine sets, no job may depend.
 _READ_BY_IMPORTS = (
     "ACCELERATE", "BITSANDBYTES", "CUDA", "DIFFUSERS", "HF_", "HUGGINGFACE", "KMP", "LD_", "MKL",
     "OMP", "PEFT", "PYTHON", "PYTORCH", "SDNQ", "TORCH", "TRANSFORMERS",
 )  # fmt: skip
 
+_COMPILERS = {
+    "TORCHINDUCTOR_AUTOGRAD_CACHE": ("torch._functorch.config", "enable_autograd_cache"),
+    "TORCHINDUCTOR_FX_GRAPH_CACHE": ("torch._inductor.config", "fx_graph_cache"),
+}
+"""Modules and their switches, by the variable that says 0 or 1."""
+
 _OF_NO_ACCOUNT = (
-    "DIFFUSERS_VERBOSITY", "PYTHONHASHSEED", "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR",
-    "TRANSFORMERS_VERBOSITY",
+    "DIFFUSERS_VERBOSITY", "HF_ENDPOINT", "HF_HUB_", "HF_TOKEN", "PYTHONHASHSEED",
+    "PYTHONWARNINGS", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_VERBOSITY", *_COMPILERS,
 )  # fmt: skip
 
 
@@ -284,12 +291,7 @@ def _become(fds, asked) -> NoReturn:
         os.environ.update(asked["environment"])
         if asked["current"]:  # it may have been removed
             os.chdir(asked["current"])
-        for said in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
-            warnings.simplefilter(said)
-        for library in ("diffusers", "transformers"):
-            level = os.environ.get(f"{library.upper()}_VERBOSITY")
-            if level:
-                logging.getLogger(library).setLevel(level.upper())
+        _heed()
         card = insert_card() if "QUANTOLAB_TEST_CARD" in os.environ else None
         if "script" in asked:
             _run_script(asked, card)
@@ -298,8 +300,33 @@ def _become(fds, asked) -> NoReturn:
 
         main()
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(70)
+
+
+def _heed() -> None:
+    """Tell the libraries what they read of the environment when they were imported."""
+    from huggingface_hub import constants
+
+    for said in filter(None, os.environ.get("PYTHONWARNINGS", "").split(",")):
+        warnings.simplefilter(said)
+    for library in ("diffusers", "transformers"):
+        level = os.environ.get(f"{library.upper()}_VERBOSITY")
+        if level:
+            logging.getLogger(library).setLevel(level.upper())
+    importlib.reload(constants)
+    copied = {
+        "HF_HUB_OFFLINE": constants.HF_HUB_OFFLINE,
+        "HUGGINGFACE_CO_RESOLVE_ENDPOINT": constants.ENDPOINT,
+    }
+    for module in filter(None, list(sys.modules.values())):
+        for name in copied.keys() & getattr(module, "__dict__", {}).keys():
+            setattr(module, name, copied[name])
+    for variable, (module, switch) in _COMPILERS.items():
+        if variable in os.environ:
+            setattr(importlib.import_module(module), switch, os.environ[variable] == "1")
 
 
 def _run_script(asked, card) -> NoReturn:

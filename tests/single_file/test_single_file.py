@@ -232,6 +232,7 @@ def test_published_flux_of_true_width(wide):
     assert_equal(ours, quantize(theirs, "int8")[0])
 
 
+@pytest.mark.sweep
 def test_true_width_is_converted_as_diffusers_converts(wide):
     folder, published, _ = wide
     ours = load_single_file(published, "none", config=folder, device="cpu")
