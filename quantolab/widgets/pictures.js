@@ -137,12 +137,12 @@ function placeName(row) {
   return `${row.prompt} · seed ${row.seed}`;
 }
 
-/** Name, what else tells the recipe from others, and its figures: a line each. */
 /** A name that breaks after its signs where it has to, before it breaks inside a word. */
 function breakable(name) {
   return name.split(/(?<=[=._,/])/).flatMap((part) => [part, make("wbr")]);
 }
 
+/** Name, what else tells the recipe from others, and its figures: a line each. */
 function headingLines(column) {
   return [
     make("div", { class: "ql-name" }, column.name),

@@ -217,6 +217,12 @@ def test_runs_side_by_side_by_keyboard_alone(notebooks, shoot, press):
     expect(beside).to_contain_text("Seeds: 2 in")
     expect(beside.locator(".ql-table tbody tr")).to_have_count(5)
     shoot(page, "explorer-runs-light")
+    # On a small screen no column of it is cut.
+    page.set_viewport_size({"width": 700, "height": 1000})
+    for table in (beside.locator(".ql-table .ql-scroll"), panel.locator(".ql-runs-list")):
+        expect(table.locator("th", has_text="run").first).to_be_visible()
+        assert table.evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    page.set_viewport_size({"width": 1280, "height": 1000})
 
     # What is renamed stays ticked; what is opened fills the other tabs.
     press(boxes.nth(1), "Space")
