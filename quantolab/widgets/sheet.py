@@ -182,7 +182,7 @@ def picture_key(picture: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def small_pictures(picture: Image.Image, sides: Iterable[int] = (_LONGEST,)) -> dict[int, bytes]:
+def small_pictures(picture: Image.Image, sides: Iterable[int]) -> dict[int, bytes]:
     """Return copies as WebP files by their longer side at most; exact if the picture is small."""
     picture, files = picture.convert("RGB"), {}
     exact = max(picture.size) <= _LONGEST
