@@ -10,22 +10,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from zygote import run_command
 
 from quantolab import cli
 
 
-def run(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "quantolab", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **kwargs,
-    )
+def run_in_earnest(*arguments, cwd):
+    command = [sys.executable, "-m", "quantolab", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_the_main_job_prints_and_writes(pipeline_folder, tmp_path):
-    done = run(
+    done = run_in_earnest(
         "compare", pipeline_folder, "--weights", "none,int8", "--skip", "proj_out",
         "--prompt", "a red cat", "--steps", 2, "--repeats", 3, "--seed", "1,2", "--seed", 3,
         "--size", "32x16", "--dtype", "float32", "--device", "cpu", "--guidance", 2.5,
@@ -88,7 +84,7 @@ def test_bad_arguments_get_one_line_and_status_2(arguments, said, capsys, tmp_pa
 
 
 def test_a_dead_skip_pattern_gets_status_2_and_writes_nothing(pipeline_folder, tmp_path):
-    done = run("compare", pipeline_folder, "--skip", "proj_uot", "--out", tmp_path / "out")
+    done = run_command("compare", pipeline_folder, "--skip", "proj_uot", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "did you mean 'proj_out'" in done.stderr
@@ -107,7 +103,7 @@ def test_some_failed_is_status_1(pipeline_folder, tmp_path):
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[: len(whole) // 2])
-        done = run(
+        done = run_command(
             "compare", pipeline_folder, "--weights", "int8", "--prompt", "a", "--steps", 1,
             "--repeats", 1, "--dtype", "float32", "--out", tmp_path / "out",
         )  # fmt: skip
@@ -153,9 +149,9 @@ def test_a_run_that_is_killed_before_it_writes_anything_is_resumed(pipeline_fold
         begun.kill()
         begun.wait()
     assert not (tmp_path / "run" / "run.json").exists()
-    done = run(*words, "--resume")
+    done = run_command(*words, "--resume")
     assert done.returncode == 0, done.stderr
-    refused = run(*words[:-1], tmp_path / "rnu", "--resume")
+    refused = run_command(*words[:-1], tmp_path / "rnu", "--resume")
     assert refused.returncode == 2
     assert refused.stderr.endswith("begins there; did you mean 'run'?\n")
     assert not (tmp_path / "rnu").exists()
@@ -163,11 +159,11 @@ def test_a_run_that_is_killed_before_it_writes_anything_is_resumed(pipeline_fold
 
 def test_nothing_of_the_current_folder_is_imported(tmp_path):
     """A model's folder may hold a torch.py of a stranger's; ``python -m`` looks there first."""
-    for name in ("torch", "json", "typing", "argparse", "dataclasses", "numpy", "sitecustomize"):
+    for name in ("pandas", "json", "typing", "argparse", "dataclasses", "numpy", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\nraise SystemExit(3)\n")
-    done = run("plan", "demo", cwd=tmp_path)
+    done = run_in_earnest("runs", Path(__file__).parent / "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "int8" in done.stdout
+    assert "run-finished" in done.stdout
     assert not (tmp_path / "ran").exists()
 
 

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from zygote import run_command
 
 import quantolab as ql
 from quantolab.recipes import slug
@@ -47,12 +48,11 @@ def fresh(file, *folders):
 def by_command(tmp_path_factory):
     """The folder of a run of the command line."""
     out = tmp_path_factory.mktemp("doors") / "run"
-    command = [
-        sys.executable, "-m", "quantolab", "compare", "--weights", "none", "--recipe", TEXT,
-        "--prompt", PROMPT, "--steps", str(STEPS), "--seed", str(SEED), "--repeats", "1",
-        "--device", "cpu", "--dtype", "float32", "--out", str(out),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_command(
+        "compare", "--weights", "none", "--recipe", TEXT,
+        "--prompt", PROMPT, "--steps", STEPS, "--seed", SEED, "--repeats", "1",
+        "--device", "cpu", "--dtype", "float32", "--out", out,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
 

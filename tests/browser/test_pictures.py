@@ -368,6 +368,7 @@ from PIL import Image
 import quantolab as ql
 from quantolab.recipes import Recipe
 from quantolab.records import Comparison, PictureQuality, Trial, Workload
+from quantolab.run import journal
 from quantolab.widgets.pictures import PictureViewer
 from quantolab.widgets.tabling import ResultsTable
 from quantolab.widgets.code_box import CodeBox
@@ -384,7 +385,7 @@ def picture(n, shade):
 images = {(t.label, p, 0): picture(n, i) for n, p in enumerate(prompts)
           for i, t in enumerate(trials)}
 folder = pathlib.Path(tempfile.mkdtemp()) / "run"
-ql.save_comparison(Comparison(workload, trials, images), folder)
+journal.save(Comparison(workload, trials, images), folder)
 run = ql.load_comparison(folder)
 viewer, table = PictureViewer(run), ResultsTable(ql.results_table(run))
 state = W.HTML()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ class TestCard:
     def run(self, script: str) -> str:
         """Run a script that finds the card, under the name ``card`` too; return what it prints."""
         said = self.folder / "said"
+        said.unlink(missing_ok=True)
         code = zygote.run_script(script, self.environment, said, seconds=240)
         text = said.read_text()
         assert code == 0, text
@@ -31,10 +31,7 @@ class TestCard:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run the command line of quantolab; its child processes find the card."""
-        return subprocess.run(
-            [sys.executable, "-m", "quantolab", *words],
-            env=self.environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        return zygote.run_command(*words, environment=self.environment)
 
     @property
     def log(self) -> list[dict]:

@@ -161,14 +161,19 @@ def test_fresh_processes_do_the_same(pipeline_folder, tmp_path):
     with Children(FLUX, fork=False) as pool:
         assert pool.run(*trial(pipeline_folder), folder=tmp_path / "a").weight_bytes > 0
 
-        def strike(event):
-            if event.kind == "step":
-                for process in psutil.Process().children():
-                    if "--once" in process.cmdline():
-                        process.send_signal(signal.SIGSEGV)
 
-        with pytest.raises(JobFailed, match="segmentation fault"):
-            pool.run(*trial(pipeline_folder, **ENDLESS), folder=tmp_path / "b", watch=strike)
+def test_a_signal_ends_a_fresh_process_only(tmp_path):
+    def strike(event):
+        if event.kind == "step":
+            for process in psutil.Process().children():
+                if "--once" in process.cmdline():
+                    process.send_signal(signal.SIGSEGV)
+
+    with (
+        Children(PRELOAD, fork=False, environment=ENVIRONMENT) as pool,
+        pytest.raises(JobFailed, match="segmentation fault"),
+    ):
+        pool.run(BEGIN, Begin("wait", detached=False), folder=tmp_path, watch=strike)
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +235,7 @@ def test_nothing_outlives_a_killed_parent(tmp_path, fork, late):
     _wait_until(lambda: not any(_alive(p) for p in family))
 
 
+@pytest.mark.sweep  # the same as above, of a comparison
 def test_children_die_with_their_parent(pipeline_folder, tmp_path):
     script = (
         "from pathlib import Path\n"

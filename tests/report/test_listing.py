@@ -12,13 +12,14 @@ import pytest
 import quantolab as ql
 from quantolab.cli import main
 from quantolab.report.listing import LISTED, runs, runs_text
+from quantolab.run import journal
 from quantolab.run.journal import RUN_FILE
 
 
 @pytest.fixture
 def place(comparison, tmp_path):
     """A folder with runs in four states, the latest last by name."""
-    finished = ql.save_comparison(comparison, tmp_path / "place" / "b" / "finished")
+    finished = journal.save(comparison, tmp_path / "place" / "b" / "finished")
     for number, name in enumerate(("cut", "damaged", "busy")):
         folder = finished.parents[1] / name
         shutil.copytree(finished, folder)

@@ -230,7 +230,7 @@ SWEPT = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number, real_servers):
     command = [
         sys.executable, "-m", "quantolab", "compare", str(pipeline_folder), "--weights",
-        "none,int4", "--prompt", "a red cat", "--steps", "2", "--repeats", "30", "--dtype",
+        "none,int4", "--prompt", "a red cat", "--steps", "2", "--repeats", "12", "--dtype",
         "float32", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -252,7 +252,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number, rea
         assert not before["finished"]
         return
     ql.compare(  # not by the command line, which would start a server of its own
-        pipeline_folder, ["none", "int4"], "a red cat", steps=2, repeats=30, dtype="float32",
+        pipeline_folder, ["none", "int4"], "a red cat", steps=2, repeats=12, dtype="float32",
         out=tmp_path / "run", resume=True, watch=quietly,
     )  # fmt: skip
     after = json.loads(record.read_text())
@@ -262,7 +262,7 @@ def test_a_run_that_is_cut_can_be_resumed(pipeline_folder, tmp_path, number, rea
         kept = len(earlier["timing"]["samples"])  # not done again, rounds are added
         assert trial["timing"]["samples"][:kept] == earlier["timing"]["samples"]
         assert {**trial, "timing": None} == {**earlier, "timing": None}
-    assert all(len(trial["timing"]["samples"]) >= 30 for trial in after["trials"])
+    assert all(len(trial["timing"]["samples"]) >= 12 for trial in after["trials"])
     assert after["wall_seconds"] > before["wall_seconds"]
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
 

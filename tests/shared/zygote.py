@@ -1,6 +1,6 @@
 """One process that has imported what servers import, from which the servers of all tests fork.
 
-Scripts of tests on a test card fork off it too.
+Scripts of tests on a test card fork off it too, and commands whose start isn't what is tested.
 
 Importing torch and Diffusers costs seconds of a processor, and a server of jobs is started by
 most tests that run something. What a server does afterwards is its own, in a process of its own:
@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -144,17 +145,56 @@ def servers() -> list[psutil.Process]:
     return started + [psutil.Process(fork.pid) for fork in FORKS]
 
 
-def run_script(script: str, environment: dict[str, str], said: Path, seconds: float) -> int:
-    """Run a script in a process that finds the test card; what it prints goes into a file.
+def run_script(
+    script: str,
+    environment: dict[str, str],
+    said: Path,
+    seconds: float,
+    *,
+    errors: Path | None = None,
+    arguments: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> int:
+    """Run a script in a process that finds the test card, if the environment says one.
 
-    Returned is its exit code. It is killed if it takes longer than so many seconds.
+    What it prints goes into a file, and what it says on standard error too, or into one of its
+    own. Returned is its exit code. It is killed if it takes longer than so many seconds.
     """
-    process = Fork(Path(environment[PLACE]) / "socket", environment, script=script, said=str(said))
+    what = {"script": script, "said": [str(said), str(errors or said)], "arguments": arguments}
+    if folder is not None:
+        what["current"] = str(folder)
+    process = Fork(Path(environment[PLACE]) / "socket", environment, **what)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+COMMAND = "from quantolab.cli import run_and_exit; run_and_exit()"
+
+
+def run_command(
+    *words: object, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line of quantolab in a process of its own, and return what came of it.
+
+    It is a fork that has imported Diffusers already, for importing takes longer than most of what
+    is asked for; where there is nothing to fork from, it is started in earnest.
+    """
+    arguments = tuple(map(str, words))
+    environment = {**os.environ} if environment is None else environment
+    if PLACE not in environment:
+        command = [sys.executable, "-m", "quantolab", *arguments]
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        asked = {"errors": err, "arguments": arguments, "folder": cwd}
+        code = run_script(COMMAND, environment, out, 600, **asked)
+        told = out.read_text(), err.read_text()
+    return subprocess.CompletedProcess(arguments, code, *told)
 
 
 class Fork:
@@ -171,7 +211,7 @@ class Fork:
         os.close(theirs_in)
         os.close(theirs_out)
         current = str(current_folder() or "")
-        asked = {**what, "environment": environment, "current": current}
+        asked = {"current": current, **what, "environment": environment}
         self._line.sendall(json.dumps(asked).encode() + b"\n")
         self._told = self._line.makefile()
         self._reading = threading.Lock()
@@ -330,9 +370,10 @@ def _heed() -> None:
 
 
 def _run_script(asked, card) -> NoReturn:
-    with Path(asked["said"]).open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for number, path in enumerate(asked["said"], 1):
+        with Path(path).open("a") as file:
+            os.dup2(file.fileno(), number)
+    sys.argv = ["-c", *asked["arguments"]]
     code = 0
     try:
         exec(compile(asked["script"], "<script>", "exec"), {"card": card})

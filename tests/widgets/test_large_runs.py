@@ -12,6 +12,7 @@ from quantolab import widgets
 from quantolab.errors import BrokenModelError
 from quantolab.recipes import Recipe
 from quantolab.records import Comparison, PictureQuality, Trial, Workload
+from quantolab.run import journal
 from quantolab.run.stored_pictures import StoredPicture
 from quantolab.widgets.sheet import FIRST
 
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
         for shade, trial in enumerate(trials)
     }
     folder = tmp_path_factory.mktemp("large") / "run"
-    ql.save_comparison(Comparison(workload, trials, images), folder)
+    journal.save(Comparison(workload, trials, images), folder)
     return folder
 
 
@@ -71,7 +72,7 @@ def test_a_picture_that_is_cut_is_told_on_opening_and_one_that_is_spoilt_when_lo
     run, tmp_path
 ):
     comparison = ql.load_comparison(run)
-    ql.save_comparison(dataclasses.replace(comparison, folder=None), tmp_path / "copy")
+    journal.save(dataclasses.replace(comparison, folder=None), tmp_path / "copy")
     path = sorted((tmp_path / "copy" / "images" / "int8").glob("*.png"))[3]
     whole = path.read_bytes()
     path.write_bytes(whole[:100])

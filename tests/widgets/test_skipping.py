@@ -174,12 +174,12 @@ def test_a_recipe_is_shown_and_what_takes_no_effect_is_said(words):
 
 
 @pytest.mark.long
-def test_the_curve_of_advice_is_drawn_for_the_budgets(pipeline_folder):
-    panel = skip_explorer(pipeline_folder)
+def test_the_curve_of_advice_is_drawn_for_the_budgets(shallow_pipeline):
+    panel = skip_explorer(shallow_pipeline)
     assert panel.wait(300)
     panel.advise_button.click()
     assert "no budget is named" in panel.error.value
-    rows = ql.plan(pipeline_folder, ["int4", "int8"]).query("component == 'transformer'")
+    rows = ql.plan(shallow_pipeline, ["int4", "int8"]).query("component == 'transformer'")
     sizes = dict(zip(rows.recipe, rows.weight_bytes, strict=True))
     budgets = [int(sizes["int4"] * 1.1), int(sizes["int8"] * 1.1)]
     panel.budgets.value, panel.steps.value = ", ".join(map(str, budgets)), "1"

@@ -11,6 +11,7 @@ import pytest
 import quantolab as ql
 from quantolab.errors import QuantolabError
 from quantolab.report.tables import text_table
+from quantolab.run import journal
 from quantolab.widgets import explorer
 
 MARK = "<img src=x onerror=alert(1)>\x1b[2J"
@@ -19,7 +20,7 @@ MARK = "<img src=x onerror=alert(1)>\x1b[2J"
 @pytest.fixture
 def folder(make, tmp_path):
     failed = {"int2": ("failed", "killed")}
-    return ql.save_comparison(make(failed=failed, size=(32, 32)), tmp_path / "run")
+    return journal.save(make(failed=failed, size=(32, 32)), tmp_path / "run")
 
 
 def places(value, here=()):
