@@ -107,7 +107,19 @@ def preload(wanted: Preload) -> None:
         more = () if torch.cuda.is_available() else wanted.without_cuda
         for name in (*wanted.modules, *more):
             importlib.import_module(name)
+        _make_tables()
     gc.freeze()  # nor do jobs look through it: they would copy the pages that they share
+
+
+def _make_tables() -> None:
+    """Have transformers make its table of weights' names, which each job would make for itself."""
+    if "transformers" not in sys.modules:
+        return
+    try:
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    except ImportError:  # there is none before transformers 5
+        return
+    get_checkpoint_conversion_mapping("t5")
 
 
 _KINDS = ("cuda", "xpu", "mps", "mtia")  # of device, whose modules know bad forks

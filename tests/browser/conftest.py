@@ -32,6 +32,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked_kernel import kernel_spec
 from jupyter_client import BlockingKernelClient
 from playwright.sync_api import BrowserContext, Page, Playwright, Route, expect, sync_playwright
 
@@ -86,6 +87,9 @@ class Server:
         self.root = folder / "notebooks"
         self._config = folder / "config"
         self.root.mkdir()
+        kernel = self._config / "data/kernels/python3"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(kernel_spec()))
         self._settings({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True})
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -113,6 +117,7 @@ class Server:
         return {
             "JUPYTER_CONFIG_DIR": config,
             "JUPYTER_DATA_DIR": f"{config}/data",
+            "JUPYTER_PATH": f"{config}/data",  # before what is installed
             "JUPYTER_RUNTIME_DIR": f"{config}/run",
             "IPYTHONDIR": f"{config}/ipython",
             "JUPYTERLAB_SETTINGS_DIR": f"{config}/lab/user-settings",

@@ -21,6 +21,10 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
+sys.path.append(str(Path(__file__).parents[1] / "shared"))
+
+from forked_kernel import kernel_spec
+
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_SECONDS = 900
@@ -122,12 +126,10 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 
 def _manager(place: Path) -> AsyncKernelManager:
-    """Return a manager whose kernel is this very interpreter, whatever Jupyter has installed."""
+    """Return a manager whose kernel is of this very interpreter, whatever Jupyter has installed."""
     spec = place / "kernels" / "running"
     spec.mkdir(parents=True)
-    words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    about = {"argv": words, "display_name": "Python 3", "language": "python"}
-    (spec / "kernel.json").write_text(json.dumps(about))
+    (spec / "kernel.json").write_text(json.dumps(kernel_spec()))
     specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
     return AsyncKernelManager(kernel_spec_manager=specs, kernel_name="running")
 
