@@ -30,7 +30,7 @@ def test_a_server_is_a_fork():
     assert isinstance(process_of_a_server(), zygote.Fork)
 
 
-@pytest.mark.parametrize("name", ["HF_HOME", "PYTHONOPTIMIZE", "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("name", ["HF_HOME", "OMP_NUM_THREADS"])
 def test_what_imports_read_has_it_started_in_earnest(name, monkeypatch):
     monkeypatch.setenv(name, "3")
     assert isinstance(process_of_a_server(), subprocess.Popen)

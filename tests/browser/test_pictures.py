@@ -350,7 +350,7 @@ def test_the_blind_test(notebooks, shoot, theme):
     expect(said).to_have_text(re.compile("float8 can be told"))
 
 
-@pytest.mark.parametrize("app", ["notebook", "voila"])
+@pytest.mark.parametrize("app", ["voila", pytest.param("notebook", marks=pytest.mark.sweep)])
 def test_elsewhere(notebooks, shoot, app):
     page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")], app=app)
     all_drawn(page, ".ql-cell img", 20)

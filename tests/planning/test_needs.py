@@ -55,8 +55,13 @@ def test_smaller_pictures_take_less():
 
 
 @pytest.mark.parametrize(
-    "model", ["SD3.5-large", "Qwen-Image", "Wan2.1-14B", "PixArt-Sigma", "Sana-1.6B", "SDXL"]
-)
+    "model",
+    [
+        "Wan2.1-14B", "SDXL",
+        *(pytest.param(name, marks=pytest.mark.sweep)
+          for name in ("SD3.5-large", "Qwen-Image", "PixArt-Sigma", "Sana-1.6B")),
+    ],
+)  # fmt: skip
 def test_pictures_of_other_models_are_counted(model):
     frames = 9 if model.startswith("Wan") else None  # the more, the longer its VAE takes
     table = plan(model, ["int8"], size=(1024, 1024), frames=frames)

@@ -114,8 +114,8 @@ def test_memory_that_is_not_there_is_said_so(children, pipeline_folder, tmp_path
     ("number", "verdict"),
     [
         (signal.SIGSEGV, "segmentation fault"),
-        (signal.SIGKILL, "was killed (SIGKILL)"),
-        (signal.SIGABRT, "aborted (SIGABRT)"),
+        pytest.param(signal.SIGKILL, "was killed (SIGKILL)", marks=pytest.mark.sweep),
+        pytest.param(signal.SIGABRT, "aborted (SIGABRT)", marks=pytest.mark.sweep),
         (signal.SIGTERM, "was ended (SIGTERM)"),
     ],
 )

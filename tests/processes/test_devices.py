@@ -10,7 +10,10 @@ from child_jobs import ADDING, ENVIRONMENT, PRELOAD, REACH, Add, Reach, Start
 from quantolab.processes.children import Children
 
 
-@pytest.fixture(scope="module", params=["cuda", "xpu", "mps"])
+@pytest.fixture(
+    scope="module",
+    params=["xpu", *(pytest.param(kind, marks=pytest.mark.sweep) for kind in ("cuda", "mps"))],
+)
 def touched(request):
     """Children of a server whose imports have begun with a device, and which."""
     environment = {**ENVIRONMENT, "BEGINS_WITH": request.param}

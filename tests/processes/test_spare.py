@@ -220,7 +220,14 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    "end",
+    [
+        "killed",
+        "leaving a fork",
+        *(pytest.param(end, marks=pytest.mark.sweep) for end in ("well", "by _exit")),
+    ],
+)
 def test_it_ends_with_the_process_that_it_waits_in(end, tmp_path):
     environment = {**os.environ, **ENVIRONMENT}
     with subprocess.Popen(
