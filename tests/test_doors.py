@@ -6,13 +6,11 @@ On the demo model: int8 transformer, int4 text_encoder_2. What is saved is read 
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from zygote import run_command
+from zygote import run_code, run_command
 
 import quantolab as ql
 from quantolab.recipes import slug
@@ -37,9 +35,8 @@ np.save(sys.argv[1], pictures)
 
 
 def fresh(file, *folders):
-    """Return what a fresh process makes of saved pipelines: the pictures, and the bytes held."""
-    command = [sys.executable, "-c", FRESH, str(file), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """Return what a process makes of saved pipelines, the pictures, and the bytes it held."""
+    done = run_code(FRESH, file, *folders)
     assert done.returncode == 0, done.stderr
     return zip(np.load(file), map(int, done.stdout.split()), strict=True)
 

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 import torch
-from saved_models import assert_same_weights, output_of, run_fresh
+from saved_models import assert_same_weights, output_of
+from zygote import run_code
 
 import quantolab as ql
 from quantolab import weights
@@ -402,7 +403,7 @@ for word in ("sdnq:int8", "torchao:int8", "bitsandbytes:nf4"):
         print(error)
 """
     )
-    done = run_fresh(code, tmp_path / "out")
+    done = run_code(code, tmp_path / "out")
     said = done.stderr.strip().splitlines()
     assert done.stdout.count("2\nTrue\nthe weights word") == len(said) == 3, done.stderr
     for backend, line in zip(("sdnq", "torchao", "bitsandbytes"), said, strict=True):

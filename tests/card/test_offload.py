@@ -46,7 +46,8 @@ def test_its_way_is_said_and_its_seconds_have_no_verdict(too_small):
     assert table.latency_seconds.notna().all()
 
 
-@pytest.mark.parametrize("way", [pytest.param("group", marks=pytest.mark.sweep), "sequential"])
+@pytest.mark.sweep
+@pytest.mark.parametrize("way", ["group", "sequential"])
 def test_a_way_that_is_asked_for_is_all_recipes(test_card, pipeline_folder, tmp_path, way):
     card, out = test_card(2_000_000_000), tmp_path / "out"
     done = card.command(

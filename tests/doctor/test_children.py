@@ -33,6 +33,7 @@ def _refusal(children, folder):
     return str(caught.value)
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_matrix_leaves_nothing(tmp_path, real_servers):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

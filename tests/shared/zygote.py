@@ -179,22 +179,31 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line of quantolab in a process of its own, and return what came of it.
 
-    It is a fork that has imported Diffusers already, for importing takes longer than most of what
-    is asked for; where there is nothing to fork from, it is started in earnest.
+    It has imported Diffusers already, for importing takes longer than most of what is asked for.
     """
-    arguments = tuple(map(str, words))
+    return run_code(COMMAND, *words, cwd=cwd, environment=environment)
+
+
+def run_code(
+    code: str,
+    *arguments: object,
+    cwd: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a fork, or in earnest where there is nothing to fork from."""
+    words = tuple(map(str, arguments))
     environment = {**os.environ} if environment is None else environment
     if PLACE not in environment:
-        command = [sys.executable, "-m", "quantolab", *arguments]
+        command = [sys.executable, "-c", code, *words]
         return subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
         )
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        asked = {"errors": err, "arguments": arguments, "folder": cwd}
-        code = run_script(COMMAND, environment, out, 600, **asked)
+        asked = {"errors": err, "arguments": words, "folder": cwd}
+        ended = run_script(code, environment, out, 600, **asked)
         told = out.read_text(), err.read_text()
-    return subprocess.CompletedProcess(arguments, code, *told)
+    return subprocess.CompletedProcess(words, ended, *told)
 
 
 class Fork:

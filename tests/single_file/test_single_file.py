@@ -522,8 +522,12 @@ def test_a_file_of_another_model(refused, written):
     assert "isn't the FluxTransformer2DModel that" in text
 
 
-def test_a_file_of_another_width(refused, wide, written, state):
+@pytest.mark.sweep
+def test_a_file_of_the_true_width(refused, wide):
     assert "split" in refused(wide[1])  # 3072 into the configuration's 256
+
+
+def test_a_file_of_another_width(refused, written, state):
     other = {**state, "proj_out.weight": torch.zeros(16, 128)}
     assert "'proj_out.weight' has the shape (16, 128), not (16, 256)" in refused(written(other))
 

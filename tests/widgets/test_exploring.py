@@ -353,7 +353,7 @@ def test_pictures_show_as_they_are_made_and_stay_when_cancelled(pipeline_folder,
     panel.set(
         recipes=["none", "int8"],
         prompts=[f"cat {i}" for i in range(8)],
-        steps=20,
+        steps=12,
         repeats=1,
         dtype="float32",
     )
