@@ -136,8 +136,9 @@ def pytest_configure(config):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     config.add_cleanup(zygote.start(Path(tempfile.mkdtemp(prefix="zygote"))))
 
-    # This process is no worker's parent then, and started before the hook could be there.
-    if not config.option.numprocesses:
+    if config.option.numprocesses:
+        zygote.fork_workers()
+    else:  # this process tests, and started before the hook could be there
         from quantolab.processes import children
 
         zygote.insert(children)

@@ -1,6 +1,7 @@
 """One process that has imported what servers import, from which the servers of all tests fork.
 
-Scripts of tests on a test card fork off it too, and commands whose start isn't what is tested.
+Workers of pytest-xdist fork off it too, as do Jupyter's kernels, scripts of tests on a test card,
+and commands whose start isn't what is tested.
 
 Importing torch and Diffusers costs seconds of a processor, and a server of jobs is started by
 most tests that run something. What a server does afterwards is its own, in a process of its own:
@@ -135,6 +136,20 @@ def insert(children: ModuleType) -> None:
         return FORKS[-1]
 
     children._start = start
+
+
+def fork_workers() -> None:
+    """Have the workers of pytest-xdist fork off it: each would import all that tests do anew."""
+    from execnet import gateway_base, gateway_io
+
+    class Forked(gateway_io.Popen2IOMaster):
+        def __init__(self, args, execmodel) -> None:
+            environment = {**os.environ}
+            place = Path(environment[PLACE]) / "socket"
+            self.popen = Fork(place, environment, script=args[-1], said=[], arguments=[])
+            gateway_base.Popen2IO.__init__(self, self.popen.stdin, self.popen.stdout, execmodel)
+
+    gateway_io.Popen2IOMaster = Forked
 
 
 def servers() -> list[psutil.Process]:
