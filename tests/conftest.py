@@ -144,6 +144,18 @@ def pytest_configure(config):
         zygote.insert(children)
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Give a file's tests to one worker, and all that need the browser: it is started once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/browser" if file.startswith("tests/browser/") else file
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture
 def real_servers(monkeypatch):
     """Have servers of jobs started in earnest, for tests of their start and their family."""

@@ -18,6 +18,7 @@ def button(page, name):
     return page.get_by_role("button", name=name, exact=True)
 
 
+@pytest.mark.sweep  # by keyboard alone: test_keyboard.py
 def test_skips_by_keyboard_and_by_mouse(notebooks, shoot):
     page = notebooks.open([START + "panel = widgets.skip_explorer('demo')", "panel"], height=1500)
     panel = page.locator(".ql-skip-explorer")

@@ -30,6 +30,7 @@ def wide_pipeline(pipeline_folder, tmp_path_factory):
     return with_text_encoder(pipeline_folder, tmp_path_factory.mktemp("wide"), 100_000, 2)
 
 
+@pytest.mark.sweep  # as below, of another shape
 def test_what_the_card_does_not_hold_the_processor_encodes(test_card, wide_pipeline, tmp_path):
     card = test_card(30_000_000)
     done = card.command(

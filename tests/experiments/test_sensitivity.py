@@ -266,6 +266,7 @@ def test_a_card_leaves_what_the_other_parts_do_not_take(pipeline_folder, table, 
         advise(pipeline_folder, fits=card - sizes["int8"], **asked)
 
 
+@pytest.mark.sweep
 def test_small_models_are_looked_at_in_float32(pipeline_folder, tmp_path):
     """Errors far below what rounding to bfloat16 does are told apart, on any processor."""
     held = ql.plan(pipeline_folder, ["int8"]).query("component == 'transformer'").weight_bytes

@@ -97,6 +97,7 @@ def test_rows_at_a_time_equal_quantos_passes_over_the_whole(weights, dtype, monk
         assert_same_parts(ours[0], theirs[0])
 
 
+@pytest.mark.sweep  # that it stays below plan: planning/test_load_peaks.py
 @pytest.mark.skipif(sys.platform != "linux", reason="reads private memory from /proc")
 def test_loading_needs_the_quantized_bytes_and_three_layers(tmp_path):
     """Measured as tests/benchmarks/loading.py does, in a fresh process."""

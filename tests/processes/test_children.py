@@ -420,14 +420,11 @@ def test_a_script_without_a_main_guard_imports_nothing_of_the_current_folder(
     for name in ("torch", "json", "sitecustomize", "diffusers", "quantolab"):
         code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit(3)\n"
         (folder / f"{name}.py").write_text(code)
-    script = tmp_path / "plain.py"
-    script.write_text(
-        "import quantolab as ql\n"
-        f"c = ql.compare({str(pipeline_folder)!r}, ['int8'], 'a red cat', steps=1, repeats=1)\n"
-        "print('ran', [t.status for t in c.trials])\n"
-    )
+    script, site = tmp_path / "plain.py", str(Path(quantolab.__file__).parents[1])
+    code = PARENT.format(site=site, model=str(pipeline_folder), out=str(tmp_path / "out"))
+    script.write_text(code.replace("quantolab.where", "quantolab.run.child"))
     done = subprocess.run(
         [sys.executable, script], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert done.stdout.splitlines() == ["ran ['ok']"], done.stderr
+    assert done.stdout == "done\n", done.stderr
     assert not (tmp_path / "ran").exists()

@@ -97,6 +97,7 @@ def left(source, cls, inputs, cases, place):
     return refused
 
 
+@pytest.mark.sweep
 def test_sd3_leaves_with_what_it_keeps(tmp_path):
     sd3 = ARCHITECTURES["sd3"]
     sd3.make().save_pretrained(tmp_path / "sd3")
