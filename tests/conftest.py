@@ -146,6 +146,8 @@ def pytest_configure(config):
 
 def pytest_xdist_make_scheduler(config, log):
     """Give a file's tests to one worker, and all that need the browser: it is started once."""
+    if config.option.dist != "loadfile":  # somebody asked for another way
+        return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):

@@ -1,11 +1,17 @@
 """Servers of jobs in tests: forked off one process, or started in earnest where that differs."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import zygote
+from forked_kernel import kernel_spec
+from jupyter_client import KernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 
 from quantolab.processes.children import Children
 
@@ -67,3 +73,42 @@ def test_so_it_is_where_there_is_none(monkeypatch, tmp_path):
     (tmp_path / "circumstances").write_text(zygote._circumstances(os.environ))
     monkeypatch.setenv(zygote.PLACE, str(tmp_path))  # and no socket
     assert isinstance(process_of_a_server(), subprocess.Popen)
+
+
+def test_what_transformers_makes_of_its_tables_is_there_in_every_fork():
+    """A tenth of a second of each job before; see ``_make_tables`` in ``processes/server.py``."""
+    pytest.importorskip("transformers.conversion_mapping")
+    code = "import transformers.conversion_mapping as m; print(len(m.{}))"
+    done = zygote.run_code(code.format("_checkpoint_conversion_mapping_cache"))
+    assert done.returncode == 0 and int(done.stdout) > 10, done.stderr
+
+
+def test_a_kernel_is_interrupted_and_ends_with_who_started_it(tmp_path):
+    """As Jupyter does it: by signals to the process that it knows, which isn't the kernel."""
+    spec = KernelSpecManager(kernel_dirs=[str(tmp_path)], ensure_native_kernel=False)
+    (tmp_path / "forked").mkdir()
+    (tmp_path / "forked" / "kernel.json").write_text(json.dumps(kernel_spec()))
+    manager = KernelManager(kernel_spec_manager=spec, kernel_name="forked")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(60)
+        said = client.execute_interactive("import os", user_expressions={"pid": "os.getpid()"})
+        text = said["content"]["user_expressions"]["pid"]["data"]["text/plain"]
+        kernel = psutil.Process(int(text))
+        known = manager.provisioner.process.pid
+        assert kernel.pid != known
+        asked = client.execute("print('begun', flush=True); import time; time.sleep(1000)")
+        while client.get_iopub_msg(60)["content"].get("text") != "begun\n":
+            pass
+        manager.interrupt_kernel()
+        while (answer := client.get_shell_msg(60))["parent_header"]["msg_id"] != asked:
+            pass
+        assert answer["content"]["ename"] == "KeyboardInterrupt"
+        os.kill(known, signal.SIGKILL)
+        gone, left = psutil.wait_procs([kernel], 20)
+        assert gone and not left
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

@@ -63,7 +63,6 @@ def test_there_and_back(recipe, to, flux_folder, tmp_path):
     assert_same_weights(ql.load_saved(tmp_path / "back", device="cpu"), quanto)
 
 
-@pytest.mark.sweep  # as tests/saved/test_leaving.py, of another architecture
 def test_a_fresh_process_without_quantolab_reads_it(flux_folder, tmp_path):
     ql.save(ql.load(flux_folder, "int4", device="cpu"), tmp_path / "quanto")
     ql.convert(tmp_path / "quanto", tmp_path / "new", to="sdnq")
