@@ -158,6 +158,7 @@ def free_port():
         return other.getsockname()[1]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="it execs")
 def test_jupyterlab_serves_the_copy(source, tmp_path):
     """The real thing: the command becomes JupyterLab, and its token opens the notebook."""

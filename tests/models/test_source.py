@@ -317,6 +317,7 @@ def test_sizes_of_published_pipelines(write_pipeline, pipeline):
     assert size_step(source) == step
 
 
+@pytest.mark.long
 def test_scale_of_the_real_autoencoder_classes(write_pipeline):
     """The configuration says what the class itself computes."""
     from diffusers import AutoencoderDC

@@ -91,6 +91,7 @@ def test_no_pair_comes_again_before_all_were_shown(comparison):
     assert "what you remember counts" in test.said.value
 
 
+@pytest.mark.long
 def test_chance_is_even_and_can_be_repeated(comparison):
     def sides(seed, questions=20):
         test = BlindTest(comparison, seed=seed)

@@ -30,6 +30,7 @@ def test_sizes_are_those_of_the_library(panel, flux_folder):
     assert loaded.quantize_report.recipe == panel.recipe
 
 
+@pytest.mark.long
 def test_verify_then_load(panel):
     panel.verify(wait=True)
     assert panel.report.ok and panel.report.weights_difference == 0
