@@ -65,6 +65,26 @@ def test_a_fork_heeds_what_is_said_of_the_hub_and_the_compiler(tmp_path):
     assert said[0].startswith("http://127.0.0.1:1/a/b") and said[2] == "False False"
 
 
+WHO = "import sys; print([name in sys.modules for name in ('diffusers', 'quantolab')], sys.argv)"
+
+
+def test_there_is_one_that_has_nothing_of_ours():
+    done = zygote.run_code(WHO, "a", 1, door=zygote.PLAIN)
+    assert done.stdout == "[True, False] ['-c', 'a', '1']\n", done.stderr
+    done = zygote.run_code("import sys; sys.exit('in vain')", door=zygote.PLAIN)
+    assert (done.returncode, done.stderr) == (1, "in vain\n")
+
+
+def test_scripts_that_python_is_given_run_in_it_where_that_is_asked_for(monkeypatch, tmp_path):
+    """As notebooks start them."""
+    monkeypatch.setenv(zygote.SCRIPTS, "1")
+    code = f"{WHO}; import os; print(os.getcwd(), file=sys.stderr); sys.exit(3)"
+    command = [sys.executable, "-c", code, "a", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[True, False] ['-c', 'a', '1']\n"
+    assert (done.returncode, done.stderr) == (3, f"{tmp_path}\n")
+
+
 def test_so_it_is_where_that_is_asked_for(real_servers):
     assert isinstance(process_of_a_server(), subprocess.Popen)
 

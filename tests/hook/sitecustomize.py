@@ -1,6 +1,7 @@
 """Has processes that tests start begin sooner, and fork their servers off ``zygote``.
 
-Those that do jobs find the test card, where one is said to be; see ``tests/card``.
+Scripts of notebooks run in forks themselves. Processes that do jobs find the test card, where one
+is said to be; see ``tests/card``.
 """
 
 import importlib.abc
@@ -43,6 +44,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 # may be missing.
 sys.modules.setdefault("rfc3987_syntax", None)
 
+if "QUANTOLAB_TESTS_FORK_SCRIPTS" in os.environ:
+    _zygote().fork_scripts()
 if "QUANTOLAB_TESTS_ZYGOTE" in os.environ:
     sys.meta_path.insert(0, _Finder())
 if "QUANTOLAB_TEST_CARD" in os.environ and any("quantolab.processes" in a for a in sys.orig_argv):

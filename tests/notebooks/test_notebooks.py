@@ -14,6 +14,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
+import zygote
 from execute import NOTEBOOKS, WIDGET_VIEW, Kernel, run
 
 # For each notebook: smaller values of its first code cell, to run the tests with.
@@ -74,8 +75,10 @@ OF_THEIR_OWN = {
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    with Kernel(tmp_path_factory.mktemp("kernel")) as kernel:
-        yield kernel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(zygote.SCRIPTS, "1")
+        with Kernel(tmp_path_factory.mktemp("kernel")) as kernel:
+            yield kernel
 
 
 @pytest.mark.parametrize("name", SMALLER)

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 import warnings
 from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from zygote import PLAIN, run_code
 
 from quantolab.errors import ArgumentError
 from quantolab.loading.component import load, load_component
@@ -124,16 +123,10 @@ def test_a_child_process_makes_the_same_picture(pipeline_folder, tmp_path, recip
     options = {"prompt": "a red dog", "steps": 2, "seed": 3, "size": (32, 32), "guidance": 2.5}
     code = diffusers_code(recipe, pipeline_folder, device="cpu", **options)
     assert "quantolab" not in code.replace("without quantolab", "")
-    (tmp_path / "script.py").write_text(code)
-    # -I: nothing of this checkout can be imported by accident; no compiler in reach.
-    result = subprocess.run(
-        [sys.executable, "-I", "script.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": "", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    # No compiler is in reach.
+    environment = {**os.environ, "PATH": "", "HF_HUB_OFFLINE": "1"}
+    code += "\nimport sys\nassert 'quantolab' not in sys.modules\n"
+    result = run_code(code, cwd=tmp_path, environment=environment, door=PLAIN)
     assert result.returncode == 0, result.stderr
     (picture,) = tmp_path.glob("*.png")
 

@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from zygote import PLACE, Fork
+from zygote import HOUSE, PLACE, Fork
 
 KERNEL = """
 import os, signal, sys, threading
@@ -44,7 +44,7 @@ def main() -> None:
     said = f"{sys.argv[1]}.log"
     environment = {k: v for k, v in os.environ.items() if k != "JPY_PARENT_PID"}  # isn't its parent
     kernel = Fork(
-        Path(os.environ[PLACE]) / "socket", environment,
+        Path(os.environ[PLACE]) / HOUSE, environment,
         script=KERNEL, said=[said, said], arguments=["-f", sys.argv[1]],
     )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):

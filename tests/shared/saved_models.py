@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import torch
+from zygote import PLAIN, run_code
 
 from quantolab.models.sample_inputs import first_output, sample_inputs
 from quantolab.saved.pieces import pieces
@@ -39,12 +38,9 @@ def output_of(module, dtype="bfloat16"):
 
 
 def run_fresh(code, *arguments):
-    """Run Python code in a fresh process; returns the process that ended."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    """Run Python code in a process that hasn't imported quantolab, but Diffusers.
+
+    Returns the process that ended.
+    """
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return run_code(code, *arguments, environment=environment, door=PLAIN)

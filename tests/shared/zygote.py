@@ -1,7 +1,8 @@
 """One process that has imported what servers import, from which the servers of all tests fork.
 
 Workers of pytest-xdist fork off it too, as do Jupyter's kernels, scripts of tests on a test card,
-and commands whose start isn't what is tested.
+and commands whose start isn't what is tested. Itself it is a fork of one that has imported
+Diffusers and nothing of ours: scripts of somebody who has no quantolab fork off that.
 
 Importing torch and Diffusers costs seconds of a processor, and a server of jobs is started by
 most tests that run something. What a server does afterwards is its own, in a process of its own:
@@ -14,6 +15,7 @@ tests consist of or start, and ends with the first.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -29,6 +31,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -36,7 +39,13 @@ from typing import NoReturn
 import psutil
 
 PLACE = "QUANTOLAB_TESTS_ZYGOTE"
-"""Environment variable with the folder of its socket and of what it was started under."""
+"""Environment variable with the folder of its sockets and of what it was started under."""
+
+SCRIPTS = "QUANTOLAB_TESTS_FORK_SCRIPTS"
+"""Environment variable: where it is set, ``python -c SCRIPT`` runs in a fork without quantolab."""
+
+HOUSE, PLAIN = "socket", "plain"
+"""Sockets of the process that has imported quantolab, and of the one that hasn't."""
 
 # Names that libraries read while they are imported begin so. But for some: what a fork can still
 # heed is heeded (see `_heed`), the compiler reads where its cache is when it compiles, and on the
@@ -86,18 +95,15 @@ def start(folder: Path) -> Callable[[], None]:
     folder.
     """
     os.environ[PLACE] = str(folder)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(str(folder / "socket"))
-    listening.listen(32)
     (folder / "circumstances").write_text(_circumstances(os.environ))
-    here = str(Path(__file__).parent)
-    home = str(Path(__file__).parents[2])
-    code = "import sys; sys.path += sys.argv[1:3]; import zygote; zygote.serve(int(sys.argv[3]))"
-    with listening:
+    here, home = Path(__file__).parent, Path(__file__).parents[2]
+    code = "import sys; sys.path += sys.argv[1:3]; import zygote; zygote.serve(*sys.argv[3:])"
+    with _door(folder / HOUSE) as house, _door(folder / PLAIN) as plain:
+        doors = [house.fileno(), plain.fileno()]
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code, here, home, str(listening.fileno())],
+            [sys.executable, "-P", "-c", code, *map(str, (here, home, *doors))],
             stdin=subprocess.PIPE,
-            pass_fds=[listening.fileno()],
+            pass_fds=doors,
             start_new_session=True,  # Ctrl-C is for pytest
         )
 
@@ -106,6 +112,13 @@ def start(folder: Path) -> Callable[[], None]:
         shutil.rmtree(folder)
 
     return end
+
+
+def _door(path: Path) -> socket.socket:
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door.bind(str(path))
+    door.listen(32)
+    return door
 
 
 FORKS: list[Fork] = []
@@ -130,7 +143,7 @@ def insert(children: ModuleType) -> None:
         if _circumstances(environment) != (place / "circumstances").read_text():
             return real(arguments, extra)
         try:
-            FORKS.append(Fork(place / "socket", environment, arguments=arguments))
+            FORKS.append(Fork(place / HOUSE, environment, arguments=arguments))
         except (OSError, ValueError):  # it was killed
             return real(arguments, extra)
         return FORKS[-1]
@@ -145,7 +158,7 @@ def fork_workers() -> None:
     class Forked(gateway_io.Popen2IOMaster):
         def __init__(self, args, execmodel) -> None:
             environment = {**os.environ}
-            place = Path(environment[PLACE]) / "socket"
+            place = Path(environment[PLACE]) / HOUSE
             self.popen = Fork(place, environment, script=args[-1], said=[], arguments=[])
             gateway_base.Popen2IO.__init__(self, self.popen.stdin, self.popen.stdout, execmodel)
 
@@ -169,6 +182,7 @@ def run_script(
     errors: Path | None = None,
     arguments: tuple[str, ...] = (),
     folder: Path | None = None,
+    door: str = HOUSE,
 ) -> int:
     """Run a script in a process that finds the test card, if the environment says one.
 
@@ -178,12 +192,12 @@ def run_script(
     what = {"script": script, "said": [str(said), str(errors or said)], "arguments": arguments}
     if folder is not None:
         what["current"] = str(folder)
-    process = Fork(Path(environment[PLACE]) / "socket", environment, **what)
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+    with closing(Fork(Path(environment[PLACE]) / door, environment, **what)) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
 
 COMMAND = "from quantolab.cli import run_and_exit; run_and_exit()"
@@ -204,8 +218,12 @@ def run_code(
     *arguments: object,
     cwd: Path | None = None,
     environment: dict[str, str] | None = None,
+    door: str = HOUSE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fork, or in earnest where there is nothing to fork from."""
+    """Run Python code in a fork, or in earnest where there is nothing to fork from.
+
+    At the door `PLAIN` it is in a process that has imported Diffusers, and nothing of quantolab.
+    """
     words = tuple(map(str, arguments))
     environment = {**os.environ} if environment is None else environment
     if PLACE not in environment:
@@ -215,7 +233,7 @@ def run_code(
         )
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        asked = {"errors": err, "arguments": words, "folder": cwd}
+        asked = {"errors": err, "arguments": words, "folder": cwd, "door": door}
         ended = run_script(code, environment, out, 600, **asked)
         told = out.read_text(), err.read_text()
     return subprocess.CompletedProcess(words, ended, *told)
@@ -225,8 +243,6 @@ class Fork:
     """A process that was forked off, with those parts of `subprocess.Popen` that are used."""
 
     def __init__(self, place: Path, environment: dict[str, str], **what: object) -> None:
-        from quantolab.processes.spare import current_folder
-
         theirs_in, ours_in = os.pipe()
         ours_out, theirs_out = os.pipe()
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -234,8 +250,7 @@ class Fork:
         socket.send_fds(self._line, [b"."], [theirs_in, theirs_out])
         os.close(theirs_in)
         os.close(theirs_out)
-        current = str(current_folder() or "")
-        asked = {"current": current, **what, "environment": environment}
+        asked = {"current": _current_folder(), **what, "environment": environment}
         self._line.sendall(json.dumps(asked).encode() + b"\n")
         self._told = self._line.makefile()
         self._reading = threading.Lock()
@@ -268,13 +283,79 @@ class Fork:
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
 
+    def close(self) -> None:
+        """Let go of it: nothing more is said or heard."""
+        for end in (self.stdin, self.stdout, self._told, self._line):
+            end.close()
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:  # it was removed
+        return ""
+
+
+def fork_scripts() -> None:
+    """Where that is asked for, have this process run its script in a fork, and end as that does.
+
+    For scripts that a notebook starts, which has ``python -c`` do it as its reader would.
+    """
+    if SCRIPTS not in os.environ or PLACE not in os.environ or sys.orig_argv[1:2] != ["-c"]:
+        return
+    script, *arguments = sys.orig_argv[2:]
+    environment = {name: value for name, value in os.environ.items() if name != SCRIPTS}
+    said, errors = (Path(f"/proc/{os.getpid()}/fd/{number}") for number in (1, 2))
+    asked = {"errors": errors, "arguments": tuple(arguments), "folder": Path.cwd()}
+    os._exit(run_script(script, environment, said, 600, door=PLAIN, **asked) % 256)
+
 
 # --- in the zygote --------------------------------------------------------------------------
 
 
-def serve(listening: int) -> NoReturn:
-    """Fork a server for each connection until standard input ends."""
-    door = socket.socket(fileno=listening)
+def serve(house: str, plain: str) -> NoReturn:
+    """Be two processes, with quantolab and without, once either is asked for a fork."""
+    doors = [socket.socket(fileno=int(number)) for number in (house, plain)]
+    with selectors.DefaultSelector() as selector:
+        for source in (0, *doors):
+            selector.register(source, selectors.EVENT_READ)
+        asked = [key.fileobj for key, _ in selector.select()]
+    if asked == [0]:  # nobody did, and all is over
+        os._exit(0)
+    _import_plain()
+    other = os.fork()
+    if not other:
+        _import_house()
+    gc.freeze()
+    doors.pop(1 if not other else 0).close()
+    _fork_on_demand(doors[0])
+    if other:
+        with suppress(ChildProcessError):  # it was killed
+            os.waitpid(other, 0)
+    os._exit(0)
+
+
+def _import_plain() -> None:
+    """Import what whoever makes pictures with FLUX has imported."""
+    from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel  # noqa: F401
+    from diffusers.pipelines import auto_pipeline  # noqa: F401
+    from transformers import CLIPTextModel, T5EncoderModel  # noqa: F401
+
+
+def _import_house() -> None:
+    """Import what jobs, commands and tests have in common, each of which would do it anew."""
+    from quantolab.experiments import comparing
+    from quantolab.processes.jobs import Preload
+    from quantolab.processes.server import preload
+
+    comparing._import_ahead()
+    # No panels: what they are made of looks for the kernel when it is imported.
+    rooms = ("run.child", "backends.quanto.layers", "backends.quanto.stored_form", "report.files")
+    preload(Preload((), tuple(f"quantolab.{room}" for room in rooms)))
+
+
+def _fork_on_demand(door: socket.socket) -> None:
+    """Fork for each connection until standard input ends."""
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
@@ -284,11 +365,10 @@ def serve(listening: int) -> NoReturn:
     for source in (0, door, wake_read):
         selector.register(source, selectors.EVENT_READ)
     lines: dict[int, socket.socket] = {}
-    imported = False
     while True:
         for key, _ in selector.select():
             if key.fileobj == 0:
-                os._exit(0)
+                return
             if key.fileobj is wake_read or key.fileobj == wake_read:
                 os.read(wake_read, 4096)
                 _tell_ends(lines)
@@ -297,9 +377,6 @@ def serve(listening: int) -> NoReturn:
             _, fds, _, _ = socket.recv_fds(line, 1, 2)
             with line.makefile() as told:
                 asked = json.loads(told.readline())
-            if not imported:
-                _import()
-                imported = True
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
@@ -315,20 +392,6 @@ def serve(listening: int) -> NoReturn:
             line.sendall(f"{pid}\n".encode())
 
 
-def _import() -> None:
-    import gc
-
-    from quantolab.processes.jobs import Preload
-    from quantolab.processes.server import preload
-
-    names = ("FluxPipeline", "FluxTransformer2DModel", "AutoencoderKL")
-    classes = [("diffusers", name) for name in names]
-    classes += [("transformers", name) for name in ("CLIPTextModel", "T5EncoderModel")]
-    modules = ("quantolab.run.child", "quantolab.backends.quanto.layers")
-    preload(Preload(tuple(classes), modules))
-    gc.freeze()
-
-
 def _tell_ends(lines: dict[int, socket.socket]) -> None:
     while True:
         try:
@@ -337,6 +400,8 @@ def _tell_ends(lines: dict[int, socket.socket]) -> None:
             return
         if not pid:
             return
+        if pid not in lines:  # the other of the two
+            continue
         with lines.pop(pid) as line:
             try:
                 line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
@@ -400,9 +465,13 @@ def _run_script(asked, card) -> NoReturn:
     sys.argv = ["-c", *asked["arguments"]]
     code = 0
     try:
-        exec(compile(asked["script"], "<script>", "exec"), {"card": card})
+        names = {"__name__": "__main__", "card": card}
+        exec(compile(asked["script"], "<script>", "exec"), names)
     except SystemExit as end:
-        code = int(end.code or 0)
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
         traceback.print_exc()
         code = 1
