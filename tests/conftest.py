@@ -123,6 +123,8 @@ def pytest_configure(config):
     """Tell workers how many they are, and begin what all servers fork off; see ``zygote``."""
     if hasattr(config, "workerinput"):
         return
+    # Tests start dozens of processes, each of which would compile all of quantolab anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if config.option.numprocesses:
         # Workers of pytest-xdist share the machine: one thread for each and for what each starts,
         # by both names, as the distributed engine has it, and no helpers of the compiler, each of

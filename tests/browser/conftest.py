@@ -358,11 +358,14 @@ def wait_for_kernel(page: Page) -> None:
     The indicator says "idle" also while there is no kernel at all, and Run All is then dropped
     without a word. So both are asked: a kernel's name, and idle.
     """
-    page.wait_for_function("""() => {
+    page.wait_for_function(
+        """() => {
         const panel = document.querySelector('.jp-NotebookPanel:not(.lm-mod-hidden)');
         const name = panel?.querySelector('.jp-Toolbar-kernelName')?.textContent.trim();
         const state = panel?.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status;
-        return name && name !== 'No Kernel' && state === 'idle' }""", polling=LOOK_AGAIN)
+        return name && name !== 'No Kernel' && state === 'idle' }""",
+        polling=LOOK_AGAIN,
+    )
 
 
 def run_all(page: Page, ends: str = "false") -> None:
@@ -370,10 +373,13 @@ def run_all(page: Page, ends: str = "false") -> None:
     page.locator(".jp-Notebook .jp-InputPrompt").first.click()
     page.locator(".lm-MenuBar-item >> text=/^Run$/").click()
     page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-    page.wait_for_function(f"""() => {{
+    page.wait_for_function(
+        f"""() => {{
         const cells = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
         const done = cells.length && cells.every(cell => /\\[\\d+\\]/.test(cell.textContent));
-        return done || document.querySelector(`{ERROR}`) || {ends} }}""", polling=LOOK_AGAIN)
+        return done || document.querySelector(`{ERROR}`) || {ends} }}""",
+        polling=LOOK_AGAIN,
+    )
     wait_for_kernel(page)
 
 

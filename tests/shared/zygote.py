@@ -350,7 +350,10 @@ def _import_house() -> None:
 
     comparing._import_ahead()
     # No panels: what they are made of looks for the kernel when it is imported.
-    rooms = ("run.child", "backends.quanto.layers", "backends.quanto.stored_form", "report.files")
+    rooms = (
+        "run.child", "widgets.child", "experiments.sensitivity_child", "report.files",
+        "backends.quanto.layers", "backends.quanto.stored_form",
+    )  # fmt: skip
     preload(Preload((), tuple(f"quantolab.{room}" for room in rooms)))
 
 
