@@ -323,15 +323,16 @@ def serve(house: str, plain: str) -> NoReturn:
     if asked == [0]:  # nobody did, and all is over
         os._exit(0)
     _import_plain()
-    other = os.fork()
-    if not other:
+    with_quantolab = os.fork()
+    if not with_quantolab:
         _import_house()
     gc.freeze()
-    doors.pop(1 if not other else 0).close()
-    _fork_on_demand(doors[0])
-    if other:
+    mine, others = reversed(doors) if with_quantolab else doors
+    others.close()
+    _fork_on_demand(mine)
+    if with_quantolab:
         with suppress(ChildProcessError):  # it was killed
-            os.waitpid(other, 0)
+            os.waitpid(with_quantolab, 0)
     os._exit(0)
 
 
