@@ -16,6 +16,7 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 import gc
 import json
 import re
+import signal
 import sys
 import tempfile
 from functools import cache
@@ -125,6 +126,9 @@ def pytest_configure(config):
         return
     # Tests start dozens of processes, each of which would compile all of quantolab anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Whoever starts this with `&` has all below it ignore Ctrl-C, which tests send.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.numprocesses:
         # Workers of pytest-xdist share the machine: one thread for each and for what each starts,
         # by both names, as the distributed engine has it, and no helpers of the compiler, each of
