@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from sphinx.cmd.build import build_main
 
 import quantolab as ql
 from quantolab import widgets
@@ -31,11 +32,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         source = Path(made)
         gather(source)
-        command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-        done = subprocess.run([*command, str(source), str(out)], check=False)
-    if done.returncode == 0:
+        options = ["-W", "--keep-going", "-q", "-b", "html"]
+        code = build_main([*options, str(source), str(out)])
+    if code == 0:
         print(f"the site begins at {out / 'index.html'}")
-    return done.returncode
+    return code
 
 
 def gather(source: Path) -> None:

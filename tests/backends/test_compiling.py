@@ -15,10 +15,7 @@ QUANTIZED = ("float8", "int8", "int4", "int2")
 DTYPES = ("bfloat16", "float32")
 ROUNDING = 1e-5  # relative; what reordered float32 sums may move
 SWEEP = pytest.mark.sweep
-ALWAYS = {
-    ("pixart", "float8", "float32"), ("pixart", "int2", "float32"),
-    ("sd3", "int8", "bfloat16"), ("sd3", "int4", "bfloat16"),
-}  # fmt: skip
+ALWAYS = {("pixart", "int2", "float32"), ("sd3", "int8", "bfloat16")}
 
 
 class Attention(nn.Module):
@@ -133,7 +130,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "weights", "dtype"), CELLS)
 def test_whole_denoisers_are_one_graph(name, weights, dtype):
-    """As tests/benchmarks/compiling.py; each dtype of weights once, all of them in the sweep."""
+    """As tests/benchmarks/compiling.py; by groups and by rows once, all of them in the sweep."""
     reference = denoiser_moved(name, "none", dtype)
     moved = denoiser_moved(name, weights, dtype)
     assert moved <= max(3 * reference, ROUNDING)

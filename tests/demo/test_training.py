@@ -13,7 +13,7 @@ from quantolab.demo.making import card, guidance, loop, train
 from quantolab.demo.making.denoiser import Denoiser, pack
 from quantolab.demo.making.words import LENGTH, word_tokenizer
 
-TINY = ["--pictures", "24", "--vae-width", "8", "--batch", "4", "--width", "64"]
+TINY = ["--pictures", "8", "--vae-width", "8", "--batch", "2", "--width", "64"]
 TINY += ["--singles", "1", "--threads", "1", "--preview-every", "100", "--decoder-steps", "1"]
 TINY += ["--weak-step", "1", "--guided-steps", "2", "--reader-steps", "2"]
 
@@ -34,14 +34,14 @@ def _train(folder, vae_steps, steps):
 def begun(tmp_path_factory):
     """A folder with a training that was made for two steps."""
     folder = tmp_path_factory.mktemp("training")
-    _train(folder, 2, 2)
+    _train(folder, 1, 2)
     return folder
 
 
 def test_an_interrupted_training_goes_on(begun, tmp_path, capfd):
     shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
     first = torch.load(tmp_path / "work" / "denoiser.pt")["step"]
-    _train(tmp_path, 2, 3)
+    _train(tmp_path, 1, 3)
     kept = torch.load(tmp_path / "work" / "denoiser.pt")
     assert (first, kept["step"]) == (2, 3)
     assert "denoiser 3/3" in capfd.readouterr().out

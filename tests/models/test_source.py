@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import quantolab as ql
 from quantolab.errors import ArgumentError, BrokenModelError, ModelNotFoundError, UnsupportedError
@@ -322,7 +323,9 @@ def test_scale_of_the_real_autoencoder_classes(write_pipeline):
     """The configuration says what the class itself computes."""
     from diffusers import AutoencoderDC
 
-    config = dict(AutoencoderDC(encoder_block_out_channels=(8, 8, 8), attention_head_dim=4).config)
+    with torch.device("meta"):
+        vae = AutoencoderDC(encoder_block_out_channels=(8, 8, 8), attention_head_dim=4)
+    config = dict(vae.config)
     source = find_model(
         write_pipeline("SanaPipeline", {"transformer": {}, "vae": json.loads(json.dumps(config))})
     )

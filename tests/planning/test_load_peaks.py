@@ -1,13 +1,14 @@
 """What loading takes on a CPU is at most what `plan` says, and not far below, shape by shape."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from zygote import run_file
 
+IMPORTED = 6_000_000
+"""Bytes that a first load imports libraries in, which a fork has imported before; measured."""
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "load_peaks.py"
 
 
@@ -16,13 +17,10 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "load_peaks.py"
     ("options", "count"), [(["--few"], 3), pytest.param([], 24, marks=pytest.mark.sweep)]
 )
 def test_every_shape_stays_below(options, count):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, timeout=900,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
+    done = run_file(SCRIPT, *options)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(done.stdout.splitlines()))
     assert len(rows) == count
     for row in rows:
-        said, measured = int(row["load_peak_bytes"]), int(row["measured_bytes"])
+        said, measured = int(row["load_peak_bytes"]), int(row["measured_bytes"]) + IMPORTED
         assert measured <= said <= 1.3 * measured, row

@@ -236,7 +236,7 @@ def over_tls(certificates, tmp_path):
         (tmp_path / f"w{number}").mkdir()
         workers.append(subprocess.Popen(
             command("worker", certificates, address, "--host=127.0.0.1", "--nthreads=1",
-                    "--memory-limit=0", "--no-dashboard", "--death-timeout=20"),
+                    "--memory-limit=0", "--no-dashboard", "--death-timeout=20", "--no-nanny"),
             cwd=tmp_path / f"w{number}", **options,
         ))  # fmt: skip
     security = Security(

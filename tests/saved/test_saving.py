@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from saved_models import QUANTIZED, assert_same_weights, output_of, run_fresh
 from torch import nn
+from zygote import begin_code
 
 import quantolab as ql
 from quantolab.errors import (
@@ -349,22 +349,17 @@ def test_a_save_that_is_killed_leaves_a_whole_model(saved_int8, tmp_path):
     module = load_saved(saved_int8, device="cpu")
     save(module, target)
     draw = random.Random(0)
-    child = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SAVE_FOREVER, str(saved_int8), str(target)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    child = begin_code(SAVE_FOREVER, saved_int8, target)
     assert child.stdout.readline() == "ready\n"
     for _ in range(6):  # stopped at some moment, it leaves a whole model too
         time.sleep(draw.uniform(0, 0.1))
-        child.send_signal(signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGSTOP)
         assert_same_weights(load_saved(target, device="cpu"), module)
-        child.send_signal(signal.SIGCONT)
+        os.kill(child.pid, signal.SIGCONT)
     time.sleep(draw.uniform(0, 0.1))
     child.kill()
-    child.wait()
-    child.stdout.close()
+    assert child.wait() == -signal.SIGKILL
+    child.close()
     assert_same_weights(load_saved(target, device="cpu"), module)
     save(module, target)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]  # leftovers are cleared away

@@ -213,6 +213,14 @@ def run_command(
     return run_code(COMMAND, *words, cwd=cwd, environment=environment)
 
 
+RUN_FILE = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def run_file(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a file of Python code as `run_command` runs a command."""
+    return run_code(RUN_FILE, path, *arguments)
+
+
 def run_code(
     code: str,
     *arguments: object,
@@ -237,6 +245,13 @@ def run_code(
         ended = run_script(code, environment, out, 600, **asked)
         told = out.read_text(), err.read_text()
     return subprocess.CompletedProcess(words, ended, *told)
+
+
+def begin_code(code: str, *arguments: object) -> Fork:
+    """Begin Python code in a fork that has quantolab; the caller reads what it prints."""
+    words = tuple(map(str, arguments))
+    place = Path(os.environ[PLACE]) / HOUSE
+    return Fork(place, {**os.environ}, script=code, said=[], arguments=words)
 
 
 class Fork:

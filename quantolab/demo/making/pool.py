@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +16,13 @@ from .drawing import SIZE, sample
 _CHUNK = 1000
 
 
-def _chunk(job: tuple[int, int, int]) -> tuple[np.ndarray, list[str]]:
+_Job = tuple[int, int, int]
+"""A seed, which part of the pictures, and how many these are."""
+
+_Pairs = tuple[np.ndarray, list[str]]
+
+
+def _chunk(job: _Job) -> _Pairs:
     seed, index, n = job
     rng = random.Random(f"pool {seed} {index}")
     pairs = [sample(rng) for _ in range(n)]
@@ -36,7 +43,7 @@ def training_pool(
     seed
         Which ones.
     processes
-        How many processes draw.
+        How many processes draw at the most.
 
     Returns
     -------
@@ -48,14 +55,21 @@ def training_pool(
         jobs = [(seed, i, min(_CHUNK, n - i)) for i in range(0, n, _CHUNK)]
         images = torch.empty(n, 3, SIZE, SIZE, dtype=torch.uint8)
         captions: list[str] = []
-        # Spawned, since a forked copy of a process that has used torch's threads can hang.
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
-            for part, texts in executor.map(_chunk, jobs):
-                start = len(captions)
-                images[start : start + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
-                captions += texts
+        for part, texts in _drawn(jobs, min(processes, len(jobs))):
+            start = len(captions)
+            images[start : start + len(part)] = torch.from_numpy(part).permute(0, 3, 1, 2)
+            captions += texts
         torch.save((images, captions), path)
     return torch.load(path, mmap=True)
+
+
+def _drawn(jobs: list[_Job], processes: int) -> Iterator[_Pairs]:
+    if processes == 1:
+        yield from map(_chunk, jobs)
+        return
+    # Spawned, since a forked copy of a process that has used torch's threads can hang.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as executor:
+        yield from executor.map(_chunk, jobs)
 
 
 def to_input(images: torch.Tensor) -> torch.Tensor:
