@@ -371,7 +371,7 @@ class Full {
     this.heading = make("div", { class: "ql-heading" });
     this.place = make("div", { class: "ql-place-name" });
     this.state = make("span", { class: "ql-quiet", role: "status" });
-    const close = make("button", { type: "button", class: "ql-close", "aria-label": "Close", onclick: () => this.element.close() }, "×");
+    const close = make("button", { type: "button", class: "ql-close", "aria-label": "Close", onclick: () => this.close() }, "×");
     this.compare = make("button", { type: "button", onclick: () => this.toCompare() });
     const copy = copyButton("Copy picture", () => this.copy(), "The browser refuses; try the picture's own menu");
     this.element = make("dialog", { class: "ql-full", "aria-label": "Picture in full size" },
@@ -382,13 +382,28 @@ class Full {
     this.zoom = new Zoom(this.element, [this.stage], { freeWheel: true, arrows: (event) => event.shiftKey });
     this.element.querySelector(".ql-full-foot").prepend(this.zoom.tools);
     this.element.addEventListener("keydown", (event) => this.move(event));
-    this.element.addEventListener("click", (event) => { if (event.target === this.element) this.element.close(); });
-    this.element.addEventListener("close", () => this.viewer.grid.rove(this.row, this.column, true));
+    this.element.addEventListener("click", (event) => { if (event.target === this.element) this.close(); });
+    this.element.addEventListener("cancel", (event) => { event.preventDefault(); this.close(); });
+    this.element.addEventListener("close", () => this.leave(true)); // a second Esc isn't asked first
+    this.left = true;
   }
 
   open(row, column) {
+    this.left = false;
     if (!this.element.open) this.element.showModal();
     this.show(row, column);
+  }
+
+  /** Close it, and go to the cell of what it showed, unless the focus goes elsewhere. */
+  close(toGrid = true) {
+    this.element.close();
+    this.leave(toGrid);
+  }
+
+  /** Once, and at once: a page hears of the closing later, when keys may have gone on in the grid. */
+  leave(toGrid) {
+    if (toGrid && !this.left) this.viewer.grid.rove(this.row, this.column, true);
+    this.left = true;
   }
 
   /** Stay with the same recipe, prompt and seed in a new sheet: its picture may be another one. */
@@ -398,7 +413,7 @@ class Full {
     const column = sheet.columns.findIndex((other) => other.label === this.label);
     const key = sheet.cells[row]?.[column] && shownOf(sheet.cells[row][column]).key;
     if (key) this.show(row, column);
-    else this.element.close();
+    else this.close();
   }
 
   async show(row, column) {
@@ -484,7 +499,7 @@ class Full {
     const label = sheet.columns[this.column].label;
     const pair = [this.otherRecipe(), label];
     if (sheet.columns[0].label === label) pair.reverse();
-    this.element.close();
+    this.close(false);
     this.viewer.set({ mode: "compare", pair, _row: this.row });
     this.viewer.tabs.compare.focus();
   }

@@ -51,12 +51,14 @@ async function copied(text) {
     return true;
   } catch {
     // A page over plain http from another machine has no clipboard: the old way still works there.
+    const focused = document.activeElement;
     const field = make("textarea", { style: "position:fixed;opacity:0" });
     field.value = text;
     document.body.append(field);
     field.select();
     const done = document.execCommand("copy");
     field.remove();
+    focused?.focus();
     return done;
   }
 }
@@ -78,7 +80,6 @@ function copyButton(text, copy, otherwise) {
   const button = make("button", { type: "button", class: "ql-copy", onclick: async () => {
     const done = await copy();
     said.textContent = done ? "Copied" : otherwise;
-    button.focus();
     clearTimeout(Number(said.dataset.timer));
     said.dataset.timer = setTimeout(() => { said.textContent = ""; }, 4000);
   } }, text);

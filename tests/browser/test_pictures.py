@@ -60,6 +60,17 @@ def flip_is_here():
     return why_no_flip() is None
 
 
+AFTER_CLOSING = """async () => {
+    const dialog = document.querySelector(".ql-grid dialog");
+    const heard = new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+    CLOSE;
+    const key = new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true });
+    document.activeElement.dispatchEvent(key);
+    await heard;
+    return document.activeElement.getAttribute("aria-label");
+}"""
+
+
 def test_the_grid(notebooks, shoot, flip_is_here):
     page = notebooks.open([MADE, VIEWER.replace("SIZE", "(128, 128)")])
     grid = page.locator(".ql-grid")
@@ -84,9 +95,18 @@ def test_the_grid(notebooks, shoot, flip_is_here):
         expect(grid.locator(".ql-legend")).to_be_hidden()
         all_drawn(page, ".ql-cell img", 20)
 
-    # By mouse: a click shows the whole picture, a click beside it closes it.
     dialog = grid.locator("dialog")
     first = "none: a red circle above a blue square · seed 0"
+    # Who presses a key before the page hears of the closing goes on from there.
+    for way in (
+        "dialog.querySelector('.ql-close').click()",
+        "dialog.dispatchEvent(new Event('cancel', { cancelable: true }))",
+    ):
+        grid.get_by_role("button", name=first).click()
+        expect(dialog.locator("img")).to_have_attribute("alt", first)
+        assert page.evaluate(AFTER_CLOSING.replace("CLOSE", way)).startswith("float8: ")
+
+    # By mouse: a click shows the whole picture, a click beside it closes it.
     grid.get_by_role("button", name=first).click()
     expect(dialog.locator("img")).to_have_attribute("alt", first)
     all_drawn(page, ".ql-full img", 1)

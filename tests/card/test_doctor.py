@@ -30,7 +30,7 @@ def sent(test_card, tmp_path_factory):
         f"""
 from quantolab import cli
 from quantolab.doctor import card as doctor_card
-doctor_card.STEPS, doctor_card.ROUNDS, doctor_card.SIZE = 1, 1, (64, 64)
+doctor_card.STEPS, doctor_card.ROUNDS, doctor_card.SIZE = 1, 1, (32, 32)
 raise SystemExit(cli.main(["doctor", "--card", *{words!r}]))
 """
     )

@@ -15,7 +15,6 @@ tests consist of or start, and ends with the first.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -343,7 +342,6 @@ def serve(house: str, plain: str) -> NoReturn:
     if not with_quantolab:
         _import_house()
     gc.freeze()
-    _collapse_pages()
     mine, others = reversed(doors) if with_quantolab else doors
     others.close()
     _fork_on_demand(mine)
@@ -373,25 +371,6 @@ def _import_house() -> None:
         "backends.quanto.layers", "backends.quanto.stored_form",
     )  # fmt: skip
     preload(Preload((), tuple(f"quantolab.{room}" for room in rooms)))
-
-
-_COLLAPSE = 25  # MADV_COLLAPSE of madvise(2), from Linux 6.1 on; before that it does nothing
-_LARGE = 2 << 20  # bytes of a large page
-
-
-def _collapse_pages() -> None:
-    """Have what was imported lie in large pages, where Linux can: a fork copies the list of pages.
-
-    From a fork's beginning to its end, 110,000 small ones took 50 ms of a processor, and 20 so.
-    """
-    system = ctypes.CDLL(None)
-    system.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for part in psutil.Process().memory_maps(grouped=False):
-        if part.path not in ("[anon]", "[heap]") or not part.perms.startswith("rw"):
-            continue
-        start, end = (int(place, 16) for place in part.addr.split("-"))
-        for page in range(-(-start // _LARGE) * _LARGE, end - _LARGE + 1, _LARGE):
-            system.madvise(page, _LARGE, _COLLAPSE)
 
 
 def _fork_on_demand(door: socket.socket) -> None:
