@@ -23,4 +23,5 @@ def test_every_shape_stays_below(options, count):
     assert len(rows) == count
     for row in rows:
         said, measured = int(row["load_peak_bytes"]), int(row["measured_bytes"]) + IMPORTED
-        assert measured <= said <= 1.3 * measured, row
+        # Of the smallest models, what is allowed for libraries is more than that share.
+        assert measured <= said <= max(1.3 * measured, measured + 12_000_000), row
